@@ -1,0 +1,58 @@
+"""Reading the documents that a model is judged on."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+from dejavu.errors import InputError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def read_documents(path: Path) -> list[str]:
+    """Read documents from a file, UTF-8.
+
+    ``.jsonl``: one JSON object a line, its ``text`` field is a document. Any other name: the whole file is
+    one document. Blank documents are left out.
+
+    Raises:
+        InputError: the file cannot be read, is not UTF-8, a line is not such an object, or nothing is left.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise InputError(
+            f"{path}: {error.strerror or error}", fix="pass the path of a .txt or .jsonl file"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{path}: byte {error.start} is not UTF-8", fix="convert the file to UTF-8"
+        ) from error
+    documents = _parse_jsonl(text, path) if path.suffix == ".jsonl" else [text]
+    documents = [document for document in documents if document.strip()]
+    if not documents:
+        raise InputError(f"{path}: no text in it", fix="pass a file that holds text")
+    return documents
+
+
+def _parse_jsonl(text: str, path: Path) -> list[str]:
+    documents = []
+    # Not splitlines(): it also splits at U+2028 and its like, which JSON allows inside a string.
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise InputError(
+                f"{path}:{number}: not JSON ({error})", fix="put one JSON object on each line"
+            ) from error
+        document = value.get("text") if isinstance(value, dict) else None
+        if not isinstance(document, str):
+            raise InputError(
+                f'{path}:{number}: no "text" string in this line', fix='use lines such as {"text": "..."}'
+            )
+        documents.append(document)
+    return documents
