@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NoReturn
 
 from dejavu.errors import UnsupportedModelError
 
@@ -33,6 +33,8 @@ class RopeScaling:
     """Multiplies cos and sin (yarn's mscale); 1 for the other types."""
     truncate: bool = True
     """yarn: round the correction range to whole dimensions."""
+    freq_factors: tuple[float, ...] = ()
+    """Divisors of the unscaled frequencies, one per pair of dimensions (GGUF: `rope_freqs.weight`)."""
 
 
 @dataclass(frozen=True)
@@ -42,8 +44,8 @@ class ModelConfig:
     One forward pass covers every family:
 
     ``x = embed(token) * embed_scale (+ position) (-> embed norm)``; per layer
-    ``x += post_norm(attention(norm(x)))``, ``x += post_norm(mlp(norm(x)))`` (pre-norm), or both branches from the
-    same ``x`` (`parallel_residual`), or ``x = norm(x + branch(x))`` (`pre_norm` false: OPT-350m);
+    ``x += post_norm(attention(norm(x)))``, ``x += post_norm(mlp(norm(x)))`` (pre-norm), or both branches from
+    the same ``x`` (`parallel_residual`), or ``x = norm(x + branch(x))`` (`pre_norm` false: OPT-350m);
     ``logits = softcap(head(final_norm(x)))``.
     """
 
@@ -69,8 +71,10 @@ class ModelConfig:
     embed_norm: bool = False
     embed_scale: float = 1.0
     d_embed: int = 0
-    """Width of the embedding where it differs from `d_model` (OPT-350m: projected in and out); 0: the same."""
+    """Width of the embedding where it is not `d_model` (OPT-350m: projected in and out); 0: the same."""
     tied_head: bool = True
+    biases: tuple[str, ...] = ()
+    """Linears that have a bias: of "q", "k", "v", "o", "gate", "up", "down" and "head"."""
 
     attn_scale: float = 0.0
     """Factor on q.k; 0 means ``head_dim ** -0.5``."""
@@ -97,21 +101,32 @@ class ModelConfig:
     eos_token_ids: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        for name in ("vocab_size", "d_model", "n_layers", "n_heads", "n_kv_heads", "head_dim", "d_ff", "max_context"):
+        counts = (
+            "vocab_size",
+            "d_model",
+            "n_layers",
+            "n_heads",
+            "n_kv_heads",
+            "head_dim",
+            "d_ff",
+            "max_context",
+        )
+        for name in counts:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 2**31:
-                raise UnsupportedModelError(f"{self.family}: {name} is {value!r}; a positive integer is needed")
+                self._refuse(f"{name} is {value!r}; a positive integer is needed")
         if self.n_heads % self.n_kv_heads:
-            raise UnsupportedModelError(
-                f"{self.family}: {self.n_heads} heads cannot share {self.n_kv_heads} K/V heads evenly"
-            )
-        if not 0 <= self.rotary_dim <= self.head_dim or self.rotary_dim % 2:
-            raise UnsupportedModelError(f"{self.family}: rotary_dim {self.rotary_dim} of head_dim {self.head_dim}")
+            self._refuse(f"{self.n_heads} heads cannot share {self.n_kv_heads} K/V heads evenly")
+        if not 0 <= self.rotary_dim <= self.head_dim or (self.position == "rope" and self.rope_dim % 2):
+            self._refuse(f"RoPE on {self.rope_dim} of {self.head_dim} dimensions; an even part is needed")
         for name in ("norm_eps", "embed_scale", "attn_scale", "rope_theta", "attn_softcap", "logit_softcap"):
             if not math.isfinite(getattr(self, name)):
-                raise UnsupportedModelError(f"{self.family}: {name} is {getattr(self, name)!r}; a finite number is needed")
+                self._refuse(f"{name} is {getattr(self, name)!r}; a finite number is needed")
         if self.window_layers and len(self.window_layers) != self.n_layers:
-            raise UnsupportedModelError(f"{self.family}: window_layers has {len(self.window_layers)} of {self.n_layers} layers")
+            self._refuse(f"window_layers has {len(self.window_layers)} of {self.n_layers} layers")
+
+    def _refuse(self, what: str) -> NoReturn:
+        raise UnsupportedModelError(f"{self.family}: {what}")
 
     @property
     def embed_dim(self) -> int:
@@ -141,9 +156,11 @@ class ModelConfig:
         """Rebuild from `to_dict`. Unknown or missing fields raise `UnsupportedModelError`."""
         data = dict(values)
         try:
-            data["rope_scaling"] = RopeScaling(**data["rope_scaling"])  # type: ignore[arg-type]
-            data["eos_token_ids"] = tuple(data["eos_token_ids"])  # type: ignore[arg-type]
-            data["window_layers"] = tuple(data["window_layers"])  # type: ignore[arg-type]
+            scaling = dict(data["rope_scaling"])  # type: ignore[call-overload]
+            scaling["freq_factors"] = tuple(scaling["freq_factors"])
+            data["rope_scaling"] = RopeScaling(**scaling)
+            for name in ("eos_token_ids", "window_layers", "biases"):
+                data[name] = tuple(data[name])  # type: ignore[arg-type]
             return cls(**data)  # type: ignore[arg-type]
         except (TypeError, KeyError) as error:
             raise UnsupportedModelError(f"model configuration: {error}") from error
