@@ -1,0 +1,1 @@
+"""Measuring speed: tests, their timing, and the report."""

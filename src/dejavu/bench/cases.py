@@ -1,0 +1,105 @@
+"""What a benchmark runs: tests, and the settings that they run under."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from dejavu.errors import InputError
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How a model is loaded."""
+
+    codec: str
+    kv_dtype: str
+    threads: int
+
+
+@dataclass(frozen=True)
+class Test:
+    """One thing to time.
+
+    ``pp``: prompt processing, `tokens` tokens of one sequence into an empty cache, in blocks of the length
+    that `LLM` uses. ``tg``: token generation, `tokens` decode steps of `batch` sequences, after `depth`
+    tokens each.
+    """
+
+    kind: Literal["pp", "tg"]
+    tokens: int
+    batch: int = 1
+    depth: int = 0
+
+    @property
+    def label(self) -> str:
+        """Short name: "pp512", "tg128", "tg128 b8", "tg128 @1024"."""
+        batch = f" b{self.batch}" if self.batch > 1 else ""
+        depth = f" @{self.depth}" if self.depth else ""
+        return f"{self.kind}{self.tokens}{batch}{depth}"
+
+
+@dataclass(frozen=True)
+class Case:
+    """A test under a setting."""
+
+    setting: Setting
+    test: Test
+
+
+def parse_sweep(text: str, *, name: str, low: int = 0) -> tuple[int, ...]:
+    """Read "512" or "128,512,2048"; repeated values count once.
+
+    Raises:
+        InputError: an entry is not a whole number of at least `low`.
+    """
+    values: dict[int, None] = {}
+    for part in text.split(","):
+        try:
+            value = int(part)
+        except ValueError:
+            value = low - 1
+        if value < low:
+            raise InputError(
+                f"{name}: {part.strip()!r} is not a whole number from {low}",
+                fix=f"write such as {name} 128,512",
+            )
+        values[value] = None
+    return tuple(values)
+
+
+def parse_choices(text: str, *, name: str, allowed: tuple[str, ...]) -> tuple[str, ...]:
+    """Read "int8" or "bf16,int8"; repeated values count once.
+
+    Raises:
+        InputError: an entry is not in `allowed`.
+    """
+    values: dict[str, None] = {}
+    for part in (part.strip() for part in text.split(",")):
+        if part not in allowed:
+            raise InputError(f"{name}: {part!r} is unknown", fix=f"choose from: {', '.join(allowed)}")
+        values[part] = None
+    return tuple(values)
+
+
+def make_tests(
+    prompts: tuple[int, ...], steps: tuple[int, ...], batches: tuple[int, ...], depths: tuple[int, ...] = (0,)
+) -> tuple[Test, ...]:
+    """Tests of all lengths; a length of 0 leaves its kind out.
+
+    Raises:
+        InputError: no test is left.
+    """
+    pp = [Test("pp", tokens) for tokens in prompts if tokens]
+    tg = [Test("tg", n, batch, depth) for depth in depths for batch in batches for n in steps if n]
+    if not pp and not tg:
+        raise InputError("nothing to measure: -p and -n are both 0", fix="try -p 512 -n 128")
+    return (*pp, *tg)
+
+
+def make_cases(
+    codecs: tuple[str, ...], kv_dtypes: tuple[str, ...], threads: tuple[int, ...], tests: tuple[Test, ...]
+) -> tuple[Case, ...]:
+    """Every test under every setting."""
+    settings = [Setting(codec, kv, n) for codec in codecs for kv in kv_dtypes for n in threads]
+    return tuple(Case(setting, test) for setting in settings for test in tests)

@@ -1,0 +1,148 @@
+"""Facts about the machine, as far as Linux tells them: processor, caches, memory, versions."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+
+_PACKAGES = ("dejavu-llm", "numpy", "tokenizers", "huggingface-hub", "jinja2", "gguf", "typer", "rich")
+
+
+@dataclass(frozen=True)
+class CacheLevel:
+    """One data cache as a core sees it."""
+
+    name: str
+    """L1d, L2, L3."""
+    bytes: int
+    shared_by: int
+    """Number of logical CPUs that share it."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What `describe_machine` found; 0 or empty where the system does not say."""
+
+    cpu: str
+    architecture: str
+    system: str
+    logical_cpus: int
+    """Logical CPUs that this process may run on."""
+    physical_cores: int
+    """Cores behind them: hyper-threads of a core count once."""
+    caches: tuple[CacheLevel, ...]
+    memory_bytes: int
+    memory_available_bytes: int
+
+
+def describe_machine(root: Path = Path("/")) -> Machine:
+    """Look at ``/proc`` and ``/sys`` below `root`."""
+    cpus = usable_cpus()
+    info = root / "proc/cpuinfo"
+    memory = _fields(root / "proc/meminfo")
+    return Machine(
+        cpu=_cpu_name(_fields(info)) or platform.processor(),
+        architecture=platform.machine(),
+        system=f"{platform.system()} {platform.release()}",
+        logical_cpus=len(cpus),
+        physical_cores=physical_cores(cpus, root),
+        caches=_caches(min(cpus), root),
+        memory_bytes=_kib(memory.get("MemTotal")),
+        memory_available_bytes=_kib(memory.get("MemAvailable")),
+    )
+
+
+def usable_cpus() -> set[int]:
+    """Logical CPUs that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return os.sched_getaffinity(0)
+    return set(range(os.cpu_count() or 1))
+
+
+def physical_cores(cpus: set[int], root: Path = Path("/")) -> int:
+    """Number of cores behind logical CPUs `cpus`; their number where the system does not say."""
+    cores = set()
+    for cpu in cpus:
+        siblings = _read(root / f"sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
+        cores.add(siblings or str(cpu))
+    return len(cores)
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that matter; those not installed are left out."""
+    found = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def folder_bytes(path: Path) -> int:
+    """Bytes of all regular files below `path`; 0 if there is no such folder."""
+    total = 0
+    for folder, _, names in os.walk(path):
+        for name in names:
+            try:
+                total += (Path(folder) / name).lstat().st_size
+            except OSError:  # a file that went away meanwhile
+                continue
+    return total
+
+
+def _cpu_name(info: dict[str, str]) -> str:
+    return info.get("model name") or info.get("Model") or info.get("Hardware") or ""
+
+
+def _caches(cpu: int, root: Path) -> tuple[CacheLevel, ...]:
+    levels = []
+    for folder in sorted((root / f"sys/devices/system/cpu/cpu{cpu}/cache").glob("index*")):
+        kind = _read(folder / "type")
+        if kind in ("Data", "Unified"):
+            levels.append(
+                CacheLevel(
+                    name=f"L{_read(folder / 'level')}{'d' if kind == 'Data' else ''}",
+                    bytes=_kib(_read(folder / "size")),
+                    shared_by=_count_cpus(_read(folder / "shared_cpu_list")),
+                )
+            )
+    return tuple(levels)
+
+
+def _fields(path: Path) -> dict[str, str]:
+    """The first value of each "name: value" line."""
+    found: dict[str, str] = {}
+    for line in _read(path).splitlines():
+        name, _, value = line.partition(":")
+        found.setdefault(name.strip(), value.strip())
+    return found
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:
+        return ""
+
+
+def _kib(text: str | None) -> int:
+    """Bytes of a size such as 123 kB, 48K or 260M; 0 for anything else."""
+    text = (text or "").removesuffix("kB").strip()
+    factor = 1 << 10
+    for suffix, size in (("K", 1 << 10), ("M", 1 << 20), ("G", 1 << 30)):
+        if text.endswith(suffix):
+            text, factor = text[:-1], size
+    return int(text) * factor if text.isdecimal() else 0
+
+
+def _count_cpus(text: str) -> int:
+    """Length of a list such as 0-3,8 (5)."""
+    count = 0
+    for part in filter(None, text.split(",")):
+        first, _, last = part.partition("-")
+        count += int(last or first) - int(first) + 1
+    return count

@@ -1,0 +1,233 @@
+"""Benchmark logic: sweeps, interleaving, statistics, bytes, reports, shapes."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dejavu.bench.cases import Setting, make_cases, make_tests, parse_choices, parse_sweep
+from dejavu.bench.cases import Test as BenchTest
+from dejavu.bench.report import HEADERS, records, rows, to_csv, to_json, to_markdown
+from dejavu.bench.runner import Result, Subject, run_cases, sequence
+from dejavu.bench.shapes import SHAPES, shape
+from dejavu.errors import InputError, NumericsError
+from dejavu.inventory import inventory
+
+
+class FakeCache:
+    def __init__(self) -> None:
+        self.fed: list[int] = []
+
+
+class FakeExecutor:
+    """Takes 1 ms per decode step and 0.1 ms per prompt token of a fake clock; logs what it is fed."""
+
+    def __init__(self, log: list[Any], now: list[float], setting: Setting) -> None:
+        self.log, self.now, self.setting, self.closed = log, now, setting, False
+        self.caches: list[FakeCache] = []
+        self.value = 0.0
+
+    def new_cache(self) -> FakeCache:
+        self.caches.append(FakeCache())
+        return self.caches[-1]
+
+    def prefill(self, tokens: np.ndarray, cache: FakeCache, *, all_logits: bool = False) -> np.ndarray:
+        assert 1 <= tokens.size <= 512
+        assert not all_logits
+        cache.fed += tokens.tolist()
+        self.now[0] += 1e-4 * tokens.size
+        self.log.append(("prefill", self.setting.codec, tokens.size))
+        return np.full((1, 8), self.value, np.float32)
+
+    def decode(self, tokens: np.ndarray, caches: list[FakeCache]) -> np.ndarray:
+        assert tokens.flags.c_contiguous
+        for token, cache in zip(tokens.tolist(), caches, strict=True):
+            cache.fed.append(token)
+        self.now[0] += 1e-3
+        self.log.append(("decode", self.setting.codec, tokens.size))
+        return np.full((tokens.size, 8), self.value, np.float32)
+
+    def touched_bytes(self, context: int) -> dict[str, int]:
+        return {"attention": 1000, "mlp": 2000, "head": 500, "kv": 10 * context}
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class Bench:
+    """A subject over fake executors."""
+
+    def __init__(self, value: float = 0.0) -> None:
+        self.log: list[Any] = []
+        self.now = [0.0]
+        self.loaded: list[FakeExecutor] = []
+        self.subject = Subject(
+            name="fake",
+            parameters=134_515_008,
+            max_context=2048,
+            size=lambda codec: {"int8": 10 << 20, "int4": 5 << 20}[codec],
+            tokens=np.arange(100, dtype=np.int32),
+            load=self._load,
+        )
+        self.value = value
+
+    def _load(self, setting: Setting) -> Any:
+        self.loaded.append(FakeExecutor(self.log, self.now, setting))
+        self.loaded[-1].value = self.value
+        return self.loaded[-1]
+
+    def run(
+        self, tests: tuple[BenchTest, ...], codecs: tuple[str, ...] = ("int8",), **options: Any
+    ) -> list[Result]:
+        cases = make_cases(codecs, ("f16",), (2,), tests)
+        return run_cases(self.subject, cases, clock=lambda: self.now[0], **options)
+
+
+def result(seconds: tuple[float, ...], test: BenchTest, **more: Any) -> Result:
+    (case,) = make_cases(("int8",), ("f16",), (2,), (test,))
+    return Result(case, seconds, **more)
+
+
+def test_statistics() -> None:
+    tg = result((0.1, 0.2, 0.4, 0.5, 1.0), BenchTest("tg", 10), step_bytes=8_000_000, bandwidth=1e9)
+    assert tg.tokens_per_s == pytest.approx((100, 50, 25, 20, 10))
+    assert tg.median == pytest.approx(25)
+    assert tg.spread == pytest.approx((50 - 20) / 2)
+    assert tg.ms_per_token == pytest.approx(40)
+    assert tg.bytes_per_s == pytest.approx(200e6)
+    assert tg.bandwidth_share == pytest.approx(0.2)
+    batch = result((1.0, 1.0), BenchTest("tg", 10, 8))
+    assert batch.median == pytest.approx(80)
+    assert batch.ms_per_token == pytest.approx(100)
+    assert batch.spread == 0
+    assert batch.bytes_per_s is None
+    assert batch.bandwidth_share is None
+
+
+def test_repeats_are_interleaved_after_warming_up() -> None:
+    bench = Bench()
+    measured: list[int] = []
+
+    def bandwidth(threads: int) -> float:
+        measured.append(threads)
+        return 1e9 * len(measured)
+
+    tests = (BenchTest("pp", 700), BenchTest("tg", 3))
+    results = bench.run(tests, ("int8", "int4"), repeats=3, read_bandwidth=bandwidth)
+    warm = [("prefill", "int8", 32), *[("decode", "int8", 1)] * 3]
+    warm += [(kind, "int4", n) for kind, _, n in warm]
+    one = [("prefill", "int8", 512), ("prefill", "int8", 188), *[("decode", "int8", 1)] * 3]
+    one += [(kind, "int4", n) for kind, _, n in one]
+    assert bench.log == warm + one * 3
+    assert [r.case.test.label for r in results] == ["pp700", "tg3"] * 2
+    np.testing.assert_allclose(results[0].seconds, [0.07] * 3)
+    np.testing.assert_allclose(results[1].seconds, [0.003] * 3)
+    assert measured == [2, 2, 2]
+    assert {r.bandwidth for r in results} == {2e9}
+    assert results[0].step_bytes is None
+    assert results[1].step_bytes == 3500 + 10 * 1
+    assert all(executor.closed for executor in bench.loaded)
+
+
+def test_batch_reads_different_parts_of_the_text() -> None:
+    bench = Bench()
+    (only,) = bench.run((BenchTest("tg", 6, batch=4, depth=5),), repeats=1)
+    fed = [cache.fed for cache in bench.loaded[0].caches[-4:]]
+    assert fed == [[(start + i) % 100 for i in range(11)] for start in (0, 25, 50, 75)]
+    assert only.step_bytes == 3500 + 4 * 10 * (5 + 3)
+    np.testing.assert_allclose(only.seconds, [0.006])  # filling the cache is not timed
+
+
+def test_sequence_begins_again() -> None:
+    assert sequence(np.arange(3, dtype=np.int32), 2, 5).tolist() == [2, 0, 1, 2, 0]
+
+
+def test_refuses_broken_or_impossible_runs() -> None:
+    broken = Bench(value=float("nan"))
+    with pytest.raises(NumericsError, match="not finite"):
+        broken.run((BenchTest("tg", 3),))
+    assert broken.loaded[0].closed
+    with pytest.raises(InputError, match="context of 2049"):
+        Bench().run((BenchTest("tg", 2000, depth=49),))
+    with pytest.raises(InputError, match="0 repeats"):
+        Bench().run((BenchTest("tg", 3),), repeats=0)
+
+
+def test_labels_and_cases() -> None:
+    assert BenchTest("tg", 128, 8, 1024).label == "tg128 b8 @1024"
+    tests = make_tests((512, 0), (128,), (1, 8))
+    assert [test.label for test in tests] == ["pp512", "tg128", "tg128 b8"]
+    cases = make_cases(("int8", "int4"), ("f16",), (1, 2), tests)
+    assert len(cases) == 12
+    assert len({case.setting for case in cases}) == 4
+    with pytest.raises(InputError, match="both 0"):
+        make_tests((0,), (0,), (1,))
+
+
+def test_parse_sweep() -> None:
+    assert parse_sweep("512", name="-p") == (512,)
+    assert parse_sweep("128, 512,128", name="-p") == (128, 512)
+    for bad in ("", "a", "1,,2", "-1", "1.5", "1e3"):
+        with pytest.raises(InputError, match="-p"):
+            parse_sweep(bad, name="-p")
+    with pytest.raises(InputError, match="from 1"):
+        parse_sweep("0", name="-b", low=1)
+
+
+def test_parse_choices() -> None:
+    assert parse_choices("int8, bf16,int8", name="--codec", allowed=("bf16", "int8")) == ("int8", "bf16")
+    with pytest.raises(InputError, match=r"--codec: 'int9'.*\n.*bf16, int8"):
+        parse_choices("int9", name="--codec", allowed=("bf16", "int8"))
+
+
+@pytest.fixture
+def report() -> tuple[Subject, list[Result]]:
+    tg = result((0.1, 0.2), BenchTest("tg", 10), step_bytes=8_000_000, bandwidth=1e9)
+    return Bench().subject, [tg, result((0.5, 0.5), BenchTest("pp", 512))]
+
+
+def test_rows_and_markdown(report: tuple[Subject, list[Result]]) -> None:
+    first, second = rows(*report)
+    assert first == (
+        "fake", "134.5M", "10.0 MiB", "int8", "f16", "2", "tg10", "75.00 ± 12.50", "15.000", "0.5", "53",
+    )  # fmt: skip
+    assert second[-3:] == ("0.977", "", "")
+    lines = to_markdown(*report).splitlines()
+    assert len(lines) == 4
+    assert all(line.count("|") == len(HEADERS) + 1 for line in lines)
+
+
+def test_json_and_csv_hold_the_same(report: tuple[Subject, list[Result]]) -> None:
+    data = json.loads(to_json(*report, {"cpu": "x"}))
+    assert data["machine"] == {"cpu": "x"}
+    assert data["results"] == json.loads(json.dumps(records(*report)))
+    table = list(csv.DictReader(io.StringIO(to_csv(*report))))
+    assert [row["test"] for row in table] == ["tg10", "pp512"]
+    assert [float(x) for x in table[0]["seconds"].split()] == data["results"][0]["seconds"]
+    assert float(table[0]["tokens_per_s"]) == data["results"][0]["tokens_per_s"]
+
+
+@pytest.mark.parametrize(
+    ("name", "billions"),
+    [
+        ("opt-1.3b", 1.316),
+        ("opt-6.7b", 6.658),
+        ("llama-1b", 1.236),
+        ("llama-3b", 3.213),
+        ("tinyllama-1.1b", 1.100),
+    ],
+)
+def test_shapes_have_the_published_parameter_counts(name: str, billions: float) -> None:
+    total = sum(part.parameters for part in inventory(shape(name)).values())
+    assert total / 1e9 == pytest.approx(billions, abs=0.001)
+
+
+def test_unknown_shape() -> None:
+    with pytest.raises(InputError, match="unknown shape") as caught:
+        shape("opt-13b")
+    assert all(name in str(caught.value) for name in SHAPES)
