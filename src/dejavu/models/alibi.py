@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 def alibi_slopes(n_heads: int) -> NDArray[np.float32]:
     """Slopes per head, float32 [n_heads] (Press et al., 2022, and its extension beyond powers of two).
 
-    For ``n`` heads, a power of two, they are the geometric series ``2^(-8/n), 2^(-16/n), ...``. Any further heads
-    take every other slope of the series for ``2n`` heads.
+    For ``n`` heads, a power of two, they are the geometric series ``2^(-8/n), 2^(-16/n), ...``. Any further
+    heads take every other slope of the series for ``2n`` heads.
     """
     n = 2 ** math.floor(math.log2(n_heads))
     slopes = [2.0 ** (-8.0 * (i + 1) / n) for i in range(n)]

@@ -1,7 +1,7 @@
 """Rotary position embedding: frequencies and tables, the one definition for all executors.
 
-Follows Hugging Face transformers operation by operation in float32, because at large positions the last bit of
-a frequency is visible in the angle.
+Follows Hugging Face transformers operation by operation in float32, because at large positions the last bit
+of a frequency is visible in the angle.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def frequencies(config: ModelConfig, *, local: bool = False, length: int = 0) ->
         return _unscaled(config.rope_theta * stretch ** (dim / (dim - 2)), dim, scaling.freq_factors)
     plain = _unscaled(config.rope_theta, dim, scaling.freq_factors)
     if scaling.type == "linear":
-        return np.divide(plain, np.float32(scaling.factor), dtype=np.float32)
+        return plain / np.full_like(plain, scaling.factor)
     if scaling.type == "llama3":
         return _llama3(plain, scaling)
     if scaling.type == "yarn":
@@ -72,8 +72,8 @@ def tables(
 def _unscaled(theta: float, dim: int, divisors: tuple[float, ...] = ()) -> NDArray[np.float32]:
     """``theta ** (-2i / dim)``, divided by `divisors` where there are any."""
     exponents = np.arange(0, dim, 2, dtype=np.float32) / np.float32(dim)
-    plain = np.float32(1) / np.power(theta, exponents.astype(np.float64)).astype(np.float32)
-    return np.divide(plain, np.array(divisors, np.float32), dtype=np.float32) if divisors else plain
+    plain: NDArray[np.float32] = 1 / np.power(theta, exponents.astype(np.float64)).astype(np.float32)
+    return np.divide(plain, np.array(divisors, np.float32), out=plain) if divisors else plain
 
 
 def _llama3(plain: NDArray[np.float32], scaling: RopeScaling) -> NDArray[np.float32]:

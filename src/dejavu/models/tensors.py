@@ -11,8 +11,8 @@ if TYPE_CHECKING:
 def tensor_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Name -> shape of every tensor of the model, in the order in which they are used.
 
-    Linears are ``[out, in]``. RoPE pairs dimension ``i`` of a head with ``i + rope_dim / 2``. RMS norms multiply
-    by their weight as it is.
+    Linears are ``[out, in]``. RoPE pairs dimension ``i`` of a head with ``i + rope_dim / 2``. RMS norms
+    multiply by their weight as it is.
     """
     d, embed_dim = config.d_model, config.embed_dim
     shapes: dict[str, tuple[int, ...]] = {"embed.weight": (config.vocab_size, embed_dim)}

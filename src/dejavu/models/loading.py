@@ -1,0 +1,159 @@
+"""`open_model`: a folder in Hugging Face layout or a GGUF file -> configuration and weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from dejavu.errors import ModelFormatError, SourceError, UnsupportedModelError
+from dejavu.models.families import family_of_gguf, family_of_hf
+from dejavu.models.families.options import Options
+from dejavu.models.gguf import GgufFile
+from dejavu.models.safetensors import SafeTensors
+from dejavu.models.weights import MappedWeights, RawTensors, TensorView, Weights
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from dejavu.models.config import ModelConfig
+    from dejavu.models.families.family import Layout
+
+_MAX_JSON = 16 * 1024 * 1024
+_COMPARED_ROWS = 1024
+
+
+@dataclass(frozen=True)
+class OpenModel:
+    """A model whose options are read and whose weights are mapped, not loaded."""
+
+    config: ModelConfig
+    weights: Weights
+    path: Path
+    format: Literal["safetensors", "gguf"]
+    metadata: Mapping[str, object]
+    """config.json, or GGUF's metadata."""
+
+    def close(self) -> None:
+        """Give the files back."""
+        self.weights.close()
+
+
+def open_model(path: Path) -> OpenModel:
+    """Open a folder with config.json and safetensors, or a ``.gguf`` file.
+
+    Raises:
+        SourceError: nothing is there, or it cannot be read.
+        ModelFormatError: the files are damaged, incomplete or contradict each other.
+        UnsupportedModelError: an architecture, option or tensor that dejavu does not compute.
+    """
+    if path.is_dir():
+        return _open_folder(path)
+    if path.suffix == ".gguf" or not path.exists():
+        return _open_gguf(path)
+    raise UnsupportedModelError(
+        f"{path} is neither a folder nor a .gguf file",
+        fix="give a folder with config.json and model.safetensors, or a .gguf file",
+    )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file of at most 16 MiB.
+
+    Raises:
+        SourceError: the file cannot be read.
+        ModelFormatError: it is too large, not JSON or not an object.
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(_MAX_JSON + 1)
+    except OSError as error:
+        raise SourceError(f"cannot read {path}: {error.strerror}", fix="check the model's folder") from error
+    if len(data) > _MAX_JSON:
+        raise ModelFormatError(f"{path}: more than {_MAX_JSON} bytes")
+    try:
+        values = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise ModelFormatError(f"{path}: not JSON: {error}", fix="fetch the model again") from error
+    if not isinstance(values, dict):
+        raise ModelFormatError(f"{path}: an object is needed")
+    return values
+
+
+def _open_folder(path: Path) -> OpenModel:
+    if not (path / "config.json").is_file():
+        raise SourceError(
+            f"{path} holds no config.json",
+            fix="give a folder with config.json and model.safetensors, or the path of a .gguf file",
+        )
+    values = read_json(path / "config.json")
+    quantised = values.get("quantization_config")
+    if quantised:
+        method = quantised.get("quant_method") if isinstance(quantised, dict) else quantised
+        raise UnsupportedModelError(
+            f"{path}: the weights are quantised ({method}); supported are float32, float16 and bfloat16",
+            fix="use the original model, or its GGUF file",
+        )
+    if values.get("pruned_heads"):
+        raise UnsupportedModelError(f"{path}: pruned_heads is not supported")
+    family = family_of_hf(values)
+    config = family.config_from_hf(values)
+    generation = path / "generation_config.json"
+    if generation.is_file():
+        more = Options(read_json(generation), where=generation.name).ids("eos_token_id")
+        config = dataclasses.replace(
+            config, eos_token_ids=tuple(dict.fromkeys((*config.eos_token_ids, *more)))
+        )
+    tensors = SafeTensors(path)
+    try:
+        config, table = _table(config, family.hf, tensors)
+        return OpenModel(config, MappedWeights(tensors, table), path, "safetensors", values)
+    except BaseException:
+        tensors.close()
+        raise
+
+
+def _open_gguf(path: Path) -> OpenModel:
+    file = GgufFile(path)
+    try:
+        family = family_of_gguf(file.metadata)
+        if family.config_from_gguf is None or family.gguf is None:  # registered with both
+            raise UnsupportedModelError(f"{family.name} is not supported in GGUF files")
+        config = family.config_from_gguf(file.metadata, file.tensors)
+        table = family.gguf.table(config, file.tensors)
+        return OpenModel(config, MappedWeights(file.tensors, table), path, "gguf", file.metadata)
+    except BaseException:
+        file.close()
+        raise
+
+
+def _table(
+    config: ModelConfig, layout: Layout, tensors: RawTensors
+) -> tuple[ModelConfig, dict[str, TensorView]]:
+    """The table, with transformers' rules for a tied head that the file has all the same.
+
+    A head that equals the embedding is dropped, one that differs is used; alone, it serves as the embedding.
+    """
+    names = set(tensors.names())
+    head, embedding = layout.head(names), layout.embedding(names)
+    if config.tied_head and head is not None:
+        if embedding is None:
+            layout = dataclasses.replace(layout, sources={**layout.sources, "embed": layout.sources["head"]})
+        elif not _equal(tensors, head, embedding):
+            config = dataclasses.replace(config, tied_head=False)
+    return config, layout.table(config, tensors)
+
+
+def _equal(tensors: RawTensors, one: str, other: str) -> bool:
+    shape = tensors.shape(one)
+    if shape != tensors.shape(other) or len(shape) != 2:
+        return False
+    for start in range(0, shape[0], _COMPARED_ROWS):
+        rows = slice(start, min(start + _COMPARED_ROWS, shape[0]))
+        if not np.array_equal(tensors.read_rows(one, rows), tensors.read_rows(other, rows)):
+            return False
+    return True
