@@ -1,0 +1,68 @@
+"""What an executor is: the contract between the generation loop and the reference and native engines."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal, Protocol, get_args
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from dejavu.models.config import ModelConfig
+
+KvDtype = Literal["f32", "f16", "bf16", "int8"]
+KV_DTYPES: tuple[KvDtype, ...] = get_args(KvDtype)
+"""How cached keys (after RoPE) and values are rounded when they are written.
+
+int8: per position and K/V head ``scale = max|x| / 127`` in float32, ``code = rint(x / scale)``.
+"""
+
+
+class Cache(Protocol):
+    """Keys and values of one sequence."""
+
+    @property
+    def length(self) -> int:
+        """Tokens held."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory held."""
+
+    def truncate(self, length: int) -> None:
+        """Forget all but the first `length` tokens. Raises `InputError` if there are fewer."""
+
+    def fork(self) -> Cache:
+        """An independent cache that starts out with the same tokens."""
+
+
+class Executor(Protocol):
+    """Runs one model. Token ids are int32, logits float32.
+
+    Methods raise `InputError` for token ids outside the vocabulary, for no tokens at all, and for sequences
+    beyond the model's context.
+    """
+
+    @property
+    def config(self) -> ModelConfig:
+        """The model."""
+
+    def new_cache(self) -> Cache:
+        """An empty cache."""
+
+    def prefill(
+        self, tokens: NDArray[np.int32], cache: Cache, *, all_logits: bool = False
+    ) -> NDArray[np.float32]:
+        """Append `tokens` [t] to the sequence.
+
+        Returns:
+            Logits after the last token [1, vocab], or after each [t, vocab].
+        """
+
+    def decode(self, tokens: NDArray[np.int32], caches: Sequence[Cache]) -> NDArray[np.float32]:
+        """Append one token to each of b sequences: `tokens` [b] -> logits [b, vocab]."""
+
+    def close(self) -> None:
+        """Give threads and memory back."""
