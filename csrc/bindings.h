@@ -1,0 +1,28 @@
+// Shared by the bindings: array types and the parsing of names.
+#pragma once
+
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+
+#include <string>
+
+#include "kernels.h"
+
+namespace dejavu {
+
+namespace nb = nanobind;
+
+template <typename T, int N>
+using Array = nb::ndarray<T, nb::ndim<N>, nb::c_contig, nb::device::cpu>;
+
+Isa parse_isa(const std::string& name);        // std::invalid_argument: unknown, or not supported here
+Codec parse_codec(const std::string& name);
+KvType parse_kv(const std::string& name);
+Activation parse_activation(const std::string& name);
+
+void bind_gemm(nb::module_& m);
+void bind_rows(nb::module_& m);
+void bind_kernels(nb::module_& m);
+void bind_engine(nb::module_& m);
+
+}  // namespace dejavu

@@ -1,0 +1,54 @@
+#include "cache.h"
+
+#include <cstdlib>
+#include <cstring>
+#include <new>
+
+namespace dejavu {
+
+Cache::Cache(KvType type, int layers, int kv_heads, int head_dim)
+    : type_(type), layers_(layers), kv_heads_(kv_heads), head_dim_(head_dim) {
+  size_t piece = size_t(kCacheBlock) * size_t(head_dim) * kv_element_size(type);
+  if (type == KvType::int8) piece += size_t(kCacheBlock) * sizeof(float);
+  piece_bytes_ = (piece + 63) / 64 * 64;
+  block_bytes_ = piece_bytes_ * 2 * size_t(layers) * size_t(kv_heads);
+}
+
+void Cache::Free::operator()(void* p) const { std::free(p); }
+
+std::shared_ptr<void> Cache::allocate() const {
+  void* p = std::aligned_alloc(64, block_bytes_);
+  if (!p) throw std::bad_alloc();
+  std::shared_ptr<void> block(p, Free());
+  // Kernels read whole tiles of keys: what was never written must be finite.
+  std::memset(p, 0, block_bytes_);
+  return block;
+}
+
+void Cache::truncate(int length) {
+  length_ = length;
+  blocks_.resize(size_t(block_count(length)));
+}
+
+std::unique_ptr<Cache> Cache::fork() const {
+  auto copy = std::make_unique<Cache>(type_, layers_, kv_heads_, head_dim_);
+  copy->length_ = length_;
+  copy->blocks_ = blocks_;
+  copy->blocks_.resize(size_t(block_count(length_)));
+  return copy;
+}
+
+void Cache::reserve(int count) {
+  const int first = length_ / kCacheBlock;
+  for (int b = first; b < block_count(length_ + count); ++b) {
+    if (size_t(b) >= blocks_.size()) {
+      blocks_.push_back(allocate());
+    } else if (blocks_[size_t(b)].use_count() > 1) {
+      auto own = allocate();
+      std::memcpy(own.get(), blocks_[size_t(b)].get(), block_bytes_);
+      blocks_[size_t(b)] = std::move(own);
+    }
+  }
+}
+
+}  // namespace dejavu

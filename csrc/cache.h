@@ -1,0 +1,56 @@
+// Keys and values of one sequence, in blocks of 128 positions that several sequences may share.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "kernels.h"
+
+namespace dejavu {
+
+inline constexpr int kCacheBlock = 128;
+
+class Cache {
+ public:
+  Cache(KvType type, int layers, int kv_heads, int head_dim);
+
+  KvType type() const { return type_; }
+  int length() const { return length_; }
+  size_t bytes() const { return blocks_.size() * block_bytes_; }
+  void truncate(int length);          // 0 <= length <= length()
+  std::unique_ptr<Cache> fork() const;  // shares blocks; a shared block is copied before it is written
+
+  // Makes room for `count` more positions, all blocks that they touch being this sequence's own. Throws std::bad_alloc.
+  void reserve(int count);
+  void advance(int count) { length_ += count; }
+
+  int block_count(int length) const { return (length + kCacheBlock - 1) / kCacheBlock; }
+  // Base of one head's piece of a block; positions inside are 0..127.
+  void* keys(int block, int layer, int head) const { return at(block, layer, head, 0); }
+  void* values(int block, int layer, int head) const { return at(block, layer, head, 1); }
+  float* key_scales(int block, int layer, int head) const { return scales_at(block, layer, head, 0); }
+  float* value_scales(int block, int layer, int head) const { return scales_at(block, layer, head, 1); }
+
+ private:
+  struct Free {
+    void operator()(void* p) const;
+  };
+  void* at(int block, int layer, int head, int which) const {
+    char* p = static_cast<char*>(blocks_[size_t(block)].get());
+    return p + (size_t(layer * kv_heads_ + head) * 2 + size_t(which)) * piece_bytes_;
+  }
+  float* scales_at(int block, int layer, int head, int which) const {
+    if (type_ != KvType::int8) return nullptr;
+    return reinterpret_cast<float*>(static_cast<char*>(at(block, layer, head, which)) +
+                                    size_t(kCacheBlock) * size_t(head_dim_));
+  }
+  std::shared_ptr<void> allocate() const;
+
+  KvType type_;
+  int layers_, kv_heads_, head_dim_;
+  int length_ = 0;
+  size_t piece_bytes_, block_bytes_;
+  std::vector<std::shared_ptr<void>> blocks_;
+};
+
+}  // namespace dejavu

@@ -1,0 +1,183 @@
+// Attention over one head's cache, for every type of K and V. Included after math.h.
+#pragma once
+
+#include "math.h"
+
+namespace {
+
+using dejavu::kKeyTile;
+using dejavu::KvType;
+
+template <KvType T>
+inline F load_kv(const void* base, size_t index) {
+  if constexpr (T == KvType::f32) return Vec::load((const float*)base + index);
+  if constexpr (T == KvType::f16) return Vec::load_f16((const uint16_t*)base + index);
+  if constexpr (T == KvType::bf16) return Vec::load_bf16((const uint16_t*)base + index);
+  if constexpr (T == KvType::int8) return Vec::load_i8((const int8_t*)base + index);
+}
+
+template <KvType T>
+inline float get_kv(const void* base, size_t index) {
+  if constexpr (T == KvType::f32) return ((const float*)base)[index];
+  if constexpr (T == KvType::f16) return dejavu::half_to_float(((const uint16_t*)base)[index]);
+  if constexpr (T == KvType::int8) return float(((const int8_t*)base)[index]);
+  if constexpr (T == KvType::bf16) {
+    const uint32_t bits = uint32_t(((const uint16_t*)base)[index]) << 16;
+    float f;
+    memcpy(&f, &bits, 4);
+    return f;
+  }
+}
+
+template <KvType T>
+inline void put_kv(void* base, size_t index, float x) {
+  if constexpr (T == KvType::f32) ((float*)base)[index] = x;
+  if constexpr (T == KvType::f16) ((uint16_t*)base)[index] = dejavu::float_to_half(x);
+  if constexpr (T == KvType::int8) ((int8_t*)base)[index] = int8_t(x);
+  if constexpr (T == KvType::bf16) {
+    uint32_t bits;
+    memcpy(&bits, &x, 4);
+    const bool nan = (bits & 0x7fffffffu) > 0x7f800000u;
+    ((uint16_t*)base)[index] = uint16_t(nan ? (bits >> 16) | 0x40u : (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
+  }
+}
+
+template <KvType T>
+void scores(const float* q, const void* keys, const float* scales, int head_dim, int begin, int end, float scale,
+            float* out) {
+  constexpr int kChains = 4;
+  for (int tile = begin; tile < end; tile += kKeyTile) {
+    const size_t base = size_t(tile) * size_t(head_dim);
+    for (int h = 0; h < kKeyTile; h += W) {
+      F acc[kChains] = {Vec::zero(), Vec::zero(), Vec::zero(), Vec::zero()};
+      int i = 0;
+      for (; i + kChains <= head_dim; i += kChains) {
+        for (int c = 0; c < kChains; ++c) {
+          acc[c] = Vec::fma(Vec::set1(q[i + c]), load_kv<T>(keys, base + size_t((i + c) * kKeyTile + h)), acc[c]);
+        }
+      }
+      for (; i < head_dim; ++i) {
+        acc[0] = Vec::fma(Vec::set1(q[i]), load_kv<T>(keys, base + size_t(i * kKeyTile + h)), acc[0]);
+      }
+      F total = Vec::add(Vec::add(acc[0], acc[1]), Vec::add(acc[2], acc[3]));
+      F factor = Vec::set1(scale);
+      if constexpr (T == KvType::int8) factor = Vec::mul(factor, Vec::load(scales + tile + h));
+      Vec::store(out + tile + h, Vec::mul(total, factor));
+    }
+  }
+}
+
+template <KvType T>
+void mix(const float* weights, const void* values, const float* scales, int head_dim, int begin, int end, float* out) {
+  constexpr int kVectors = 4;
+  int i = 0;
+  for (; i + kVectors * W <= head_dim; i += kVectors * W) {
+    F acc[2][kVectors];
+    for (int v = 0; v < kVectors; ++v) acc[0][v] = Vec::load(out + i + v * W), acc[1][v] = Vec::zero();
+    for (int j = begin; j < end; ++j) {
+      const F w = Vec::set1(T == KvType::int8 ? weights[j] * scales[j] : weights[j]);
+      F* a = acc[j & 1];
+      for (int v = 0; v < kVectors; ++v) {
+        a[v] = Vec::fma(load_kv<T>(values, size_t(j) * size_t(head_dim) + size_t(i + v * W)), w, a[v]);
+      }
+    }
+    for (int v = 0; v < kVectors; ++v) Vec::store(out + i + v * W, Vec::add(acc[0][v], acc[1][v]));
+  }
+  for (; i + W <= head_dim; i += W) {
+    F acc = Vec::load(out + i);
+    for (int j = begin; j < end; ++j) {
+      const F w = Vec::set1(T == KvType::int8 ? weights[j] * scales[j] : weights[j]);
+      acc = Vec::fma(load_kv<T>(values, size_t(j) * size_t(head_dim) + size_t(i)), w, acc);
+    }
+    Vec::store(out + i, acc);
+  }
+  for (; i < head_dim; ++i) {
+    for (int j = begin; j < end; ++j) {
+      const float w = T == KvType::int8 ? weights[j] * scales[j] : weights[j];
+      out[i] += w * get_kv<T>(values, size_t(j) * size_t(head_dim) + size_t(i));
+    }
+  }
+}
+
+// int8: one scale per position and head, largest magnitude / 127.
+inline float kv_scale(const float* x, int n) {
+  float highest = 0.0f;
+  for (int i = 0; i < n; ++i) highest = fabsf(x[i]) > highest ? fabsf(x[i]) : highest;
+  return highest / 127.0f;
+}
+
+template <KvType T>
+void store_key(const float* k, int head_dim, int position, void* keys, float* scales) {
+  const size_t at = size_t(position / kKeyTile * kKeyTile) * size_t(head_dim) + size_t(position % kKeyTile);
+  float s = 0.0f;
+  if constexpr (T == KvType::int8) s = scales[position] = kv_scale(k, head_dim);
+  for (int i = 0; i < head_dim; ++i) {
+    const float x = T == KvType::int8 ? (s > 0.0f ? rintf(k[i] / s) : 0.0f) : k[i];
+    put_kv<T>(keys, at + size_t(i) * kKeyTile, x);
+  }
+}
+
+template <KvType T>
+void store_value(const float* v, int head_dim, int position, void* values, float* scales) {
+  const size_t at = size_t(position) * size_t(head_dim);
+  float s = 0.0f;
+  if constexpr (T == KvType::int8) s = scales[position] = kv_scale(v, head_dim);
+  for (int i = 0; i < head_dim; ++i) {
+    const float x = T == KvType::int8 ? (s > 0.0f ? rintf(v[i] / s) : 0.0f) : v[i];
+    put_kv<T>(values, at + size_t(i), x);
+  }
+}
+
+template <KvType T>
+void load_keys(const void* keys, const float* scales, int head_dim, int tile, float* out, size_t ld) {
+  const size_t base = size_t(tile) * kKeyTile * size_t(head_dim);
+  for (int i = 0; i < head_dim; ++i) {
+    for (int h = 0; h < kKeyTile; h += W) {
+      F x = load_kv<T>(keys, base + size_t(i * kKeyTile + h));
+      if constexpr (T == KvType::int8) x = Vec::mul(x, Vec::load(scales + tile * kKeyTile + h));
+      Vec::store(out + size_t(i) * ld + h, x);
+    }
+  }
+}
+
+template <KvType T>
+void load_value(const void* values, const float* scales, int head_dim, int position, float* out) {
+  const size_t base = size_t(position) * size_t(head_dim);
+  const float s = T == KvType::int8 ? scales[position] : 1.0f;
+  int i = 0;
+  for (; i + W <= head_dim; i += W) {
+    F x = load_kv<T>(values, base + size_t(i));
+    if constexpr (T == KvType::int8) x = Vec::mul(x, Vec::set1(s));
+    Vec::store(out + i, x);
+  }
+  for (; i < head_dim; ++i) out[i] = get_kv<T>(values, base + size_t(i)) * s;
+}
+
+// Blocked so that both sides stay in cache lines; the inner block is left to the compiler.
+void transpose(const float* src, size_t src_ld, int rows, int cols, float* dst, size_t dst_ld) {
+  constexpr int kTile = 16;
+  for (int r = 0; r < rows; r += kTile) {
+    for (int c = 0; c < cols; c += kTile) {
+      const int nr = rows - r < kTile ? rows - r : kTile, nc = cols - c < kTile ? cols - c : kTile;
+      for (int j = 0; j < nc; ++j) {
+        for (int i = 0; i < nr; ++i) {
+          dst[size_t(c + j) * dst_ld + size_t(r + i)] = src[size_t(r + i) * src_ld + size_t(c + j)];
+        }
+      }
+    }
+  }
+}
+
+uint64_t sum(const void* data, size_t bytes) {
+  const float* p = (const float*)data;
+  F acc[8];
+  for (int i = 0; i < 8; ++i) acc[i] = Vec::zero();
+  const size_t step = 8 * W;
+  for (size_t i = 0; i + step <= bytes / 4; i += step) {
+    for (int v = 0; v < 8; ++v) acc[v] = Vec::max(acc[v], Vec::load(p + i + v * W));
+  }
+  for (int i = 1; i < 8; ++i) acc[0] = Vec::max(acc[0], acc[i]);
+  return uint64_t(Vec::maximum(acc[0]));
+}
+
+}  // namespace

@@ -1,0 +1,33 @@
+// The table of kernels of one instruction set. The including file defines DEJAVU_TABLE, its name, and includes a
+// vec_*.h.
+#include <math.h>
+#include <string.h>
+
+#include "attention.h"
+#include "math.h"
+#include "rows.h"
+
+#define DEJAVU_KV(function) \
+  {function<KvType::f32>, function<KvType::f16>, function<KvType::bf16>, function<KvType::int8>}
+
+namespace dejavu {
+extern const Kernels DEJAVU_TABLE;
+const Kernels DEJAVU_TABLE = {
+    DEJAVU_TABLE_NAME,
+    {row_kernels<Codec::f32>(), row_kernels<Codec::bf16>(), row_kernels<Codec::int8>(), row_kernels<Codec::int4>()},
+    rms_norm,
+    layer_norm,
+    ::add,
+    activate,
+    ::softmax,
+    softcap,
+    DEJAVU_KV(scores),
+    DEJAVU_KV(mix),
+    DEJAVU_KV(store_key),
+    DEJAVU_KV(store_value),
+    DEJAVU_KV(load_keys),
+    DEJAVU_KV(load_value),
+    transpose,
+    ::sum,
+};
+}  // namespace dejavu

@@ -1,0 +1,76 @@
+// Vectors of 16 lanes on AVX-512. See vec_portable.h for what each operation means.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+#include <cstring>
+
+namespace {
+
+struct Vec {
+  static constexpr int W = 16;
+  using F = __m512;   // W floats
+  using I = __m512i;  // W int32
+  using H = __m512i;  // 2 W int16
+
+  static F zero() { return _mm512_setzero_ps(); }
+  static F set1(float x) { return _mm512_set1_ps(x); }
+  static F load(const float* p) { return _mm512_loadu_ps(p); }
+  static void store(float* p, F x) { _mm512_storeu_ps(p, x); }
+  static F load_n(const float* p, int n) { return _mm512_maskz_loadu_ps(mask(n), p); }
+  static void store_n(float* p, F x, int n) { _mm512_mask_storeu_ps(p, mask(n), x); }
+  static F add(F a, F b) { return _mm512_add_ps(a, b); }
+  static F sub(F a, F b) { return _mm512_sub_ps(a, b); }
+  static F mul(F a, F b) { return _mm512_mul_ps(a, b); }
+  static F div(F a, F b) { return _mm512_div_ps(a, b); }
+  static F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
+  static F max(F a, F b) { return _mm512_max_ps(a, b); }
+  static F min(F a, F b) { return _mm512_min_ps(a, b); }
+  static F round(F a) { return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+  static F abs(F a) { return _mm512_abs_ps(a); }
+  static F copysign(F a, F sign) {  // |a| with the sign of `sign`
+    return _mm512_castsi512_ps(_mm512_ternarylogic_epi32(_mm512_castps_si512(a), _mm512_castps_si512(sign),
+                                                         _mm512_set1_epi32(int(0x80000000u)), 0xd8));
+  }
+  static F scale2(F a, F n) { return _mm512_scalef_ps(a, n); }  // a * 2^n, n integral
+  static float sum(F a) { return _mm512_reduce_add_ps(a); }
+  static float maximum(F a) { return _mm512_reduce_max_ps(a); }
+
+  static F load_f16(const void* p) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p)); }
+  static F load_bf16(const void* p) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p)), 16));
+  }
+  static F load_i8(const void* p) {
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p)));
+  }
+  static I load_u8(const void* p) { return _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)p)); }
+  static F low_nibble(I x) { return to_float(_mm512_and_si512(x, _mm512_set1_epi32(15))); }
+  static F high_nibble(I x) { return to_float(_mm512_srli_epi32(x, 4)); }
+  static F to_float(I x) { return _mm512_cvtepi32_ps(x); }
+  static I zero_i() { return _mm512_setzero_si512(); }
+  static I add_i(I a, I b) { return _mm512_add_epi32(a, b); }
+
+  static H load_h(const int16_t* p) { return _mm512_loadu_si512(p); }
+  static H load_i8_h(const void* p) { return _mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i*)p)); }
+  static H load_u8_h(const void* p) { return _mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i*)p)); }
+  static H low_nibble_h(H x) { return _mm512_and_si512(x, _mm512_set1_epi16(15)); }
+  static H high_nibble_h(H x) { return _mm512_srli_epi16(x, 4); }
+  static I dot_h(I acc, H a, H b) { return _mm512_dpwssd_epi32(acc, a, b); }
+
+  static F pairs(const float* p) {  // p[0], p[0], p[1], p[1], ...
+    const __m512i index = _mm512_set_epi32(7, 7, 6, 6, 5, 5, 4, 4, 3, 3, 2, 2, 1, 1, 0, 0);
+    return _mm512_permutexvar_ps(index, _mm512_castps256_ps512(_mm256_loadu_ps(p)));
+  }
+  static void load_u4_h(const uint8_t* p, H* out) {
+    const __m256i x = _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i*)p));
+    const __m256i low = _mm256_and_si256(x, _mm256_set1_epi16(15)), high = _mm256_srli_epi16(x, 4);
+    out[0] = _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
+  }
+  static void prefetch(const void* p) { _mm_prefetch((const char*)p, _MM_HINT_T0); }
+
+ private:
+  static __mmask16 mask(int n) { return __mmask16((1u << n) - 1u); }
+};
+
+}  // namespace

@@ -1,0 +1,139 @@
+// Vectors of 16 lanes in plain C++: the meaning of every operation that the kernels are written with, and the build for
+// processors without a hand-written vector type (the compiler vectorises the loops with what the target has).
+#pragma once
+
+#include <math.h>
+
+#include <cstdint>
+#include <cstring>
+
+namespace {
+
+struct Vec {
+  static constexpr int W = 16;
+  struct F {
+    float v[W];
+  };
+  struct I {
+    int32_t v[W];
+  };
+  struct H {
+    int16_t v[2 * W];
+  };
+
+#define DEJAVU_EACH(expression)                      \
+  F r;                                               \
+  for (int i = 0; i < W; ++i) r.v[i] = (expression); \
+  return r
+
+  static F zero() { return set1(0.0f); }
+  static F set1(float x) { DEJAVU_EACH(x); }
+  static F load(const float* p) { DEJAVU_EACH(p[i]); }
+  static void store(float* p, F x) { memcpy(p, x.v, sizeof x.v); }
+  static F load_n(const float* p, int n) { DEJAVU_EACH(i < n ? p[i] : 0.0f); }  // lanes from n on are zero
+  static void store_n(float* p, F x, int n) { memcpy(p, x.v, size_t(n) * 4); }
+  static F add(const F& a, const F& b) { DEJAVU_EACH(a.v[i] + b.v[i]); }
+  static F sub(const F& a, const F& b) { DEJAVU_EACH(a.v[i] - b.v[i]); }
+  static F mul(const F& a, const F& b) { DEJAVU_EACH(a.v[i] * b.v[i]); }
+  static F div(const F& a, const F& b) { DEJAVU_EACH(a.v[i] / b.v[i]); }
+  static F fma(const F& a, const F& b, const F& c) { DEJAVU_EACH(a.v[i] * b.v[i] + c.v[i]); }
+  static F max(const F& a, const F& b) { DEJAVU_EACH(a.v[i] > b.v[i] ? a.v[i] : b.v[i]); }
+  static F min(const F& a, const F& b) { DEJAVU_EACH(a.v[i] < b.v[i] ? a.v[i] : b.v[i]); }
+  static F round(const F& a) { DEJAVU_EACH(nearbyintf(a.v[i])); }
+  static F abs(const F& a) { DEJAVU_EACH(fabsf(a.v[i])); }
+  static F copysign(const F& a, const F& sign) { DEJAVU_EACH(copysignf(a.v[i], sign.v[i])); }
+  static F scale2(const F& a, const F& n) { DEJAVU_EACH(ldexpf(a.v[i], int(n.v[i]))); }
+  static float sum(const F& a) {
+    float s[8];
+    for (int i = 0; i < 8; ++i) s[i] = a.v[i] + a.v[i + 8];
+    return ((s[0] + s[4]) + (s[1] + s[5])) + ((s[2] + s[6]) + (s[3] + s[7]));
+  }
+  static float maximum(const F& a) {
+    float m = a.v[0];
+    for (int i = 1; i < W; ++i) m = a.v[i] > m ? a.v[i] : m;
+    return m;
+  }
+
+  static F load_f16(const void* p) {
+    uint16_t h[W];
+    memcpy(h, p, sizeof h);
+    DEJAVU_EACH(half(h[i]));
+  }
+  static F load_bf16(const void* p) {
+    uint16_t h[W];
+    memcpy(h, p, sizeof h);
+    F r;
+    for (int i = 0; i < W; ++i) {
+      uint32_t bits = uint32_t(h[i]) << 16;
+      memcpy(&r.v[i], &bits, 4);
+    }
+    return r;
+  }
+  static F load_i8(const void* p) { DEJAVU_EACH(float(((const int8_t*)p)[i])); }
+  static I load_u8(const void* p) {
+    I r;
+    for (int i = 0; i < W; ++i) r.v[i] = ((const uint8_t*)p)[i];
+    return r;
+  }
+  static F low_nibble(const I& x) { DEJAVU_EACH(float(x.v[i] & 15)); }
+  static F high_nibble(const I& x) { DEJAVU_EACH(float(x.v[i] >> 4)); }
+  static F to_float(const I& x) { DEJAVU_EACH(float(x.v[i])); }
+  static I zero_i() { return I{}; }
+  static I add_i(const I& a, const I& b) {
+    I r;
+    for (int i = 0; i < W; ++i) r.v[i] = a.v[i] + b.v[i];
+    return r;
+  }
+
+  static H load_h(const int16_t* p) {
+    H r;
+    memcpy(r.v, p, sizeof r.v);
+    return r;
+  }
+  static H load_i8_h(const void* p) {  // 2 W int8 -> int16
+    H r;
+    for (int i = 0; i < 2 * W; ++i) r.v[i] = ((const int8_t*)p)[i];
+    return r;
+  }
+  static H load_u8_h(const void* p) {
+    H r;
+    for (int i = 0; i < 2 * W; ++i) r.v[i] = ((const uint8_t*)p)[i];
+    return r;
+  }
+  static H low_nibble_h(const H& x) {
+    H r;
+    for (int i = 0; i < 2 * W; ++i) r.v[i] = int16_t(x.v[i] & 15);
+    return r;
+  }
+  static H high_nibble_h(const H& x) {
+    H r;
+    for (int i = 0; i < 2 * W; ++i) r.v[i] = int16_t(x.v[i] >> 4);
+    return r;
+  }
+  static I dot_h(const I& acc, const H& a, const H& b) {  // lane i: acc + a[2i] b[2i] + a[2i+1] b[2i+1]
+    I r;
+    for (int i = 0; i < W; ++i) {
+      r.v[i] = acc.v[i] + int32_t(a.v[2 * i]) * b.v[2 * i] + int32_t(a.v[2 * i + 1]) * b.v[2 * i + 1];
+    }
+    return r;
+  }
+  static F pairs(const float* p) { DEJAVU_EACH(p[i / 2]); }
+  static void load_u4_h(const uint8_t* p, H* out) {  // 16 bytes -> 32 codes (16 / W vectors): low nibbles, then high
+    for (int i = 0; i < 16; ++i) out[0].v[i] = p[i] & 15, out[0].v[16 + i] = p[i] >> 4;
+  }
+  static void prefetch(const void* p) { __builtin_prefetch(p); }
+
+#undef DEJAVU_EACH
+
+ private:
+  static float half(uint16_t h) {
+    uint32_t sign = uint32_t(h & 0x8000u) << 16, exponent = (h >> 10) & 31u, mantissa = h & 0x3ffu;
+    if (exponent == 0) return (sign ? -1.0f : 1.0f) * float(mantissa) * 0x1p-24f;
+    uint32_t bits = sign | ((exponent == 31 ? 255u : exponent + 112u) << 23) | (mantissa << 13);
+    float f;
+    memcpy(&f, &bits, 4);
+    return f;
+  }
+};
+
+}  // namespace

@@ -1,0 +1,81 @@
+// The table of kernels that one instruction set provides. Each kernel's plain twin is in isa/vec_portable.h's build of the
+// same source; the specification is the NumPy executor.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "isa.h"
+#include "layout.h"
+
+namespace dejavu {
+
+enum class Activation : int { relu = 0, silu = 1, gelu = 2, gelu_tanh = 3 };
+enum class KvType : int { f32 = 0, f16 = 1, bf16 = 2, int8 = 3 };
+inline constexpr int kKvTypeCount = 4;
+
+// Keys of 16 neighbouring positions are stored together, transposed: [head_dim][16]; scores of 16 positions then need no
+// horizontal sums. Values are stored [position][head_dim].
+inline constexpr int kKeyTile = 16;
+
+struct MlpArgs {
+  const Bundles* bundles;      // rows: gate, up, down (gated) or up, down
+  const int32_t* selected;     // compact list of neurons; null: neuron i is i
+  int begin, end;              // range of the list (or of the neurons)
+  bool gated;
+  Activation activation;
+  const float* gate_bias;      // [neurons] or null
+  const float* up_bias;        // [neurons] or null
+  const void* input;           // prepared
+  float* output;               // accumulator, stored order; added to
+};
+
+struct RowKernels {
+  // x[d] -> the form that dot products take; int8 and int4: int16 codes with one scale per group.
+  void (*prepare)(const RowLayout&, const float* x, void* input);
+  // out[i] = row(bundle, first + i) . x for i < n
+  void (*dot)(const Bundles&, int bundle, int first, int n, const void* input, float* out);
+  // output += sum over i < n of coefficient[i] * row(bundle, first + i); stored order
+  void (*axpy)(const Bundles&, int bundle, int first, int n, const float* coefficients, float* output);
+  // A whole MLP over a list of neurons: dots, activation, axpys, bundle by bundle.
+  void (*mlp)(const MlpArgs&);
+  // Weights [begin, end) of a row in stored order; begin and end are multiples of 64, or `padded`.
+  void (*decode)(const RowLayout&, Row row, int begin, int end, float* out);
+};
+
+struct Kernels {
+  const char* name;
+  RowKernels rows[kCodecCount];
+
+  void (*rms_norm)(const float* x, const float* weight, float eps, int n, float* out);
+  void (*layer_norm)(const float* x, const float* weight, const float* bias, float eps, int n, float* out);  // bias: or null
+  void (*add)(float* x, const float* y, int n);                       // x += y
+  void (*activate)(Activation, const float* gate, const float* up, int n, float* out);  // act(gate) * up; up null: act(gate)
+  void (*softmax)(float* x, int n);                                   // in place; -inf is allowed, not everywhere
+  void (*softcap)(float* x, float cap, int n);                        // x = cap * tanh(x / cap)
+
+  // Attention over one head's cache. `scales` are per position (int8), else null.
+  // scores[j] = scale * q . k_j for j in [begin, end); begin is a multiple of 16; reads whole tiles, writes up to the
+  // next multiple of 16.
+  void (*scores[kKvTypeCount])(const float* q, const void* keys, const float* scales, int head_dim, int begin, int end,
+                               float scale, float* scores);
+  // out[head_dim] += sum over j in [begin, end) of weight[j] * v_j
+  void (*mix[kKvTypeCount])(const float* weights, const void* values, const float* scales, int head_dim, int begin,
+                            int end, float* out);
+  // One position into the cache.
+  void (*store_key[kKvTypeCount])(const float* k, int head_dim, int position, void* keys, float* scales);
+  void (*store_value[kKvTypeCount])(const float* v, int head_dim, int position, void* values, float* scales);
+  // One tile of keys -> float32 [head_dim][16], rows `ld` floats apart; one position's values -> float32 [head_dim]
+  void (*load_keys[kKvTypeCount])(const void* keys, const float* scales, int head_dim, int tile, float* out, size_t ld);
+  void (*load_value[kKvTypeCount])(const void* values, const float* scales, int head_dim, int position, float* out);
+
+  // dst[c][r] = src[r][c]
+  void (*transpose)(const float* src, size_t src_ld, int rows, int cols, float* dst, size_t dst_ld);
+  uint64_t (*sum)(const void* data, size_t bytes);  // reads every byte once: measures read bandwidth
+};
+
+const Kernels& kernels(Isa isa);
+
+inline size_t kv_element_size(KvType t) { return t == KvType::f32 ? 4 : t == KvType::int8 ? 1 : 2; }
+
+}  // namespace dejavu

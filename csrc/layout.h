@@ -1,0 +1,94 @@
+// How rows of weights lie in memory. Every matrix of the model is kept as rows of one length (d_model): rows that are
+// multiplied with the block's input (q, k, v, gate, up, head: a dot product each) and rows that are added to the block's
+// output (o, down, transposed: an axpy each). What belongs to one neuron or one head lies side by side, in a bundle.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace dejavu {
+
+enum class Codec : int { f32 = 0, bf16 = 1, int8 = 2, int4 = 3 };
+inline constexpr int kCodecCount = 4;
+
+// int8 and int4: groups of 32 weights share a float16 scale (int4: and a float16 minimum).
+inline constexpr int kGroup = 32;
+// Sixteen groups form a block, stored transposed: element o of a block is weight 2 * (o / 32) + o % 2 of group
+// (o % 32) / 2. Lane l of a vector of 16 then holds group l, and one multiplication applies 16 scales.
+// Groups after the last whole block (the tail) are stored in natural order.
+inline constexpr int kBlockGroups = 16;
+inline constexpr int kBlock = kGroup * kBlockGroups;
+
+inline constexpr int block_to_natural(int o) { return (o % 32 / 2) * kGroup + o / 32 * 2 + o % 2; }
+
+struct RowLayout {
+  Codec codec = Codec::f32;
+  int d = 0;       // weights of a row
+  int padded = 0;  // d rounded up to whole groups (int8, int4); padding is zero
+  int groups = 0;
+  int blocks = 0;  // whole blocks; permuted part of the row
+  size_t code_bytes = 0;
+  size_t scale_bytes = 0;  // int8: groups * f16; int4: groups * f16 scales, then groups * f16 minima
+
+  RowLayout() = default;
+  RowLayout(Codec codec_, int d_) : codec(codec_), d(d_) {
+    bool grouped = codec == Codec::int8 || codec == Codec::int4;
+    groups = grouped ? (d + kGroup - 1) / kGroup : 0;
+    padded = grouped ? groups * kGroup : d;
+    blocks = groups / kBlockGroups;
+    switch (codec) {
+      case Codec::f32: code_bytes = size_t(d) * 4; break;
+      case Codec::bf16: code_bytes = size_t(d) * 2; break;
+      case Codec::int8: code_bytes = size_t(padded), scale_bytes = size_t(groups) * 2; break;
+      case Codec::int4: code_bytes = size_t(padded) / 2, scale_bytes = size_t(groups) * 4; break;
+    }
+  }
+
+  bool permuted() const { return blocks > 0; }
+  // Place of element `o` of the stored order in the natural order.
+  int natural(int o) const { return o < blocks * kBlock ? o / kBlock * kBlock + block_to_natural(o % kBlock) : o; }
+  // Bytes of the input vector in the form that dot products take (see Kernels::prepare).
+  size_t input_bytes() const {
+    return codec == Codec::int8 || codec == Codec::int4 ? size_t(padded) * 2 + size_t(groups) * 8 : size_t(d) * 4;
+  }
+  // Floats of an output accumulator: `padded` in stored order, then (int4) one per group for the minima.
+  size_t output_floats() const { return size_t(padded) + size_t(codec == Codec::int4 ? groups : 0); }
+};
+
+struct Row {
+  const uint8_t* codes;
+  const uint8_t* scales;
+};
+
+// `count` bundles of `rows` rows: [codes of row 0, codes of row 1, ..., scales of row 0, ...], padded to 64 bytes.
+struct Bundles {
+  RowLayout layout;
+  int rows = 0;
+  int count = 0;
+  size_t stride = 0;
+  const uint8_t* base = nullptr;
+
+  Bundles() = default;
+  Bundles(RowLayout layout_, int rows_, int count_, const uint8_t* base_ = nullptr)
+      : layout(layout_), rows(rows_), count(count_), base(base_) {
+    stride = (size_t(rows) * (layout.code_bytes + layout.scale_bytes) + 63) / 64 * 64;
+  }
+  size_t bytes() const { return stride * size_t(count); }
+  Row row(int bundle, int r) const {
+    const uint8_t* b = base + stride * size_t(bundle);
+    return {b + size_t(r) * layout.code_bytes, b + size_t(rows) * layout.code_bytes + size_t(r) * layout.scale_bytes};
+  }
+};
+
+// Rows of matrices without neurons or heads (embedding, head, projections) go in bundles of this many.
+inline constexpr int kPlainRows = 16;
+
+// Encodes row-major float32 [count * rows, d] into bundles; padding rows and bytes are zero. The definition of each codec
+// is the NumPy twin, dejavu/codecs.py; the two agree bit for bit.
+enum class PackResult { ok, not_finite, out_of_range };  // out of range: a scale does not fit float16
+PackResult pack_bundles(const RowLayout& layout, const float* src, int rows, int count, uint8_t* dst);
+void unpack_row(const RowLayout& layout, Row row, float* dst);  // natural order, d floats
+float half_to_float(uint16_t h);
+uint16_t float_to_half(float f);
+
+}  // namespace dejavu

@@ -1,0 +1,39 @@
+"""Access to the compiled core, and the instruction set that it is to use."""
+
+from __future__ import annotations
+
+import os
+from types import ModuleType
+
+from dejavu.errors import DejavuError, InputError
+
+
+def load_core() -> ModuleType:
+    """The extension module. Raises `DejavuError` where it was not built."""
+    try:
+        from dejavu import _core
+    except ImportError as error:
+        raise DejavuError(
+            f"the compiled core of dejavu cannot be loaded: {error}",
+            fix="pip install . (needs a C++17 compiler), or use executor='reference'",
+        ) from error
+    return _core
+
+
+def chosen_isa() -> str:
+    """``DEJAVU_ISA`` if it is set, otherwise the best instruction set of this machine.
+
+    Raises:
+        InputError: ``DEJAVU_ISA`` names an instruction set that is unknown or not supported here.
+    """
+    core = load_core()
+    wanted = os.environ.get("DEJAVU_ISA", "")
+    if not wanted:
+        return str(core.best_isa())
+    supported = core.isas()
+    if wanted not in supported:
+        raise InputError(
+            f"DEJAVU_ISA={wanted} is not supported by this machine; there are: {', '.join(supported)}",
+            fix="unset DEJAVU_ISA",
+        )
+    return wanted

@@ -1,0 +1,209 @@
+"""`NativeExecutor`: the C++ engine behind the `Executor` protocol."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from dejavu.engine.core import chosen_isa, load_core
+from dejavu.engine.packed import VERSION, Packed, pack_in_memory, read_packed, write_packed
+from dejavu.environment import physical_cores, usable_cpus
+from dejavu.errors import InputError, UnsupportedModelError
+from dejavu.models import rope
+from dejavu.models.alibi import alibi_slopes
+from dejavu.models.loading import open_model
+from dejavu.models.store import cache_root
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+    from typing import Any
+
+    from numpy.typing import NDArray
+
+    from dejavu.codecs import Codec
+    from dejavu.models.config import ModelConfig
+    from dejavu.models.progress import Progress
+
+KV_TYPES = ("f32", "f16", "bf16", "int8")
+
+
+class NativeExecutor:
+    """Runs a packed model on all physical cores. See `dejavu.executor.Executor`."""
+
+    def __init__(self, packed: Packed, *, kv_dtype: str = "f16", threads: int | None = None) -> None:
+        if kv_dtype not in KV_TYPES:
+            raise InputError(f"KV type {kv_dtype!r} is unknown; there are: {', '.join(KV_TYPES)}")
+        self.config = packed.config
+        self.packed = packed
+        self.kv_dtype = kv_dtype
+        self.threads = default_threads() if threads is None else threads
+        if not 1 <= self.threads <= 1024:
+            raise InputError(f"threads is {self.threads}; from 1 to 1024 are possible")
+        self.isa = chosen_isa()
+        self._engine: Any = load_core().Engine(
+            _engine_config(packed.config),
+            packed.codec,
+            "int8" if packed.codec == "int4" else packed.codec,
+            packed.buffer,
+            packed.places,
+            self.threads,
+            self.isa,
+        )
+
+    @classmethod
+    def load(
+        cls,
+        path: Path,
+        *,
+        codec: Codec,
+        kv_dtype: str = "f16",
+        threads: int | None = None,
+        cache: bool = True,
+        progress: Progress | None = None,
+    ) -> NativeExecutor:
+        """Open the model at `path` (GGUF file or Hugging Face folder), packing it where no packed file exists.
+
+        Args:
+            path: what `dejavu.models.sources.resolve` returned.
+            codec: how the linears are stored.
+            kv_dtype: how keys and values are stored.
+            threads: default: one per physical core.
+            cache: keep the packed weights in the cache folder and map them; otherwise pack into memory.
+            progress: told of packing.
+
+        Raises:
+            ModelFormatError, UnsupportedModelError, NumericsError: the model cannot be used.
+            CacheError: the packed file cannot be written.
+        """
+        threads = default_threads() if threads is None else threads
+        target = packed_path(path, codec)
+        packed = read_packed(target) if cache else None
+        if packed is None:
+            model = open_model(path)
+            try:
+                if cache:
+                    write_packed(target, model.config, model.weights, codec, threads, progress)
+                    packed = read_packed(target)
+                if packed is None:
+                    packed = pack_in_memory(model.config, model.weights, codec, threads, progress)
+            finally:
+                model.weights.close()
+        return cls(packed, kv_dtype=kv_dtype, threads=threads)
+
+    def new_cache(self) -> Any:
+        """An empty KV cache for one sequence."""
+        return self._engine.new_cache(self.kv_dtype)
+
+    def prefill(self, tokens: NDArray[np.int32], cache: Any, *, all_logits: bool = False) -> NDArray[np.float32]:
+        """Append `tokens` [t] to `cache`; logits float32 [1, vocab] of the last, or [t, vocab] of all."""
+        logits = np.empty((len(tokens) if all_logits else 1, self.config.vocab_size), np.float32)
+        if len(tokens) == 1:
+            self._engine.decode(int(tokens[0]), cache, logits[0])
+        else:
+            which = "all" if all_logits else "last"
+            self._engine.forward(np.ascontiguousarray(tokens, np.int32), [cache], [len(tokens)], which, logits)
+        return logits
+
+    def decode(self, tokens: NDArray[np.int32], caches: Sequence[Any]) -> NDArray[np.float32]:
+        """Append one token to each of b caches; logits float32 [b, vocab]. Weights are read once for all."""
+        logits = np.empty((len(tokens), self.config.vocab_size), np.float32)
+        if len(tokens) == 1:
+            self._engine.decode(int(tokens[0]), caches[0], logits[0])
+        else:
+            tokens = np.ascontiguousarray(tokens, np.int32)
+            self._engine.forward(tokens, list(caches), [1] * len(tokens), "last", logits)
+        return logits
+
+    def touched_bytes(self, context: int) -> dict[str, int]:
+        """Bytes that one decoded token reads, by part, with `context` tokens in the cache.
+
+        The embedding's one row, norms and biases are left out.
+        """
+        parts = {"attention": 0, "mlp": 0, "head": 0}
+        for name, (_, size) in self.packed.places.items():
+            kind = name.rpartition(".")[2]
+            if kind in ("heads", "kv"):
+                parts["attention"] += size
+            elif kind == "mlp":
+                parts["mlp"] += size
+        head = "head.weight" if "head.weight" in self.packed.places else "embed.weight"
+        parts["head"] = self.packed.places[head][1]
+        parts["kv"] = context * kv_bytes_per_token(self.config, self.kv_dtype)
+        return parts
+
+    def close(self) -> None:
+        """Stop the threads and let go of the weights."""
+        self._engine = None
+
+
+def default_threads() -> int:
+    """One thread per physical core that this process may use: decoding is limited by memory, not by threads."""
+    return physical_cores(usable_cpus())
+
+
+def kv_bytes_per_token(config: ModelConfig, kv_dtype: str) -> int:
+    """Bytes of K and V of one position in all layers (int8: with its float32 scales)."""
+    vector = config.head_dim * {"f32": 4, "f16": 2, "bf16": 2, "int8": 1}[kv_dtype] + 4 * (kv_dtype == "int8")
+    return 2 * config.n_layers * config.n_kv_heads * vector
+
+
+def packed_path(path: Path, codec: str) -> Path:
+    """Where the packed form of the model at `path` lies in the cache folder.
+
+    The name depends on the path, sizes and times of the model's files, so that a changed model is packed again
+    without reading it.
+    """
+    files = sorted(p for p in path.iterdir() if p.suffix in (".json", ".safetensors")) if path.is_dir() else [path]
+    facts = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in files]
+    key = hashlib.sha256(json.dumps([VERSION, str(path.resolve()), facts]).encode()).hexdigest()[:20]
+    return cache_root() / "packed" / f"{path.stem}-{codec}-{key}.dejavu"
+
+
+def _engine_config(config: ModelConfig) -> dict[str, object]:
+    """The fields of csrc/config.h."""
+    uses_rope = config.position == "rope"
+    local = uses_rope and config.rope_local_theta > 0
+    dynamic = uses_rope and rope.depends_on_length(config)
+    if dynamic and config.rope_scaling.freq_factors:
+        raise UnsupportedModelError("dynamic RoPE scaling together with frequency factors is not supported")
+    return {
+        "vocab": config.vocab_size,
+        "d": config.d_model,
+        "layers": config.n_layers,
+        "heads": config.n_heads,
+        "kv_heads": config.n_kv_heads,
+        "head_dim": config.head_dim,
+        "ff": config.d_ff,
+        "max_context": config.max_context,
+        "embed_dim": config.embed_dim,
+        "activation": config.activation,
+        "gated": config.gated,
+        "rms": config.norm == "rms",
+        "pre_norm": config.pre_norm,
+        "parallel_residual": config.parallel_residual,
+        "post_norms": config.post_norms,
+        "final_norm": config.final_norm,
+        "embed_norm": config.embed_norm,
+        "qk_norm": config.qk_norm,
+        "norm_eps": config.norm_eps,
+        "embed_scale": config.embed_scale,
+        "scale": config.scale,
+        "attn_softcap": config.attn_softcap,
+        "logit_softcap": config.logit_softcap,
+        "window": config.sliding_window,
+        "windowed": [config.windowed(i) for i in range(config.n_layers)],
+        "position": config.position,
+        "position_offset": config.position_offset,
+        "rope_dim": config.rope_dim if uses_rope else 0,
+        "rope_attention_factor": rope.attention_factor(config) if uses_rope else 1.0,
+        "inv_freq": rope.frequencies(config).tolist() if uses_rope else [],
+        "local_inv_freq": rope.frequencies(config, local=True).tolist() if local else [],
+        "dynamic_context": config.rope_scaling.original_context if dynamic else 0,
+        "dynamic_factor": config.rope_scaling.factor,
+        "rope_theta": config.rope_theta,
+        "alibi_slopes": alibi_slopes(config.n_heads).tolist() if config.position == "alibi" else [],
+    }

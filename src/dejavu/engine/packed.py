@@ -1,0 +1,204 @@
+"""The packed file: a model's weights in bundles, as the engine reads them, ready to be mapped into memory.
+
+Layout: `_MAGIC`, the length of the header (uint64, little endian), the header (JSON), then the sections, each
+aligned to 64 bytes. The header names the version, the codec, the configuration and the place of each section.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from dejavu.codecs import CODECS, Codec
+from dejavu.engine.bundles import chunks
+from dejavu.engine.core import load_core
+from dejavu.engine.layout import Bundled, offsets, sections
+from dejavu.errors import CacheError, DejavuError, NumericsError
+from dejavu.models.config import ModelConfig
+from dejavu.models.progress import NoProgress
+from dejavu.models.store import atomic_write
+
+if TYPE_CHECKING:
+    from pathlib import Path
+    from typing import BinaryIO
+
+    from numpy.typing import NDArray
+
+    from dejavu.engine.layout import Section
+    from dejavu.models.progress import Progress
+    from dejavu.models.weights import Weights
+
+VERSION = 1
+"""Of the bundles' byte layout and of the header; a file of another version is packed again."""
+
+_MAGIC = b"dejavu\x00p"
+_MAX_HEADER = 64 << 20
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A packed model in memory or mapped from a file."""
+
+    config: ModelConfig
+    codec: Codec
+    fingerprint: str
+    """Of the weights that were packed."""
+    places: dict[str, tuple[int, int]]
+    """Section -> (offset, bytes) in `buffer`."""
+    buffer: NDArray[np.uint8]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all sections."""
+        return sum(size for _, size in self.places.values())
+
+
+def read_packed(path: Path) -> Packed | None:
+    """Map the file at `path`; None where there is none, or one of another version or not whole."""
+    try:
+        with path.open("rb") as stream:
+            start = stream.read(16)
+            length = int.from_bytes(start[8:], "little")
+            if start[:8] != _MAGIC or len(start) < 16 or length > _MAX_HEADER:
+                return None
+            header = json.loads(stream.read(length))
+            if header["version"] != VERSION or header["codec"] not in CODECS:
+                return None
+            mapped = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+        if len(mapped) != header["bytes"]:
+            return None
+        config = ModelConfig.from_dict(header["config"])
+        places = {str(name): (int(place[0]), int(place[1])) for name, place in header["sections"].items()}
+        expected = offsets(sections(config, header["codec"]), 0)
+        if {name: size for name, (_, size) in places.items()} != {name: size for name, (_, size) in expected.items()}:
+            return None
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise CacheError(f"{path}: {error.strerror or error}", fix="set DEJAVU_CACHE to a readable folder") from error
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError, DejavuError):
+        return None  # damaged: packing again is always right
+    buffer = np.frombuffer(mapped, np.uint8)
+    return Packed(config, header["codec"], str(header["fingerprint"]), places, buffer)
+
+
+def write_packed(
+    path: Path, config: ModelConfig, weights: Weights, codec: Codec, threads: int, progress: Progress | None = None
+) -> None:
+    """Pack `weights` into the file at `path`, whole or not at all; memory stays at a few chunks.
+
+    Raises:
+        CacheError: the file cannot be written.
+        NumericsError: the weights hold NaN, infinity, or values that the codec cannot hold.
+    """
+    header, places, total = _header(config, weights.fingerprint, codec)
+    with atomic_write(path) as stream:
+        stream.write(header)
+        _pack(config, weights, codec, places, total, _FileTarget(stream), threads, progress or NoProgress())
+
+
+def pack_in_memory(
+    config: ModelConfig, weights: Weights, codec: Codec, threads: int, progress: Progress | None = None
+) -> Packed:
+    """Pack `weights` into anonymous memory. Raises as `write_packed`, without `CacheError`."""
+    _, places, total = _header(config, weights.fingerprint, codec)
+    buffer = anonymous(total)
+    _pack(config, weights, codec, places, total, _MemoryTarget(buffer), threads, progress or NoProgress())
+    return Packed(config, codec, weights.fingerprint, places, buffer)
+
+
+def anonymous(nbytes: int) -> NDArray[np.uint8]:
+    """Zeroed memory in huge pages where the system has them."""
+    memory = mmap.mmap(-1, nbytes)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return np.frombuffer(memory, np.uint8)
+
+
+class _Target(Protocol):
+    def put(self, offset: int, data: NDArray[Any]) -> None: ...
+
+
+class _FileTarget:
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+
+    def put(self, offset: int, data: NDArray[Any]) -> None:
+        self._stream.seek(offset)
+        self._stream.write(memoryview(data).cast("B"))
+
+
+class _MemoryTarget:
+    def __init__(self, buffer: NDArray[np.uint8]) -> None:
+        self._buffer = buffer
+
+    def put(self, offset: int, data: NDArray[Any]) -> None:
+        self._buffer[offset : offset + data.nbytes] = data.view(np.uint8).reshape(-1)
+
+
+def _header(config: ModelConfig, fingerprint: str, codec: Codec) -> tuple[bytes, dict[str, tuple[int, int]], int]:
+    """The file's first bytes, the places of the sections, and the size of the file."""
+    wanted = sections(config, codec)
+    start = 4096
+    while True:
+        places = offsets(wanted, start)
+        total = max(offset + size for offset, size in places.values())
+        values = {
+            "version": VERSION,
+            "codec": codec,
+            "fingerprint": fingerprint,
+            "bytes": total,
+            "config": config.to_dict(),
+            "sections": places,
+        }
+        text = json.dumps(values).encode()
+        if 16 + len(text) <= start:
+            return _MAGIC + len(text).to_bytes(8, "little") + text, places, total
+        start *= 2
+
+
+def _pack(
+    config: ModelConfig,
+    weights: Weights,
+    codec: Codec,
+    places: dict[str, tuple[int, int]],
+    total: int,
+    target: _Target,
+    threads: int,
+    progress: Progress,
+) -> None:
+    progress.start(f"packing weights as {codec}", total)
+    try:
+        for section in sections(config, codec):
+            _pack_section(config, weights, section, places[section.name][0], target, threads)
+            progress.advance(section.nbytes)
+            weights.release()
+    finally:
+        progress.finish()
+
+
+def _pack_section(
+    config: ModelConfig, weights: Weights, section: Section, offset: int, target: _Target, threads: int
+) -> None:
+    if not isinstance(section, Bundled):
+        values = weights.read(section.name)
+        if not np.isfinite(values).all():
+            raise NumericsError(f"{section.name} holds NaN or infinity", fix="fetch or export the model again")
+        target.put(offset, values)
+        return
+    core = load_core()
+    bundle = core.bundle_bytes(section.codec, section.width, section.rows)
+    for chunk in chunks(config, weights, section):
+        packed = np.empty(bundle * len(chunk), np.uint8)
+        try:
+            core.pack(section.codec, np.ascontiguousarray(chunk), packed, threads)
+        except ValueError as error:
+            raise NumericsError(
+                f"{section.name}: {error}", fix="fetch or export the model again, or try --codec bf16 or f32"
+            ) from error
+        target.put(offset, packed)
+        offset += packed.nbytes

@@ -1,0 +1,158 @@
+"""Packing against its NumPy twin bit for bit, and every row kernel against float64 on the decoded weights."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from tolerances import TOLERANCES
+
+from dejavu import _core, codecs
+
+ISAS = [isa for isa in ("portable", "avx2", "avx512") if isa in _core.isas()]
+WIDTHS = [1, 31, 32, 33, 64, 100, 511, 512, 513, 576, 896, 1024, 1100, 2048]
+POISON = np.float32(np.nan)
+
+
+def weights(shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
+    random = np.random.default_rng(seed)
+    w = random.standard_normal(shape, np.float32) * np.exp(random.standard_normal((*shape[:-1], 1), np.float32))
+    w[0, 0, : min(40, shape[-1])] = 0  # a group whose scale is zero
+    return w
+
+
+def packed(codec: str, w: np.ndarray, offset: int = 0) -> np.ndarray:
+    """Packed bytes at an address `offset` bytes beyond an aligned one."""
+    size = _core.bundle_bytes(codec, w.shape[2], w.shape[1]) * w.shape[0]
+    room = np.full(size + 128, 0xA5, np.uint8)
+    start = -room.ctypes.data % 64 + offset
+    out = room[start : start + size]
+    _core.pack(codec, w, out, 2)
+    assert (room[start + size :] == 0xA5).all()
+    return out
+
+
+def decoded(codec: str, w: np.ndarray) -> np.ndarray:
+    return codecs.roundtrip(codec, w.reshape(-1, w.shape[2])).reshape(w.shape)
+
+
+def relative(a: np.ndarray, b: np.ndarray) -> float:
+    return float(np.abs(a - b).max() / max(np.abs(b).max(), 1e-30))
+
+
+@pytest.mark.parametrize("codec", codecs.CODECS)
+@pytest.mark.parametrize("width", WIDTHS)
+def test_packing_equals_the_twin_bit_for_bit(codec: str, width: int) -> None:
+    w = weights((3, 5, width))
+    out = np.full(w.shape, POISON)
+    _core.unpack(codec, packed(codec, w), width, 5, out)
+    np.testing.assert_array_equal(out, decoded(codec, w))
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("codec", codecs.CODECS)
+@pytest.mark.parametrize("width", WIDTHS)
+def test_decoding_kernels_equal_the_twin(isa: str, codec: str, width: int) -> None:
+    w = weights((2, 3, width))
+    out = np.full(w.shape, POISON)
+    _core.decode_rows(isa, codec, packed(codec, w), width, 3, out)
+    assert relative(out, decoded(codec, w)) <= TOLERANCES["decode_rows"]
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("codec", codecs.CODECS)
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("offset", [0, 2])
+def test_dot(isa: str, codec: str, width: int, offset: int) -> None:
+    w = weights((2, 23, width))
+    x = np.random.default_rng(1).standard_normal(width).astype(np.float32)
+    x[::7] *= 50  # outliers, as in real activations
+    data = packed(codec, w, offset if codec != "f32" else 2 * offset)
+    for first, n in ((0, 23), (3, 8), (22, 1), (5, 0), (1, 15)):
+        out = np.full(n, POISON)
+        _core.dot(isa, codec, data, 23, 1, first, x, out)
+        rows = decoded(codec, w)[1, first : first + n].astype(np.float64)
+        limit = TOLERANCES["dot"] * (np.abs(rows) @ np.abs(x).astype(np.float64)).max(initial=0)
+        assert (np.abs(out - rows @ x) <= limit).all()
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("codec", codecs.CODECS)
+@pytest.mark.parametrize("width", WIDTHS)
+def test_axpy(isa: str, codec: str, width: int) -> None:
+    w = weights((2, 13, width))
+    c = np.random.default_rng(2).standard_normal(13).astype(np.float32)
+    data = packed(codec, w)
+    for first, n in ((0, 13), (4, 4), (12, 1), (3, 0)):
+        y = np.linspace(-1, 1, width, dtype=np.float32)
+        expected = y + c[:n].astype(np.float64) @ decoded(codec, w)[1, first : first + n]
+        _core.axpy(isa, codec, data, 13, 1, first, np.ascontiguousarray(c[:n]), y)
+        assert relative(y, expected) <= TOLERANCES["axpy"]
+
+
+def act(name: str, x: np.ndarray) -> np.ndarray:
+    x = x.astype(np.float64)
+    if name == "relu":
+        return np.maximum(x, 0)
+    if name == "silu":
+        return x / (1 + np.exp(-x))
+    if name == "gelu_tanh":
+        return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+    from math import erf
+
+    return 0.5 * x * (1 + np.vectorize(erf)(x / np.sqrt(2)))
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("codec", codecs.CODECS)
+@pytest.mark.parametrize("gated", [True, False])
+@pytest.mark.parametrize("activation", ["relu", "silu", "gelu", "gelu_tanh"])
+@pytest.mark.parametrize("width", [33, 576, 1030])
+def test_mlp_over_all_some_and_no_neurons(isa: str, codec: str, gated: bool, activation: str, width: int) -> None:
+    neurons = 21
+    random = np.random.default_rng(3)
+    w = weights((neurons, 3 if gated else 2, width)) / np.float32(np.sqrt(width))
+    x = random.standard_normal(width).astype(np.float32)
+    gate_bias, up_bias = random.standard_normal((2, neurons)).astype(np.float32)
+    rows = decoded(codec, w).astype(np.float64)
+    hidden = rows[:, :-1] @ x
+    if gated:
+        hidden = act(activation, hidden[:, 0] + gate_bias) * (hidden[:, 1] + up_bias)
+    else:
+        hidden = act(activation, hidden[:, 0] + up_bias)
+    data = packed(codec, w)
+    lists = [None, np.arange(neurons), np.array([20, 3, 4, 11, 0]), np.array([7]), np.array([], int)]
+    for chosen in lists:
+        selected = None if chosen is None else chosen.astype(np.int32)
+        y = np.ones(width, np.float32)
+        _core.mlp(isa, codec, data, gated, activation, x, y, selected, gate_bias if gated else None, up_bias)
+        index = np.arange(neurons) if chosen is None else chosen
+        expected = 1 + hidden[index] @ rows[index, -1]
+        assert relative(y, expected) <= TOLERANCES["mlp"]
+
+
+@pytest.mark.parametrize("codec", codecs.CODECS)
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_packing_refuses_what_is_not_finite(codec: str, bad: float) -> None:
+    w = weights((1, 2, 64))
+    w[0, 1, 37] = bad
+    with pytest.raises(ValueError, match="NaN or infinity"):
+        packed(codec, w)
+
+
+@pytest.mark.parametrize("codec", ["int8", "int4"])
+def test_packing_refuses_scales_beyond_float16(codec: str) -> None:
+    with pytest.raises(ValueError, match="float16"):
+        packed(codec, np.full((1, 1, 64), 1e9, np.float32) * np.linspace(-1, 1, 64, dtype=np.float32))
+
+
+def test_wrong_sizes_are_refused_before_memory_is_read() -> None:
+    data = packed("int8", weights((2, 3, 64)))
+    x, out = np.zeros(64, np.float32), np.zeros(3, np.float32)
+    with pytest.raises(ValueError, match="out of range"):
+        _core.dot("portable", "int8", data, 3, 2, 0, x, out)
+    with pytest.raises(ValueError, match="out of range"):
+        _core.dot("portable", "int8", data, 3, 0, 1, x, out)
+    with pytest.raises(ValueError, match="whole number"):
+        _core.dot("portable", "int8", data[:-1], 3, 0, 0, x, out)
+    with pytest.raises(ValueError, match="out of range"):
+        _core.mlp("portable", "int8", data, True, "silu", x, np.zeros(64, np.float32), np.array([2], np.int32), None, None)
