@@ -172,7 +172,7 @@ CASES: dict[str, Case] = {
 
 
 def build(case: Case, folder: Path, seed: int = 0) -> None:
-    """Save a model whose every parameter is random: fresh norms are one and biases zero, which hides mistakes."""
+    """Save a model whose every parameter is random: fresh norms are 1 and biases 0: that hides mistakes."""
     import torch
     import transformers
 
