@@ -169,7 +169,7 @@ def _choose(path: Path) -> Path:
     """The file to open: `path` itself, or the single file or index inside the folder `path`."""
     if not path.is_dir():
         return path
-    for name in (INDEX_NAME, SINGLE_NAME):
+    for name in (SINGLE_NAME, INDEX_NAME):
         if (path / name).exists():
             return path / name
     pickles = sorted(p.name for p in path.glob("pytorch_model*.bin"))
