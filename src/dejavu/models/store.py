@@ -1,0 +1,309 @@
+"""The cache folder: where fetched models lie, how files get there whole or not at all, list and remove.
+
+Layout: ``models/<source>/.../record.json`` beside each model's files (package index) or pointing to them
+(hub). The record is what makes a model complete.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import re
+import secrets
+import shutil
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+from dejavu.errors import CacheError, SourceError
+from dejavu.models.spec import HubSpec, PypiSpec, parse_spec
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+RECORD_NAME = "record.json"
+
+# Errors of a disk: anything else that a caller's block raises (a connection's, say) passes through.
+_DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM}
+
+
+@dataclass(frozen=True)
+class StoredModel:
+    """A fetched model."""
+
+    spec: str
+    """Its full name, as `resolve` takes it."""
+    path: Path
+    """What `resolve` returns for it: a GGUF file or a folder in Hugging Face layout."""
+    bytes: int
+    """Size of its files."""
+    when: datetime
+    """When it was fetched, in UTC."""
+
+
+def cache_root() -> Path:
+    """The cache folder: ``$DEJAVU_CACHE``, else ``$XDG_CACHE_HOME/dejavu``, else ``~/.cache/dejavu``."""
+    if chosen := os.environ.get("DEJAVU_CACHE"):
+        return Path(chosen).expanduser().absolute()
+    # The XDG specification: a relative path is to be ignored.
+    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    return (base if base.is_absolute() else Path.home() / ".cache") / "dejavu"
+
+
+def models_root() -> Path:
+    """Where fetched models lie."""
+    return cache_root() / "models"
+
+
+@contextlib.contextmanager
+def atomic_write(path: Path) -> Iterator[BinaryIO]:
+    """Write a file whole or not at all: yields a stream to a temporary file beside it, renamed at the end.
+
+    Parent folders are made. Whatever ends the block early (Ctrl-C too) leaves the old file, or none.
+
+    Raises:
+        CacheError: the folder cannot be written, the disk is full, ...
+    """
+    temporary = path.with_name(f".{path.name[:64]}.{secrets.token_hex(4)}.tmp")
+    try:
+        with disk_errors(path, everything=True):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            stream = temporary.open("xb")
+        with disk_errors(path), stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        with disk_errors(path, everything=True):
+            temporary.replace(path)
+            _sync_folder(path.parent)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+
+
+@contextlib.contextmanager
+def staged_folder(path: Path) -> Iterator[Path]:
+    """Fill a folder whole or not at all: yields a temporary folder beside it, renamed at the end.
+
+    If `path` is a complete model by then (another process was faster), that one stays.
+
+    Raises:
+        CacheError: the folder cannot be written, the disk is full, ...
+    """
+    temporary = path.with_name(f".{path.name[:64]}.{secrets.token_hex(4)}.tmp")
+    try:
+        with disk_errors(path, everything=True):
+            temporary.mkdir(parents=True)
+        with disk_errors(path):
+            yield temporary
+        with disk_errors(path, everything=True):
+            for file in temporary.iterdir():
+                with file.open("rb") as stream:
+                    os.fsync(stream.fileno())
+            _rename_folder(temporary, path)
+            _sync_folder(path.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        _drop_empty_parents(path)
+
+
+def _rename_folder(source: Path, target: Path) -> None:
+    try:
+        source.rename(target)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        if read_record(target) is None:
+            shutil.rmtree(target)
+            source.rename(target)
+
+
+@contextlib.contextmanager
+def disk_errors(path: Path, *, everything: bool = False) -> Iterator[None]:
+    """Turn the disk's errors into `CacheError`.
+
+    Args:
+        path: what is being written, for the message.
+        everything: any `OSError`, not only those that are always the disk's.
+    """
+    try:
+        yield
+    except OSError as error:
+        if not everything and not is_disk_error(error):
+            raise
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            fix = "free some space (dejavu list, dejavu rm), or set DEJAVU_CACHE to a folder on a larger disk"
+        else:
+            fix = "set DEJAVU_CACHE to a folder that you may write"
+        raise CacheError(f"cannot write {path}: {error.strerror or error}", fix=fix) from error
+
+
+def is_disk_error(error: BaseException) -> bool:
+    """Whether an error is the disk's: full, read-only, forbidden; not a connection's or a damaged file's."""
+    return isinstance(error, OSError) and error.errno in _DISK_ERRORS
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename durable, where the file system can."""
+    with contextlib.suppress(OSError):
+        fd = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+
+def _drop_empty_parents(path: Path) -> None:
+    """Remove the empty folders above `path`, up to the root of the models."""
+    for parent in path.parents:
+        if parent == models_root() or models_root() not in parent.parents:
+            return
+        try:
+            parent.rmdir()
+        except OSError:
+            return
+
+
+def folder_of(spec: HubSpec | PypiSpec) -> Path:
+    """Where the record of a model lies, and the files of a packaged one (whose version must be given)."""
+    if isinstance(spec, HubSpec):
+        return models_root() / "hub" / re.sub("[/:]", "--", str(spec).removeprefix("hf:"))
+    version = spec.version if spec.file is None else f"{spec.version}--{spec.file.replace('/', '--')}"
+    return models_root() / "pypi" / spec.name / str(version)
+
+
+def find_stored(spec: HubSpec | PypiSpec) -> StoredModel | None:
+    """The stored model of that name, of a package without version the newest one; None if there is none."""
+    if isinstance(spec, HubSpec) or spec.version is not None:
+        return read_record(folder_of(spec))
+    from packaging.version import Version
+
+    versions = []
+    for model in list_models():
+        stored = parse_spec(model.spec)
+        if isinstance(stored, PypiSpec) and (stored.name, stored.file) == (spec.name, spec.file):
+            versions.append((Version(str(stored.version)), model))
+    return max(versions, key=lambda item: item[0], default=(None, None))[1]
+
+
+def write_record(folder: Path, spec: HubSpec | PypiSpec, target: str, files: list[str]) -> None:
+    """Declare the model of `folder` complete.
+
+    Args:
+        folder: `folder_of` the model, or the folder that will be renamed to it.
+        spec: its full name.
+        target: what `resolve` returns, absolute or relative to `folder`.
+        files: its files, absolute or relative to `folder`.
+    """
+    record = {
+        "spec": str(spec),
+        "target": target,
+        "files": files,
+        "when": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
+    with atomic_write(folder / RECORD_NAME) as stream:
+        stream.write(json.dumps(record, indent=1).encode())
+
+
+def read_record(folder: Path) -> StoredModel | None:
+    """The model that the record in `folder` tells of; None if there is none, or its files are gone."""
+    try:
+        record = json.loads((folder / RECORD_NAME).read_bytes())
+        path = folder / record["target"]
+        size = sum((folder / name).stat().st_size for name in record["files"])
+        when = datetime.fromisoformat(record["when"])
+        return StoredModel(str(record["spec"]), path, size, when) if path.exists() else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def list_models() -> list[StoredModel]:
+    """All fetched models, by name."""
+    return [model for model, _ in _records()]
+
+
+def _records() -> list[tuple[StoredModel, Path]]:
+    """Models and the folders of their records, by name."""
+    found = []
+    try:
+        for path in models_root().glob(f"**/{RECORD_NAME}"):
+            staged = any(part.startswith(".") for part in path.relative_to(models_root()).parts)
+            if not staged and (model := read_record(path.parent)):
+                found.append((model, path.parent))
+    except OSError as error:
+        raise CacheError(
+            f"cannot read {models_root()}: {error.strerror}", fix="check its permissions"
+        ) from error
+    return sorted(found, key=lambda item: item[0].spec)
+
+
+def remove(spec: str) -> list[StoredModel]:
+    """Delete fetched models; returns them.
+
+    A name without version, revision or file removes all that are stored under it. Of a hub model the whole
+    revision goes, with every file of it that was pulled.
+
+    Raises:
+        SourceError: no such model is stored.
+        CacheError: its files cannot be deleted.
+    """
+    wanted = parse_spec(spec)
+    records = _records()
+    chosen = [(model, folder) for model, folder in records if _matches(wanted, parse_spec(model.spec))]
+    if not chosen:
+        stored = ", ".join(model.spec for model, _ in records) or "none"
+        raise SourceError(f"{spec!r} is not stored (stored: {stored})", fix="see: dejavu list")
+    snapshots = {snapshot for model, _ in chosen if (snapshot := _snapshot(model))}
+    chosen += [item for item in records if item not in chosen and _snapshot(item[0]) in snapshots]
+    for snapshot in snapshots:
+        _remove_snapshot(snapshot)
+    for _, folder in chosen:
+        try:
+            shutil.rmtree(folder)
+        except OSError as error:
+            raise CacheError(
+                f"cannot delete {folder}: {error.strerror}", fix="check its permissions"
+            ) from error
+        _drop_empty_parents(folder)
+    return [model for model, _ in chosen]
+
+
+def _matches(wanted: object, stored: object) -> bool:
+    """Whether `stored` is `wanted` or a version, revision or file of it."""
+    if isinstance(wanted, PypiSpec) and isinstance(stored, PypiSpec):
+        pairs = [(wanted.version, stored.version), (wanted.file, stored.file)]
+        return wanted.name == stored.name and all(a in (None, b) for a, b in pairs)
+    if isinstance(wanted, HubSpec) and isinstance(stored, HubSpec):
+        pairs = [(wanted.revision, stored.revision), (wanted.file, stored.file)]
+        return wanted.repo == stored.repo and all(a in (None, b) for a, b in pairs)
+    return False
+
+
+def _snapshot(model: StoredModel) -> Path | None:
+    """The hub cache's snapshot folder that holds a hub model."""
+    if not model.spec.startswith("hf:"):
+        return None
+    folders = (model.path, *model.path.parents)
+    return next((folder for folder in folders if folder.parent.name == "snapshots"), None)
+
+
+def _remove_snapshot(snapshot: Path) -> None:
+    """Delete a snapshot from the hub's cache, with the files that no other snapshot uses."""
+    from huggingface_hub import scan_cache_dir
+    from huggingface_hub.errors import CacheNotFound
+
+    try:
+        cache = scan_cache_dir(snapshot.parents[2])
+        commits = [
+            r.commit_hash for repo in cache.repos for r in repo.revisions if r.snapshot_path == snapshot
+        ]
+        if commits:
+            cache.delete_revisions(*commits).execute()
+    except CacheNotFound:
+        return
+    except OSError as error:
+        raise CacheError(f"cannot delete {snapshot}: {error}", fix="check its permissions") from error

@@ -1,0 +1,209 @@
+"""The cache folder: files are whole or absent; list and remove."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dejavu.errors import CacheError, SourceError
+from dejavu.models import store
+from dejavu.models.spec import HubSpec, PypiSpec
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("DEJAVU_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def put(spec: PypiSpec, content: bytes = b"weights") -> Path:
+    folder = store.folder_of(spec)
+    with store.staged_folder(folder) as staging:
+        (staging / "m.gguf").write_bytes(content)
+        store.write_record(staging, spec, "m.gguf", ["m.gguf"])
+    return folder / "m.gguf"
+
+
+def everything(folder: Path) -> list[Path]:
+    return list(folder.rglob("*"))
+
+
+def test_cache_root(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert store.cache_root() == tmp_path / "cache"
+    monkeypatch.delenv("DEJAVU_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert store.cache_root() == tmp_path / "xdg" / "dejavu"
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for ignored in ("", "relative"):
+        monkeypatch.setenv("XDG_CACHE_HOME", ignored)
+        assert store.cache_root() == tmp_path / ".cache" / "dejavu"
+    monkeypatch.setenv("DEJAVU_CACHE", "~/here")
+    assert store.cache_root() == tmp_path / "here"
+
+
+def test_atomic_write(tmp_path: Path) -> None:
+    path = tmp_path / "a" / "b" / "file"
+    for content in (b"one", b"two"):
+        with store.atomic_write(path) as stream:
+            stream.write(content)
+            assert path.parent.exists()
+            assert not path.exists() or path.read_bytes() == b"one"
+        assert path.read_bytes() == content
+    assert everything(tmp_path / "a") == [tmp_path / "a" / "b", path]
+
+
+@pytest.mark.parametrize(
+    "error", [KeyboardInterrupt(), ValueError("x"), ConnectionResetError(errno.ECONNRESET, "x")]
+)
+def test_what_ends_the_block_early_leaves_nothing(tmp_path: Path, error: BaseException) -> None:
+    path = tmp_path / "file"
+    with pytest.raises(type(error)), store.atomic_write(path) as stream:  # noqa: PT012
+        stream.write(b"half")
+        raise error
+    with pytest.raises(type(error)), store.staged_folder(tmp_path / "folder") as staging:  # noqa: PT012
+        (staging / "half").write_bytes(b"half")
+        raise error
+    assert everything(tmp_path) == []
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EIO])
+def test_errors_of_the_disk(tmp_path: Path, code: int) -> None:
+    with pytest.raises(CacheError) as caught, store.atomic_write(tmp_path / "file") as stream:  # noqa: PT012
+        stream.write(b"half")
+        raise OSError(code, os.strerror(code))
+    assert "DEJAVU_CACHE" in str(caught.value)
+    with pytest.raises(CacheError), store.staged_folder(tmp_path / "folder"):
+        raise OSError(code, os.strerror(code))
+    assert everything(tmp_path) == []
+
+
+def test_a_real_limit_on_file_sizes(tmp_path: Path) -> None:
+    """The OS refuses bytes beyond 64 KiB (as a full disk would): a typed error and no file."""
+    program = """
+import resource, sys
+from pathlib import Path
+from dejavu.errors import CacheError
+from dejavu.models.store import atomic_write
+resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, 1 << 16))
+try:
+    with atomic_write(Path(sys.argv[1])) as stream:
+        stream.write(bytes(1 << 20))
+except CacheError as error:
+    print(error)
+"""
+    run = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path / "file")],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=_env(),
+    )
+    assert "cannot write" in run.stdout
+    assert everything(tmp_path) == []
+
+
+def _env() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(Path(store.__file__).parents[2])}
+
+
+def test_unwritable_places(tmp_path: Path) -> None:
+    (tmp_path / "plain").write_bytes(b"a file, not a folder")
+    for folder in (tmp_path / "plain" / "x", Path("/proc/none/x")):
+        with pytest.raises(CacheError, match="cannot write"), store.atomic_write(folder / "file"):
+            pass
+        with pytest.raises(CacheError, match="cannot write"), store.staged_folder(folder / "folder"):
+            pass
+
+
+def test_list_and_remove(cache: Path) -> None:
+    assert store.list_models() == []
+    old, new, other = (PypiSpec("toy", "1.9"), PypiSpec("toy", "1.10"), PypiSpec("other", "2", "x.gguf"))
+    paths = [put(spec) for spec in (old, new, other)]
+    assert paths[0] == cache / "models" / "pypi" / "toy" / "1.9" / "m.gguf"
+    models = store.list_models()
+    assert [model.spec for model in models] == ["pypi:other==2:x.gguf", "pypi:toy==1.10", "pypi:toy==1.9"]
+    assert [model.bytes for model in models] == [7, 7, 7]
+    assert models[0].when.tzinfo is not None
+    newest = store.find_stored(PypiSpec("toy"))
+    assert newest is not None
+    assert newest.path == paths[1]
+    assert store.find_stored(PypiSpec("other")) is None
+    assert store.find_stored(PypiSpec("toy", "3")) is None
+
+    assert [model.spec for model in store.remove("pypi:Toy==1.9")] == ["pypi:toy==1.9"]
+    assert not paths[0].parent.exists()
+    with pytest.raises(SourceError, match=r"pypi:toy==1\.10"):
+        store.remove("pypi:toy==1.9")
+    put(old)
+    assert {model.spec for model in store.remove("pypi:toy")} == {"pypi:toy==1.9", "pypi:toy==1.10"}
+    assert [model.spec for model in store.list_models()] == ["pypi:other==2:x.gguf"]
+    store.remove("pypi:other")
+    assert everything(cache / "models") == []
+    with pytest.raises(SourceError, match="none"):
+        store.remove("smollm2")
+
+
+def test_damaged_records_are_not_models(cache: Path) -> None:
+    spec = PypiSpec("toy", "1")
+    for damage in (
+        b"",
+        b"[]",
+        b"{}",
+        b'{"spec": 1',
+        b"\xff",
+        b'{"spec":"x","target":3,"files":[],"when":"now"}',
+    ):
+        path = put(spec)
+        (path.parent / store.RECORD_NAME).write_bytes(damage)
+        assert store.list_models() == []
+        assert store.find_stored(spec) is None
+    path = put(spec, b"new weights")  # takes the place of the damaged one
+    assert path.read_bytes() == b"new weights"
+    path.unlink()
+    assert store.list_models() == []
+
+
+def test_the_faster_process_wins(cache: Path) -> None:
+    spec = PypiSpec("toy", "1")
+    with store.staged_folder(store.folder_of(spec)) as staging:
+        (staging / "m.gguf").write_bytes(b"slow")
+        store.write_record(staging, spec, "m.gguf", ["m.gguf"])
+        assert store.list_models() == []
+        path = put(spec, b"fast")
+    assert path.read_bytes() == b"fast"
+    assert len(store.list_models()) == 1
+    assert not [p for p in everything(cache) if p.name.endswith(".tmp")]
+
+
+def test_removing_a_hub_model_spares_what_others_use(tmp_path: Path) -> None:
+    """A hub cache made by hand: one repository, two snapshots that share a blob."""
+    repo = tmp_path / "hub" / "models--org--toy"
+    (repo / "blobs").mkdir(parents=True)
+    for blob in ("shared", "one", "two"):
+        (repo / "blobs" / blob).write_bytes(blob.encode())
+    for commit in ("one", "two"):
+        snapshot = repo / "snapshots" / (commit * 14)[:40]
+        snapshot.mkdir(parents=True)
+        (snapshot / "config.json").symlink_to("../../blobs/shared")
+        (snapshot / "m.gguf").symlink_to(f"../../blobs/{commit}")
+        spec = HubSpec("org/toy", commit)
+        files = [str(snapshot / name) for name in ("config.json", "m.gguf")]
+        store.write_record(store.folder_of(spec), spec, str(snapshot), files)
+    (repo / "refs").mkdir()
+    (repo / "refs" / "main").write_text(("two" * 14)[:40])
+    assert [(model.spec, model.bytes) for model in store.list_models()] == [
+        ("hf:org/toy@one", 9),
+        ("hf:org/toy@two", 9),
+    ]
+
+    store.remove("org/toy@one")
+    assert [model.spec for model in store.list_models()] == ["hf:org/toy@two"]
+    assert sorted(p.name for p in (repo / "blobs").iterdir()) == ["shared", "two"]
+    store.remove("hf:org/toy")
+    assert not repo.exists()
+    assert store.list_models() == []
