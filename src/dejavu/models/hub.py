@@ -1,0 +1,131 @@
+"""Models of the Hugging Face hub, through huggingface-hub and its own cache."""
+
+from __future__ import annotations
+
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
+
+from dejavu.errors import CacheError, DejavuError, SourceError
+from dejavu.models.store import folder_of, is_disk_error, write_record
+
+if TYPE_CHECKING:
+    from dejavu.models.spec import HubSpec
+
+_SUFFIXES = (".json", ".model", ".txt", ".jinja")
+
+
+def fetch_hub(spec: HubSpec, *, offline: bool, bars: bool) -> Path:
+    """Fetch a hub model and record it; see `sources.resolve` for the errors.
+
+    Args:
+        spec: repository, revision, file.
+        offline: only look into the hub's cache, where another program may have put it.
+        bars: let huggingface-hub draw its progress bars.
+
+    Returns:
+        The snapshot folder, or the GGUF file in it.
+    """
+    try:
+        snapshot, files = _snapshot(spec, offline=offline, bars=bars)
+    except DejavuError:
+        raise
+    except Exception as error:
+        # Broad: errors of the client's HTTP library pass through, and the version decides which that is.
+        raise _explain(error, spec, offline=offline) from error
+    target = snapshot / files[0] if len(files) == 1 else snapshot
+    write_record(folder_of(spec), spec, str(target), [str(snapshot / name) for name in files])
+    return target
+
+
+def _snapshot(spec: HubSpec, *, offline: bool, bars: bool) -> tuple[Path, list[str]]:
+    """Fetch (offline: find) the files of the model. Returns the snapshot folder and their names in it."""
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.utils import (  # type: ignore[attr-defined]
+        are_progress_bars_disabled,
+        disable_progress_bars,
+        enable_progress_bars,
+    )
+
+    if offline:
+        snapshot = Path(snapshot_download(spec.repo, revision=spec.revision, local_files_only=True))
+        present = [p.relative_to(snapshot).as_posix() for p in snapshot.rglob("*") if p.is_file()]
+        return snapshot, _choose(spec, present)
+    info = HfApi().model_info(spec.repo, revision=spec.revision)
+    files = _choose(spec, [sibling.rfilename for sibling in info.siblings or []])
+    quiet = not bars and not are_progress_bars_disabled()
+    if quiet:
+        disable_progress_bars()
+    try:
+        snapshot = Path(snapshot_download(spec.repo, revision=spec.revision, allow_patterns=files))
+    finally:
+        if quiet:
+            enable_progress_bars()
+    missing = [name for name in files if not (snapshot / name).exists()]
+    if missing:
+        raise SourceError(f"{spec}: the hub did not deliver {', '.join(missing)}", fix="run again")
+    return snapshot, files
+
+
+def _choose(spec: HubSpec, names: list[str]) -> list[str]:
+    """The files that make the model, of those that the repository has."""
+    for name in names:
+        path = PurePosixPath(name)
+        if path.is_absolute() or ".." in path.parts:
+            raise SourceError(f"{spec}: the repository lists a file {name!r}, which leads outside")
+    ggufs = sorted(name for name in names if name.endswith(".gguf"))
+    top = [name for name in names if "/" not in name]
+    weights = [name for name in top if name == "model.safetensors"] or [
+        name for name in top if name.startswith("model-") and name.endswith(".safetensors")
+    ]
+    if spec.file:
+        if spec.file not in names:
+            has = ", ".join(ggufs) or "none"
+            raise SourceError(f"{spec}: no such file (GGUF files there: {has})", fix="choose one of them")
+        return [spec.file]
+    if weights and "config.json" in top:
+        return sorted(weights + [name for name in top if name.endswith(_SUFFIXES)])
+    if len(ggufs) == 1:
+        return ggufs
+    if ggufs:
+        raise SourceError(
+            f"{spec} holds several GGUF files: {', '.join(ggufs)}", fix=f"choose one: {spec}:{ggufs[0]}"
+        )
+    raise SourceError(
+        f"{spec} holds no GGUF file and no config.json with model.safetensors (or its shards)",
+        fix="choose a repository with safetensors or GGUF weights; pickled weights are never loaded",
+    )
+
+
+def _explain(error: Exception, spec: HubSpec, *, offline: bool) -> DejavuError:
+    """A typed error for whatever the hub's client raised."""
+    from huggingface_hub import errors
+
+    if isinstance(error, errors.GatedRepoError):
+        return SourceError(
+            f"{spec}: access is restricted", fix="accept its terms on the hub, then: hf auth login"
+        )
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return SourceError(
+            f"the hub knows no model {spec.repo!r}, or it is private", fix="check the name; hf auth login"
+        )
+    if isinstance(error, errors.RevisionNotFoundError):
+        return SourceError(f"{spec}: no revision {spec.revision!r}", fix="check the branch, tag or commit")
+    if isinstance(error, errors.HFValidationError):
+        return SourceError(f"{spec}: not a repository name ({error})", fix="write hf:ORG/NAME")
+    if offline or isinstance(error, (errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError)):
+        return SourceError(
+            f"{spec} is not stored, and fetching is off or impossible ({_first_line(error)})",
+            fix=f"go online, unset HF_HUB_OFFLINE: dejavu pull {spec}",
+        )
+    if is_disk_error(error):
+        return CacheError(
+            f"the hub's cache cannot be written ({_first_line(error)})", fix="free space, or set HF_HOME"
+        )
+    return SourceError(
+        f"{spec}: the hub cannot be reached ({_first_line(error)})",
+        fix="check the network, HF_ENDPOINT and the proxy variables",
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
