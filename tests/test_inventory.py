@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 
-from dejavu.codecs import CODECS, GROUP, encode
-from dejavu.inventory import PARTS, inventory, kv_bytes_per_token, part_of, row_bytes
+from dejavu.engine import synthetic
+from dejavu.inventory import PARTS, inventory, part_of
 from dejavu.models.config import ModelConfig
+
+if TYPE_CHECKING:
+    from dejavu.codecs import Codec
 
 SMOLLM2 = ModelConfig(
     family="llama",
@@ -31,40 +36,49 @@ def test_smollm2() -> None:
     assert counts["mlp"] == 30 * 3 * 576 * 1536
     assert counts["norms"] == 61 * 576
     assert sum(counts.values()) == 134_515_008
-    mlp = parts["mlp"].bytes
-    assert mlp == {
-        "f32": 4 * counts["mlp"],
-        "bf16": 2 * counts["mlp"],
-        "int8": counts["mlp"] * 34 // 32,
-        "int4": counts["mlp"] * 20 // 32,
-    }
-    assert parts["embedding"].bytes["int4"] == parts["embedding"].bytes["int8"] == 49152 * 576 * 34 // 32
     assert set(parts["norms"].bytes.values()) == {4 * 61 * 576}
+    for codec, bits in (("f32", 32), ("bf16", 16), ("int8", 8 + 16 / 32), ("int4", 4 + 32 / 32)):
+        for part in ("attention", "mlp"):  # bundles are rounded up to 64 bytes
+            assert parts[part].bytes[codec] == pytest.approx(counts[part] * bits / 8, rel=0.02)
+    assert parts["embedding"].bytes["int4"] == parts["embedding"].bytes["int8"]
 
 
-@pytest.mark.parametrize("width", [1, 31, 32, 33, 576])
-def test_row_bytes_match_the_codecs(width: int) -> None:
-    import numpy as np
-
-    rows = np.random.default_rng(width).normal(size=(1, width)).astype(np.float32)
-    for codec in CODECS:
-        encoded = encode(codec, rows)
-        packed = encoded.codes.nbytes // (2 if codec == "int4" else 1)
-        for part in (encoded.scales, encoded.mins):
-            packed += 0 if part is None else part.nbytes
-        assert row_bytes(codec, width) == packed
-    assert GROUP == 32
-
-
-def test_kv_bytes() -> None:
-    assert kv_bytes_per_token(SMOLLM2, "f16") == 2 * 30 * 3 * 64 * 2
-    assert kv_bytes_per_token(SMOLLM2, "f32") == 2 * kv_bytes_per_token(SMOLLM2, "f16")
-    assert kv_bytes_per_token(SMOLLM2, "int8") == 2 * 30 * 3 * (64 + 4)
+@pytest.mark.parametrize("codec", ["f32", "int4"])
+def test_bytes_are_those_of_a_packed_model(codec: Codec) -> None:
+    config = ModelConfig(
+        family="opt",
+        vocab_size=100,
+        d_model=40,
+        n_layers=2,
+        n_heads=4,
+        n_kv_heads=2,
+        head_dim=10,
+        d_ff=70,
+        max_context=16,
+        norm="layer",
+        gated=False,
+        tied_head=False,
+        position="learned",
+        position_offset=2,
+        biases=("q", "down", "head"),
+    )
+    executor = synthetic(config, codec, threads=1)
+    parts = inventory(config)
+    assert sum(part.bytes[codec] for part in parts.values()) == executor.packed.nbytes
+    touched = executor.touched_bytes(0)
+    executor.close()
+    biases = 4 * (2 * 40 + 2 * 40)
+    assert sum(parts[part].bytes[codec] for part in ("attention", "mlp")) == (
+        touched["attention"] + touched["mlp"] + biases
+    )
 
 
 @pytest.mark.parametrize(
     ("name", "part"),
     [
+        ("layers.0.heads", "attention"),
+        ("layers.0.kv", "attention"),
+        ("layers.11.mlp", "mlp"),
         ("embed.weight", "embedding"),
         ("embed.norm.bias", "norms"),
         ("final_norm.weight", "norms"),

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from dejavu.errors import InputError
+
+if TYPE_CHECKING:
+    from dejavu.codecs import Codec
+    from dejavu.executor import KvDtype
+
+Choice = TypeVar("Choice", bound=str)
 
 
 @dataclass(frozen=True)
 class Setting:
     """How a model is loaded."""
 
-    codec: str
-    kv_dtype: str
+    codec: Codec
+    kv_dtype: KvDtype
     threads: int
 
 
@@ -68,17 +74,18 @@ def parse_sweep(text: str, *, name: str, low: int = 0) -> tuple[int, ...]:
     return tuple(values)
 
 
-def parse_choices(text: str, *, name: str, allowed: tuple[str, ...]) -> tuple[str, ...]:
+def parse_choices(text: str, *, name: str, allowed: tuple[Choice, ...]) -> tuple[Choice, ...]:
     """Read "int8" or "bf16,int8"; repeated values count once.
 
     Raises:
         InputError: an entry is not in `allowed`.
     """
-    values: dict[str, None] = {}
-    for part in (part.strip() for part in text.split(",")):
-        if part not in allowed:
-            raise InputError(f"{name}: {part!r} is unknown", fix=f"choose from: {', '.join(allowed)}")
-        values[part] = None
+    values: dict[Choice, None] = {}
+    for part in text.split(","):
+        found = next((choice for choice in allowed if choice == part.strip()), None)
+        if found is None:
+            raise InputError(f"{name}: {part.strip()!r} is unknown", fix=f"choose from: {', '.join(allowed)}")
+        values[found] = None
     return tuple(values)
 
 
@@ -98,7 +105,10 @@ def make_tests(
 
 
 def make_cases(
-    codecs: tuple[str, ...], kv_dtypes: tuple[str, ...], threads: tuple[int, ...], tests: tuple[Test, ...]
+    codecs: tuple[Codec, ...],
+    kv_dtypes: tuple[KvDtype, ...],
+    threads: tuple[int, ...],
+    tests: tuple[Test, ...],
 ) -> tuple[Case, ...]:
     """Every test under every setting."""
     settings = [Setting(codec, kv, n) for codec in codecs for kv in kv_dtypes for n in threads]

@@ -36,7 +36,7 @@ _NUMERIC = frozenset({"params", "size", "threads", "tokens/s", "ms/token", "GB/s
 def rows(subject: Subject, results: Sequence[Result]) -> list[tuple[str, ...]]:
     """One row of text per result, columns as in `HEADERS`."""
     name = f"{subject.name} (synthetic weights)" if subject.synthetic else subject.name
-    out = []
+    out: list[tuple[str, ...]] = []
     for result in results:
         setting = result.case.setting
         rate, share = result.bytes_per_s, result.bandwidth_share
@@ -107,3 +107,14 @@ def to_markdown(subject: Subject, results: Sequence[Result]) -> str:
     lines = [HEADERS, tuple("---:" if name in _NUMERIC else "---" for name in HEADERS)]
     lines += rows(subject, results)
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def footnote(results: Sequence[Result]) -> str:
+    """The measured read bandwidth that the last column refers to."""
+    found = {
+        result.case.setting.threads: result.bandwidth for result in results if result.bandwidth is not None
+    }
+    if not found:
+        return "The read bandwidth was not measured."
+    measured = ", ".join(f"{rate / 1e9:.1f} GB/s (threads: {threads})" for threads, rate in found.items())
+    return f"Measured read bandwidth: {measured}."

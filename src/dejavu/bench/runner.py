@@ -8,15 +8,17 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
-from dejavu.executor import Executor
 
 from dejavu.bench.cases import Case, Setting, Test
 from dejavu.errors import InputError, NumericsError
+from dejavu.executor import Executor
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from numpy.typing import NDArray
+
+    from dejavu.codecs import Codec
 
 BLOCK = 512
 """Tokens of one prefill call, as in `LLM`."""
@@ -38,11 +40,13 @@ class Subject:
     name: str
     parameters: int
     max_context: int
-    size: Callable[[str], int]
+    size: Callable[[Codec], int]
     """Bytes of all packed weights in a codec."""
     tokens: NDArray[np.int32]
     """The text that is processed, in tokens; repeated where a test needs more."""
     load: Callable[[Setting], TimedExecutor]
+    codec: Codec = "int8"
+    """Used where none is asked for."""
     synthetic: bool = False
 
 

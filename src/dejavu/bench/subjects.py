@@ -1,0 +1,95 @@
+"""What can be measured: a real model on a text, or a shape with synthetic weights."""
+
+from __future__ import annotations
+
+from importlib import resources
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from dejavu.bench.runner import Subject
+from dejavu.bench.shapes import shape
+from dejavu.engine import NativeExecutor, synthetic
+from dejavu.errors import InputError
+from dejavu.inspection import load_tokenizer
+from dejavu.inventory import inventory
+from dejavu.models.loading import open_model
+from dejavu.models.sources import resolve
+from dejavu.models.spec import LocalSpec, parse_spec
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+    from dejavu.bench.cases import Setting
+    from dejavu.bench.runner import TimedExecutor
+    from dejavu.models.config import ModelConfig
+    from dejavu.models.progress import Progress
+
+_SYNTHETIC_TOKENS = 4096
+
+
+def packaged_text() -> str:
+    """A short story of about 800 tokens, written for dejavu."""
+    return resources.files("dejavu.bench").joinpath("prompt.txt").read_text(encoding="utf-8")
+
+
+def model_subject(
+    spec: str, *, text: str | None = None, offline: bool | None = None, progress: Progress | None = None
+) -> Subject:
+    """A real model, fed with `text` (None: `packaged_text`).
+
+    Raises:
+        InputError: the text is empty.
+        DejavuError: the model cannot be fetched or opened.
+    """
+    path = resolve(spec, offline=offline, progress=progress)
+    model = open_model(path)
+    try:
+        config, tokenizer = model.config, load_tokenizer(model)
+    finally:
+        model.close()
+    tokens = np.asarray(tokenizer.encode(packaged_text() if text is None else text), np.int32)
+    if not tokens.size:
+        raise InputError("the text is empty", fix="pass a text with words in it")
+
+    def load(setting: Setting) -> TimedExecutor:
+        return NativeExecutor.load(
+            path, codec=setting.codec, kv_dtype=setting.kv_dtype, threads=setting.threads, progress=progress
+        )
+
+    # a path says more about the machine than about the model
+    name = path.name if isinstance(parse_spec(spec), LocalSpec) else spec
+    return _subject(name, config, tokens, load)
+
+
+def shape_subject(name: str) -> Subject:
+    """Synthetic weights of a known shape, fed with random tokens."""
+    config = shape(name)
+    tokens = np.random.default_rng(0).integers(0, config.vocab_size, _SYNTHETIC_TOKENS, dtype=np.int32)
+
+    def load(setting: Setting) -> TimedExecutor:
+        return synthetic(config, setting.codec, kv_dtype=setting.kv_dtype, threads=setting.threads)
+
+    return _subject(name, config, tokens, load, synthetic=True)
+
+
+def _subject(
+    name: str,
+    config: ModelConfig,
+    tokens: NDArray[np.int32],
+    load: Callable[[Setting], TimedExecutor],
+    *,
+    synthetic: bool = False,
+) -> Subject:
+    parts = inventory(config)
+    return Subject(
+        name=name,
+        parameters=sum(part.parameters for part in parts.values()),
+        max_context=config.max_context,
+        size=lambda codec: sum(part.bytes[codec] for part in parts.values()),
+        tokens=tokens,
+        load=load,
+        synthetic=synthetic,
+    )

@@ -1,0 +1,93 @@
+"""From a user's request to results: reads the sweeps, chooses the subject, runs the cases."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+from dejavu.bench.cases import make_cases, make_tests, parse_choices, parse_sweep
+from dejavu.bench.runner import Result, Subject, run_cases
+from dejavu.bench.subjects import model_subject, shape_subject
+from dejavu.codecs import CODECS
+from dejavu.engine.core import chosen_isa
+from dejavu.engine.native import default_threads
+from dejavu.environment import describe_machine, versions
+from dejavu.errors import InputError
+from dejavu.evaluation.texts import read_documents
+from dejavu.executor import KV_DTYPES
+from dejavu.inspection import read_bandwidth
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from dejavu.models.progress import Progress
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to measure. Numbers and names may be lists with commas."""
+
+    model: str | None = None
+    shape: str | None = None
+    prompt: str = "512"
+    steps: str = "128"
+    batch: str = "1"
+    depth: str = "0"
+    repeats: int = 5
+    codec: str | None = None
+    """None: what suits the model's file; int8 for a shape."""
+    kv: str = "f16"
+    threads: str | None = None
+    """None: one per physical core."""
+    text: Path | None = None
+    """None: the packaged text."""
+    offline: bool | None = None
+
+
+def run_request(
+    request: Request, *, progress: Progress | None = None, say: Callable[[str], None] | None = None
+) -> tuple[Subject, list[Result], dict[str, object]]:
+    """Measure what `request` asks for.
+
+    Args:
+        request: all of it is checked before anything is loaded.
+        progress: told of downloads and packing.
+        say: called with a description of each step.
+
+    Returns:
+        The subject, its results, and facts about the machine.
+
+    Raises:
+        DejavuError: a wrong request, or a model that cannot be used.
+    """
+    tests = make_tests(
+        parse_sweep(request.prompt, name="--prompt"),
+        parse_sweep(request.steps, name="--steps"),
+        parse_sweep(request.batch, name="--batch", low=1),
+        parse_sweep(request.depth, name="--depth"),
+    )
+    kv_dtypes = parse_choices(request.kv, name="--kv", allowed=KV_DTYPES)
+    threads = (
+        (default_threads(),)
+        if request.threads is None
+        else parse_sweep(request.threads, name="--threads", low=1)
+    )
+    codecs = parse_choices(request.codec, name="--codec", allowed=CODECS) if request.codec else None
+    if (request.model is None) == (request.shape is None):
+        raise InputError("give either a MODEL or --shape", fix="try: dejavu bench smollm2")
+    if request.shape is not None:
+        if request.text is not None:
+            raise InputError("--text does not go with --shape", fix="synthetic weights read random tokens")
+        subject = shape_subject(request.shape)
+    else:
+        text = None if request.text is None else "\n\n".join(read_documents(request.text))
+        subject = model_subject(request.model or "", text=text, offline=request.offline, progress=progress)
+    results = run_cases(
+        subject,
+        make_cases(codecs or (subject.codec,), kv_dtypes, threads, tests),
+        repeats=request.repeats,
+        read_bandwidth=read_bandwidth(),
+        progress=say,
+    )
+    return subject, results, {**asdict(describe_machine()), "isa": chosen_isa(), "versions": versions()}

@@ -1,0 +1,5 @@
+"""`python -m dejavu.cli`."""
+
+from dejavu.cli import main
+
+main()

@@ -1,0 +1,79 @@
+"""The group of verbs, and what happens when one fails."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from dejavu.cli import bench, chat, env, generate, info, perplexity, pull, stored
+from dejavu.cli.output import UNEXPECTED_EXIT_CODE, print_error, print_unexpected
+from dejavu.errors import DejavuError
+
+INTERRUPTED_EXIT_CODE = 130
+
+
+class Group(TyperGroup):
+    """Turns errors that dejavu raises on purpose, and Ctrl-C, into messages and exit codes."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the verb. `ctx` is a click context: of the click inside typer, or of its own, by version."""
+        try:
+            return super().invoke(ctx)
+        except DejavuError as error:
+            print_error(error, as_json=bool(ctx.meta.get("dejavu.json")))
+            raise typer.Exit(error.exit_code) from error
+        except KeyboardInterrupt:
+            print(file=sys.stderr)  # the terminal shows ^C; leave its line
+            raise typer.Exit(INTERRUPTED_EXIT_CODE) from None
+
+
+# Rich's help costs 150 ms of imports; the plain one is as clear.
+app = typer.Typer(
+    cls=Group, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False, name="dejavu"
+)
+
+
+def _print_version(value: bool) -> None:
+    if value:
+        from dejavu.environment import versions
+
+        print(f"dejavu {versions().get('dejavu-llm', '(not installed)')}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True),
+    ] = False,
+) -> None:
+    """Run language models by touching only the weights each token needs."""
+
+
+app.command("generate")(generate.generate)
+app.command("chat")(chat.chat)
+app.command("pull")(pull.pull)
+app.command("list")(stored.list_models)
+app.command("rm")(stored.remove)
+app.command("info")(info.info)
+app.command("env")(env.env)
+app.command("perplexity")(perplexity.perplexity)
+app.command("bench")(bench.bench)
+
+
+def run(args: list[str]) -> int:
+    """Run the command and return its exit code."""
+    try:
+        typer.main.get_command(app).main(args=args, prog_name="dejavu")
+    except SystemExit as exit_:
+        return exit_.code if isinstance(exit_.code, int) else 0
+    except KeyboardInterrupt:
+        return INTERRUPTED_EXIT_CODE
+    except Exception as error:
+        print_unexpected(error, as_json="--json" in args)
+        return UNEXPECTED_EXIT_CODE
+    return 0

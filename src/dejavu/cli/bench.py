@@ -1,0 +1,86 @@
+"""dejavu bench."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dejavu.cli import options
+from dejavu.cli.output import print_note, print_table
+
+
+class OutputName(str, Enum):
+    """Values of --output."""
+
+    table = "table"
+    json = "json"
+    csv = "csv"
+    md = "md"
+
+
+def bench(
+    model: Annotated[str | None, typer.Argument(metavar="[MODEL]", help=options.MODEL_HELP)] = None,
+    shape: Annotated[
+        str | None,
+        typer.Option(
+            help="Instead of a model: synthetic weights in the shape of opt-1.3b, opt-6.7b, llama-1b, ..."
+        ),
+    ] = None,
+    prompt: Annotated[str, typer.Option("--prompt", "-p", help="Prompt tokens to process; 0: none.")] = "512",
+    steps: Annotated[str, typer.Option("--steps", "-n", help="Tokens to generate; 0: none.")] = "128",
+    batch: Annotated[str, typer.Option("--batch", "-b", help="Sequences decoded together.")] = "1",
+    depth: Annotated[str, typer.Option("--depth", "-d", help="Tokens in the cache before generating.")] = "0",
+    repeats: Annotated[int, typer.Option("--repeats", "-r", help="Times that everything is measured.")] = 5,
+    codec: Annotated[
+        str | None, typer.Option(help="f32, bf16, int8 or int4; default: what suits the model's file.")
+    ] = None,
+    kv: Annotated[str, typer.Option("--kv", help="f32, f16, bf16 or int8.")] = "f16",
+    threads: Annotated[
+        str | None, typer.Option("--threads", "-t", help="Threads; default: the physical cores.")
+    ] = None,
+    text: Annotated[
+        Path | None, typer.Option(help="A .txt or .jsonl file to process; default: a short story.")
+    ] = None,
+    output: Annotated[OutputName, typer.Option("--output", "-o", help="Format.")] = OutputName.table,
+    offline: options.Offline = False,
+    json: options.Json = False,
+) -> None:
+    """Measure speed.
+
+    pp is prompt processing, tg token generation. Lengths, codecs, caches and threads may be lists such as
+    128,512. Repeats are interleaved; speeds are medians, ± half the distance between the quartiles. GB/s
+    counts the bytes that a step has to read: the weights, and the cache of every sequence.
+    """
+    from dejavu.bench import report
+    from dejavu.bench.suite import Request, run_request
+    from dejavu.cli.progress import make_progress, status_line
+
+    wanted = "json" if json else output.value
+    request = Request(
+        model=model,
+        shape=shape,
+        prompt=prompt,
+        steps=steps,
+        batch=batch,
+        depth=depth,
+        repeats=repeats,
+        codec=codec,
+        kv=kv,
+        threads=threads,
+        text=text,
+        offline=offline or None,
+    )
+    with status_line(quiet=json) as say:
+        subject, results, machine = run_request(request, progress=make_progress(quiet=json), say=say)
+    if wanted == "table":
+        print_table(report.HEADERS, report.rows(subject, results))
+        print_note(report.footnote(results))
+    elif wanted == "json":
+        print(report.to_json(subject, results, machine))
+    elif wanted == "csv":
+        print(report.to_csv(subject, results), end="")
+    else:
+        print(report.to_markdown(subject, results), end="")

@@ -1,0 +1,168 @@
+"""dejavu generate."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dejavu.cli import options
+from dejavu.cli.options import CodecName, ExecutorName, KvName
+from dejavu.cli.output import describe_timings, print_json, print_note
+
+if TYPE_CHECKING:
+    from dejavu.outputs import Generation, StreamEvent
+
+
+def generate(
+    prompt: Annotated[str, typer.Argument(help="The prompt; - reads it from stdin.")],
+    model: Annotated[str, typer.Option("--model", "-m", help=options.MODEL_HELP)] = options.DEFAULT_MODEL,
+    codec: options.Codec = CodecName.auto,
+    kv: options.Kv = KvName.f16,
+    threads: options.Threads = None,
+    context: options.Context = None,
+    executor: options.Executor = ExecutorName.native,
+    offline: options.Offline = False,
+    chat: Annotated[
+        bool | None,
+        typer.Option(
+            "--chat/--raw", help="Wrap the prompt in the chat template; default: if the model has one."
+        ),
+    ] = None,
+    system: Annotated[str | None, typer.Option(help="System message, with a chat template.")] = None,
+    max_tokens: Annotated[
+        int, typer.Option("--max-tokens", "-n", help="Most tokens to generate; 0: until the context is full.")
+    ] = 256,
+    min_tokens: Annotated[int, typer.Option(help="Do not stop before so many tokens.")] = 0,
+    temperature: Annotated[float, typer.Option(help="0 takes the most likely token.")] = 0.0,
+    top_k: Annotated[int, typer.Option(help="Choose from the k most likely tokens; 0: from all.")] = 0,
+    top_p: Annotated[float, typer.Option(help="Choose from the tokens that make up this probability.")] = 1.0,
+    min_p: Annotated[
+        float, typer.Option(help="Drop tokens less likely than this times the most likely one.")
+    ] = 0.0,
+    repetition_penalty: Annotated[float, typer.Option(help="Above 1: avoid tokens seen before.")] = 1.0,
+    presence_penalty: Annotated[
+        float, typer.Option(help="Subtracted from logits of tokens generated.")
+    ] = 0.0,
+    frequency_penalty: Annotated[float, typer.Option(help="Subtracted once per time generated.")] = 0.0,
+    logit_bias: Annotated[
+        list[str] | None, typer.Option(metavar="ID=BIAS", help="Added to a token's logit. Repeatable.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Same seed, same tokens.")] = None,
+    stop: Annotated[list[str] | None, typer.Option(help="A string that ends the text. Repeatable.")] = None,
+    stop_token_ids: Annotated[
+        list[int] | None, typer.Option("--stop-token-id", help="A token that ends it. Repeatable.")
+    ] = None,
+    ignore_eos: Annotated[
+        bool, typer.Option("--ignore-eos", help="Go on after the model's end token.")
+    ] = False,
+    include_stop: Annotated[
+        bool, typer.Option("--include-stop", help="Keep the stop string in the text.")
+    ] = False,
+    keep_special: Annotated[bool, typer.Option("--keep-special", help="Show special tokens.")] = False,
+    logprobs: Annotated[
+        int | None, typer.Option(help="With --json: log-probabilities of the tokens and of so many others.")
+    ] = None,
+    n: Annotated[int, typer.Option("--n", help="Number of completions.")] = 1,
+    stream: Annotated[bool, typer.Option("--stream/--no-stream", help="Print text as it comes.")] = True,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no timings.")] = False,
+    json: options.Json = False,
+) -> None:
+    """Continue a prompt, or answer it.
+
+    The text goes to stdout, the timings to stderr.
+    """
+    from dejavu.cli.loading import open_llm
+    from dejavu.errors import InputError
+    from dejavu.sampling import SamplingParams
+
+    params = SamplingParams(
+        n=n,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        presence_penalty=presence_penalty,
+        frequency_penalty=frequency_penalty,
+        logit_bias=parse_logit_bias(logit_bias or ()),
+        seed=seed,
+        max_tokens=max_tokens or None,
+        min_tokens=min_tokens,
+        stop=tuple(stop or ()),
+        stop_token_ids=tuple(stop_token_ids or ()),
+        ignore_eos=ignore_eos,
+        include_stop_str_in_output=include_stop,
+        skip_special_tokens=not keep_special,
+        logprobs=logprobs,
+    )
+    text = read_prompt(prompt)
+    with open_llm(
+        model,
+        codec=codec,
+        kv=kv,
+        threads=threads,
+        context=context,
+        executor=executor,
+        offline=offline,
+        quiet=quiet or json,
+    ) as llm:
+        if chat is None:
+            chat = llm.tokenizer.chat_template is not None
+        if system is not None and not chat:
+            raise InputError("--system needs a chat template", fix="use --chat, or put it into the prompt")
+        messages = [{"role": "user", "content": text}]
+        if system is not None:
+            messages.insert(0, {"role": "system", "content": system})
+        if json or not stream or n > 1:
+            result = llm.chat(messages, params) if chat else llm.generate(text, params)
+            _print_result(result, json=json, quiet=quiet)
+        else:
+            events = llm.stream_chat(messages, params) if chat else llm.stream(text, params)
+            _print_stream(events, quiet=quiet)
+
+
+def _print_stream(events: Iterable[StreamEvent], *, quiet: bool) -> None:
+    last = None
+    for last in events:
+        print(last.text, end="", flush=True)
+    print()
+    if last is not None and last.generation is not None and not quiet:
+        print_note(describe_timings(last.generation))
+
+
+def _print_result(result: Generation, *, json: bool, quiet: bool) -> None:
+    if json:
+        print_json(result.to_dict())
+        return
+    for completion in result.completions:
+        if len(result.completions) > 1:
+            print_note(f"--- {completion.index}")
+        print(completion.text, flush=True)
+    if not quiet:
+        print_note(describe_timings(result))
+
+
+def read_prompt(prompt: str) -> str:
+    """The prompt itself, or all of stdin for "-" (less one newline at its end)."""
+    return sys.stdin.read().removesuffix("\n") if prompt == "-" else prompt
+
+
+def parse_logit_bias(entries: Sequence[str]) -> dict[int, float]:
+    """Read entries such as "50256=-100".
+
+    Raises:
+        typer.BadParameter: an entry of another form.
+    """
+    bias = {}
+    for entry in entries:
+        token, _, value = entry.partition("=")
+        try:
+            bias[int(token)] = float(value)
+        except ValueError:
+            raise typer.BadParameter(
+                f"{entry!r} is not of the form ID=BIAS", param_hint="--logit-bias"
+            ) from None
+    return bias

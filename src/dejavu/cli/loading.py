@@ -1,0 +1,41 @@
+"""Opening a model for a verb, with progress on stderr."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from dejavu.llm import LLM
+
+    from dejavu.cli.options import CodecName, ExecutorName, KvName
+
+
+def open_llm(
+    model: str,
+    *,
+    codec: CodecName,
+    kv: KvName,
+    threads: int | None = None,
+    context: int | None = None,
+    executor: ExecutorName,
+    offline: bool,
+    quiet: bool,
+) -> LLM:
+    """`LLM.from_pretrained`, with progress bars unless `quiet`.
+
+    `offline` False leaves the choice to the environment (HF_HUB_OFFLINE).
+    """
+    from dejavu.llm import LLM
+
+    from dejavu.cli.progress import make_progress
+
+    return LLM.from_pretrained(
+        model,
+        codec=codec.value,
+        kv_dtype=kv.value,
+        threads=threads,
+        context=context,
+        executor=executor.value,
+        offline=offline or None,
+        progress=make_progress(quiet=quiet),
+    )

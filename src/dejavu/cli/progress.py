@@ -1,0 +1,92 @@
+"""Drawing the steps of a fetch or of a computation on stderr."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+from dejavu.models.progress import NoProgress, Progress
+
+if TYPE_CHECKING:
+    import rich.progress
+
+
+class ByteBars:
+    """A `Progress` that draws a bar per step on a terminal; elsewhere a line per step."""
+
+    def __init__(self) -> None:
+        self._bars: rich.progress.Progress | None = None
+        self._task: rich.progress.TaskID | None = None
+
+    def start(self, description: str, total_bytes: int | None) -> None:
+        """Begin a bar."""
+        if not sys.stderr.isatty():
+            print(description, file=sys.stderr)
+            return
+        import rich.progress as bars
+        from rich.console import Console
+
+        self.finish()
+        self._bars = bars.Progress(
+            bars.TextColumn("{task.description}"),
+            bars.BarColumn(),
+            bars.DownloadColumn(binary_units=True),
+            bars.TransferSpeedColumn(),
+            bars.TimeRemainingColumn(),
+            console=Console(stderr=True),
+            transient=True,
+        )
+        self._bars.start()
+        self._task = self._bars.add_task(description, total=total_bytes)
+
+    def advance(self, n: int) -> None:
+        """Move the bar by `n` bytes."""
+        if self._bars is not None and self._task is not None:
+            self._bars.advance(self._task, n)
+
+    def finish(self) -> None:
+        """Wipe the bar."""
+        if self._bars is not None:
+            self._bars.stop()
+            self._bars = self._task = None
+
+
+def make_progress(*, quiet: bool) -> Progress:
+    """What draws the steps of a fetch."""
+    return NoProgress() if quiet else ByteBars()
+
+
+@contextlib.contextmanager
+def token_bar(total: int, *, quiet: bool) -> Iterator[Callable[[int], None]]:
+    """A bar over `total` tokens with the time left, on a terminal; yields what moves it."""
+    if quiet or not sys.stderr.isatty():
+        yield lambda _: None
+        return
+    import rich.progress as bars
+    from rich.console import Console
+
+    with bars.Progress(
+        bars.TextColumn("scoring"),
+        bars.BarColumn(),
+        bars.MofNCompleteColumn(),
+        bars.TextColumn("tokens, left:"),
+        bars.TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=True,
+    ) as bar:
+        task = bar.add_task("scoring", total=total)
+        yield lambda count: bar.advance(task, count)
+
+
+@contextlib.contextmanager
+def status_line(*, quiet: bool) -> Iterator[Callable[[str], None]]:
+    """A line on the terminal that says what is going on; yields what changes it."""
+    if quiet or not sys.stderr.isatty():
+        yield lambda _: None
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status("starting") as status:
+        yield status.update

@@ -1,0 +1,144 @@
+"""Facts for people about this installation and about a model, gathered without reading weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from dejavu.engine.core import chosen_isa, load_core
+from dejavu.engine.native import KV_TYPES, default_threads, kv_bytes_per_token
+from dejavu.environment import Machine, describe_machine, folder_bytes, versions
+from dejavu.errors import DejavuError, InputError
+from dejavu.inventory import Part, PartSize, inventory
+from dejavu.models.loading import open_model
+from dejavu.models.store import cache_root
+from dejavu.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+    from dejavu.models.config import ModelConfig
+    from dejavu.models.loading import OpenModel
+
+
+@dataclass(frozen=True)
+class Environment:
+    """What `describe_environment` found."""
+
+    machine: Machine
+    isas: tuple[str, ...]
+    """Instruction sets that this build and this machine support; empty without a compiled core."""
+    isa: str | None
+    """The one in use."""
+    threads: int
+    """Threads used by default."""
+    read_bandwidth: float | None
+    """Bytes/s of sequential reading with that many threads, measured now."""
+    versions: Mapping[str, str]
+    cache_folder: Path
+    cache_bytes: int
+
+
+def describe_environment() -> Environment:
+    """Look at the machine and the installation; measures the memory for a moment.
+
+    Raises:
+        InputError: ``DEJAVU_ISA`` names an instruction set that is not supported here.
+    """
+    threads = default_threads()
+    measure = read_bandwidth()
+    try:
+        isas, isa = tuple(load_core().isas()), chosen_isa()
+    except InputError:
+        raise
+    except DejavuError:  # an installation without the core is what `env` should show, not fail at
+        isas, isa = (), None
+    return Environment(
+        machine=describe_machine(),
+        isas=isas,
+        isa=isa,
+        threads=threads,
+        read_bandwidth=measure(threads) if measure else None,
+        versions=versions(),
+        cache_folder=cache_root(),
+        cache_bytes=folder_bytes(cache_root()),
+    )
+
+
+def read_bandwidth() -> Callable[[int], float] | None:
+    """The core's measurement, threads -> bytes/s; None without a compiled core."""
+    try:
+        measure: Callable[[int], float] = load_core().read_bandwidth
+    except DejavuError:
+        return None
+    return measure
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What `describe_model` found."""
+
+    path: Path
+    format: str
+    config: ModelConfig
+    parts: Mapping[Part, PartSize]
+    kv_bytes_per_token: Mapping[str, int]
+    source_types: Mapping[str, int]
+    """Storage type in the file -> number of tensors."""
+    tokenizer: Mapping[str, Any]
+    """``vocab_size``, ``bos``, ``eos``, ``chat_template`` (whether there is one), or ``error``."""
+
+    @property
+    def parameters(self) -> int:
+        """Of all parts."""
+        return sum(part.parameters for part in self.parts.values())
+
+    def total_bytes(self, codec: str) -> int:
+        """Packed bytes of all parts in `codec`."""
+        return sum(size for part in self.parts.values() for name, size in part.bytes.items() if name == codec)
+
+
+def describe_model(path: Path) -> ModelFacts:
+    """Read the headers of the model at `path` (a folder or a GGUF file).
+
+    Raises:
+        ModelFormatError, UnsupportedModelError: the model cannot be used.
+    """
+    model = open_model(path)
+    try:
+        types: dict[str, int] = {}
+        for name in model.weights.names():
+            kind = model.weights.source_type(name)
+            types[kind] = types.get(kind, 0) + 1
+        return ModelFacts(
+            path=path,
+            format=model.format,
+            config=model.config,
+            parts=inventory(model.config),
+            kv_bytes_per_token={kind: kv_bytes_per_token(model.config, kind) for kind in KV_TYPES},
+            source_types=dict(sorted(types.items())),
+            tokenizer=_tokenizer_facts(model),
+        )
+    finally:
+        model.close()
+
+
+def _tokenizer_facts(model: OpenModel) -> dict[str, Any]:
+    try:
+        tokenizer = load_tokenizer(model)
+    except DejavuError as error:  # the rest is worth showing all the same
+        return {"error": str(error.args[0])}
+    return {
+        "vocab_size": tokenizer.vocab_size,
+        "bos": tokenizer.bos_token,
+        "eos": tokenizer.eos_token,
+        "chat_template": tokenizer.chat_template is not None,
+    }
+
+
+def load_tokenizer(model: OpenModel) -> Tokenizer:
+    """The tokenizer that belongs to an open model."""
+    if model.format == "gguf":
+        return Tokenizer.from_gguf(model.metadata)
+    return Tokenizer.from_folder(model.path)
