@@ -33,7 +33,7 @@ class Loopback:
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 loopback.requests.append(self.path)
-                found = loopback.pages.get(self.path, Page(b"not found", status=404))
+                found = loopback.pages.get(self.path.partition("?")[0], Page(b"not found", status=404))
                 page = found(dict(self.headers)) if callable(found) else found
                 self.send_response(page.status)
                 self.send_header("Content-Type", page.kind)

@@ -474,7 +474,7 @@ STORED = make_wheel({"m.gguf": GGUF}, zipfile.ZIP_STORED)
         (FLIPPED, ModelFormatError, "damaged"),
         (STORED.replace(b"GGUF\0", b"GGUG\0"), ModelFormatError, "damaged"),
     ],
-    ids=["empty", "no config", "slip", "absolute", "backslash", "bomb", "text", "nothing", "cut", "bits", "crc"],
+    ids=["empty", "no config", "slip", "absolute", "slash", "bomb", "text", "nothing", "cut", "bits", "crc"],
 )  # fmt: skip
 def test_unsound_wheels(
     site: Loopback, cache: Path, content: bytes, error: type[DejavuError], says: str

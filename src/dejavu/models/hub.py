@@ -31,7 +31,7 @@ def fetch_hub(spec: HubSpec, *, offline: bool, bars: bool) -> Path:
         raise
     except Exception as error:
         # Broad: errors of the client's HTTP library pass through, and the version decides which that is.
-        raise _explain(error, spec, offline=offline) from error
+        raise _explain(error, spec) from error
     target = snapshot / files[0] if len(files) == 1 else snapshot
     write_record(folder_of(spec), spec, str(target), [str(snapshot / name) for name in files])
     return target
@@ -47,7 +47,7 @@ def _snapshot(spec: HubSpec, *, offline: bool, bars: bool) -> tuple[Path, list[s
     )
 
     if offline:
-        snapshot = Path(snapshot_download(spec.repo, revision=spec.revision, local_files_only=True))
+        snapshot = _cached_snapshot(spec)
         present = [p.relative_to(snapshot).as_posix() for p in snapshot.rglob("*") if p.is_file()]
         return snapshot, _choose(spec, present)
     info = HfApi().model_info(spec.repo, revision=spec.revision)
@@ -64,6 +64,27 @@ def _snapshot(spec: HubSpec, *, offline: bool, bars: bool) -> tuple[Path, list[s
     if missing:
         raise SourceError(f"{spec}: the hub did not deliver {', '.join(missing)}", fix="run again")
     return snapshot, files
+
+
+def _cached_snapshot(spec: HubSpec) -> Path:
+    """The snapshot in the hub's cache, where `snapshot_download` only finds those that hold every file."""
+    from huggingface_hub import scan_cache_dir
+    from huggingface_hub.errors import CacheNotFound
+
+    wanted = spec.revision or "main"
+    try:
+        repos = [r for r in scan_cache_dir().repos if (r.repo_type, r.repo_id) == ("model", spec.repo)]
+    except CacheNotFound:
+        repos = []
+    for revision in (revision for repo in repos for revision in repo.revisions):
+        if wanted in (revision.commit_hash, *revision.refs):
+            return Path(revision.snapshot_path)
+    raise _not_stored(spec)
+
+
+def _not_stored(spec: HubSpec) -> SourceError:
+    fix = f"unset HF_HUB_OFFLINE and go online: dejavu pull {spec}"
+    return SourceError(f"{spec} is not stored, and fetching is off", fix=fix)
 
 
 def _choose(spec: HubSpec, names: list[str]) -> list[str]:
@@ -96,7 +117,7 @@ def _choose(spec: HubSpec, names: list[str]) -> list[str]:
     )
 
 
-def _explain(error: Exception, spec: HubSpec, *, offline: bool) -> DejavuError:
+def _explain(error: Exception, spec: HubSpec) -> DejavuError:
     """A typed error for whatever the hub's client raised."""
     from huggingface_hub import errors
 
@@ -112,11 +133,8 @@ def _explain(error: Exception, spec: HubSpec, *, offline: bool) -> DejavuError:
         return SourceError(f"{spec}: no revision {spec.revision!r}", fix="check the branch, tag or commit")
     if isinstance(error, errors.HFValidationError):
         return SourceError(f"{spec}: not a repository name ({error})", fix="write hf:ORG/NAME")
-    if offline or isinstance(error, (errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError)):
-        return SourceError(
-            f"{spec} is not stored, and fetching is off or impossible ({_first_line(error)})",
-            fix=f"go online, unset HF_HUB_OFFLINE: dejavu pull {spec}",
-        )
+    if isinstance(error, errors.OfflineModeIsEnabled):
+        return _not_stored(spec)
     if is_disk_error(error):
         return CacheError(
             f"the hub's cache cannot be written ({_first_line(error)})", fix="free space, or set HF_HOME"

@@ -1,0 +1,182 @@
+"""Hub models: the real huggingface-hub client against a small hub on loopback.
+
+The client reads its environment when it is imported: each test runs one process with a list of calls.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from dejavu.models import store
+from loopback import Loopback, Page, loopback
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+SHA = "0123456789" * 4
+
+FOLDER = {
+    "config.json": b"{}",
+    "tokenizer.json": b"{}",
+    "model-00001-of-00002.safetensors": b"one",
+    "model-00002-of-00002.safetensors": b"two",
+    "model.safetensors.index.json": b"{}",
+    "pytorch_model.bin": b"pickle",
+    "original/model.safetensors": b"other",
+    "code.py": b"evil",
+}
+GGUFS = {"README.md": b"", "q4/m.gguf": b"four", "m-q8.gguf": b"eight"}
+
+PROGRAM = """
+import json, sys
+from dejavu.errors import DejavuError
+from dejavu.models import store
+from dejavu.models.sources import resolve
+for verb, *arguments in json.loads(sys.argv[1]):
+    try:
+        if verb == "resolve":
+            path = resolve(arguments[0], **(arguments[1] if arguments[1:] else {}))
+            result = sorted(p.name for p in path.iterdir()) if path.is_dir() else path.read_text()
+        elif verb == "list":
+            result = [[model.spec, model.bytes] for model in store.list_models()]
+        else:
+            result = [model.spec for model in store.remove(arguments[0])]
+    except DejavuError as error:
+        result = f"{type(error).__name__}: {error}"
+    print(json.dumps(result))
+"""
+
+
+def add_repository(
+    site: Loopback, name: str, files: dict[str, bytes], listed: dict[str, bytes] | None = None
+) -> None:
+    siblings = [{"rfilename": file} for file in listed or files]
+    info = {"id": name, "sha": SHA, "siblings": siblings, "private": False, "tags": [], "downloads": 0}
+    tree = [{"type": "file", "path": file, "size": len(body), "oid": file} for file, body in files.items()]
+    api = f"/api/models/{name}"
+    for path in (api, f"{api}/revision/main", f"{api}/revision/v1"):
+        site.pages[path] = Page(json.dumps(info).encode(), "application/json")
+    site.pages[f"{api}/tree/{SHA}"] = Page(json.dumps(tree).encode(), "application/json")
+    for file, body in files.items():
+        headers = {"ETag": f'"{file.replace("/", "-")}"', "X-Repo-Commit": SHA}
+        site.pages[f"/{name}/resolve/{SHA}/{file}"] = Page(body, "application/octet-stream", headers=headers)
+
+
+@pytest.fixture
+def site() -> Iterator[Loopback]:
+    with loopback() as server:
+        add_repository(server, "org/toy", FOLDER)
+        add_repository(server, "org/ggufs", GGUFS)
+        add_repository(server, "org/single", {"README.md": b"", "m.gguf": b"single"})
+        add_repository(server, "org/pickle", {"config.json": b"{}", "pytorch_model.bin": b"pickle"})
+        refuse = {"X-Error-Code": "GatedRepo", "X-Error-Message": "ask first"}
+        server.pages["/api/models/org/gated"] = Page(b"{}", "application/json", 403, refuse)
+        unknown = {"X-Error-Code": "RepoNotFound"}
+        server.pages["/api/models/org/none"] = Page(b"{}", "application/json", 404, unknown)
+        server.pages["/api/models/org/toy/revision/v9"] = Page(
+            b"{}", "application/json", 404, {"X-Error-Code": "RevisionNotFound"}
+        )
+        yield server
+
+
+def run(tmp_path: Path, endpoint: str, calls: list[list[Any]], **more: str) -> list[Any]:
+    env = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
+    env |= {
+        "HF_ENDPOINT": endpoint,
+        "HF_HOME": str(tmp_path / "hf"),
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_HUB_DISABLE_XET": "1",
+        "DEJAVU_CACHE": str(tmp_path / "cache"),
+        "PYTHONPATH": str(Path(store.__file__).parents[2]),
+        **more,
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, json.dumps(calls)],
+        env=env,
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+WANTED = ["config.json", "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors",
+          "model.safetensors.index.json", "tokenizer.json"]  # fmt: skip
+
+
+def test_pull_list_remove(tmp_path: Path, site: Loopback) -> None:
+    calls: list[list[Any]] = [["resolve", "org/toy"], ["resolve", "hf:org/toy", {"revision": "v1"}]]
+    calls += [["resolve", "org/single"], ["resolve", "org/ggufs:q4/m.gguf"], ["list"]]
+    toy, version, single, four, listed = run(tmp_path, site.url, calls)
+    assert toy == version == WANTED
+    assert (single, four) == ("single", "four")
+    assert not [path for path in site.requests if "pickle" in path or "original" in path or "code.py" in path]
+    assert listed == [
+        ["hf:org/ggufs:q4/m.gguf", 4],
+        ["hf:org/single", 6],
+        ["hf:org/toy", 12],
+        ["hf:org/toy@v1", 12],
+    ]
+
+    # Stored: no request, hub or not. Found by another program and offline: recorded from the hub's cache.
+    n = len(site.requests)
+    stored = run(tmp_path, site.url, calls[:4], HF_HUB_OFFLINE="1")
+    assert stored == [WANTED, WANTED, "single", "four"]
+    elsewhere = str(tmp_path / "other cache")
+    offline = run(tmp_path, "http://127.0.0.1:9", [["resolve", "org/toy", {"offline": True}], ["list"]],
+                  DEJAVU_CACHE=elsewhere)  # fmt: skip
+    assert offline == [WANTED, [["hf:org/toy", 12]]]
+    assert len(site.requests) == n
+
+    # Both names share a snapshot, which goes as a whole.
+    removed, left = run(tmp_path, site.url, [["remove", "org/toy@v1"], ["list"]])
+    assert set(removed) == {"hf:org/toy", "hf:org/toy@v1"}
+    assert [spec for spec, _ in left] == ["hf:org/ggufs:q4/m.gguf", "hf:org/single"]
+    assert not list((tmp_path / "hf").rglob("*.safetensors"))
+
+
+def test_what_is_not_there(tmp_path: Path, site: Loopback) -> None:
+    expected = {
+        "org/ggufs": "several GGUF files: m-q8.gguf, q4/m.gguf",
+        "org/ggufs:m.gguf": "no such file",
+        "org/pickle": "pickled weights are never loaded",
+        "org/gated": "accept its terms",
+        "org/none": "knows no model 'org/none'",
+        "org/toy@v9": "no revision 'v9'",
+        "hf:a--b/c": "not a repository name",
+    }
+    answers = run(tmp_path, site.url, [["resolve", spec] for spec in expected] + [["list"]])
+    for answer, says in zip(answers, expected.values(), strict=False):
+        assert answer.startswith("SourceError")
+        assert says in answer
+    assert answers[-1] == []
+
+
+def test_hostile_listing(tmp_path: Path, site: Loopback) -> None:
+    add_repository(site, "org/evil", FOLDER, {**FOLDER, "../../evil.json": b""})
+    assert "leads outside" in run(tmp_path, site.url, [["resolve", "org/evil"]])[0]
+
+
+def test_unreachable(tmp_path: Path, site: Loopback) -> None:
+    calls = [["resolve", "org/toy"], ["resolve", "org/toy", {"offline": True}]]
+    online, offline = run(tmp_path, "http://127.0.0.1:9", calls)
+    assert "cannot be reached" in online
+    assert "not stored" in offline
+    by_variable = run(
+        tmp_path, site.url, [calls[0], ["resolve", "org/toy", {"offline": False}]], HF_HUB_OFFLINE="1"
+    )
+    assert all("not stored" in answer for answer in by_variable)
+    (tmp_path / "plain").write_bytes(b"")
+    (unwritable,) = run(tmp_path, site.url, calls[:1], HF_HOME=str(tmp_path / "plain" / "hf"))
+    assert unwritable.startswith(("CacheError", "SourceError"))
+    (unwritable,) = run(tmp_path, site.url, calls[:1], DEJAVU_CACHE=str(tmp_path / "plain"))
+    assert unwritable.startswith("CacheError")
