@@ -49,7 +49,7 @@ class RawTensors(Protocol):
 class Weights(Protocol):
     """A model's tensors under dejavu's own names, always read as float32.
 
-    Linears are ``[out, in]``. See docs/add-a-model.md for the list of names.
+    Linears are ``[out, in]``. `tensors.tensor_shapes` lists the names.
     """
 
     @property
