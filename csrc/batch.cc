@@ -66,8 +66,8 @@ struct Products {
                       bytes(packed) + size_t(r0) * size_t(gemm.nr) * gemm.element_size, panel);
         }
         gemm.multiply(tokens, width, depth,
-                      reinterpret_cast<const char*>(left) + size_t(n0) * size_t(gemm.mr) * gemm.element_size, left_panel,
-                      packed, panel, out + c0, size_t(layout.padded), n0 > 0);
+                      reinterpret_cast<const char*>(left) + size_t(n0) * size_t(gemm.mr) * gemm.element_size,
+                      left_panel, packed, panel, out + c0, size_t(layout.padded), n0 > 0);
       }
     }
   }
@@ -162,8 +162,8 @@ void Engine::forward(const int32_t* tokens, const std::vector<Segment>& segments
             out[o] = from < c_.d ? row[from] : 0.0f;
           }
         }
-        gemm_.pack_bt(normed, size_t(padded), padded, n,
-                      bytes(input) + size_t(t0 / nr) * gemm_.panel_bytes_b(padded), gemm_.panel_bytes_b(padded));
+        gemm_.pack_bt(normed, size_t(padded), padded, n, bytes(input) + size_t(t0 / nr) * gemm_.panel_bytes_b(padded),
+                      gemm_.panel_bytes_b(padded));
       }
       pool_.barrier();
     };
@@ -201,7 +201,8 @@ void Engine::forward(const int32_t* tokens, const std::vector<Segment>& segments
       pool_.barrier();
 
       for (int t = mine.begin; t < mine.end; ++t) {
-        const float* turn = rope ? ropes + size_t(t) * size_t(c_.rope_dim) * 2 + (local_rope(i) ? c_.rope_dim : 0) : nullptr;
+        const float* turn =
+            rope ? ropes + size_t(t) * size_t(c_.rope_dim) * 2 + (local_rope(i) ? c_.rope_dim : 0) : nullptr;
         for (int h = 0; h < c_.heads; ++h) finish_query(layer, h, turn, q + size_t(t) * size_t(q_width) + h * hd);
         for (int g = 0; g < c_.kv_heads; ++g) {
           float *key = k + size_t(t) * size_t(kv_width) + g * hd, *value = v + size_t(t) * size_t(kv_width) + g * hd;
@@ -227,12 +228,14 @@ void Engine::forward(const int32_t* tokens, const std::vector<Segment>& segments
       pool_.barrier();
       const Range panels = share(total, gemm_.mr, thread, threads);
       if (panels.end > panels.begin) {
-        gemm_.pack_a(mixed + size_t(panels.begin) * size_t(q_width), size_t(q_width), panels.end - panels.begin, q_width,
-                     bytes(left) + size_t(panels.begin / gemm_.mr) * gemm_.panel_bytes_a(q_width), gemm_.panel_bytes_a(q_width));
+        gemm_.pack_a(mixed + size_t(panels.begin) * size_t(q_width), size_t(q_width), panels.end - panels.begin,
+                     q_width, bytes(left) + size_t(panels.begin / gemm_.mr) * gemm_.panel_bytes_a(q_width),
+                     gemm_.panel_bytes_a(q_width));
       }
       pool_.barrier();
-      products.axpy(layout_, [&](int r) { return layer.heads.row(r / hd, hd + r % hd); }, q_width, left, total, columns,
-                    scratch, packed, branch);
+      products.axpy(
+          layout_, [&](int r) { return layer.heads.row(r / hd, hd + r % hd); }, q_width, left, total, columns, scratch,
+          packed, branch);
       if (c_.parallel_residual) {
         // The MLP reads x as attention did: keep attention's output beside it until both are known.
         pool_.barrier();
@@ -254,9 +257,11 @@ void Engine::forward(const int32_t* tokens, const std::vector<Segment>& segments
       for (int n0 = neurons.begin; n0 < neurons.end; n0 += kPiece) {
         const int n = neurons.end - n0 < kPiece ? neurons.end - n0 : kPiece;
         const int up_row = c_.gated ? 1 : 0;
-        products.dot(layout_, [&](int r) { return layer.mlp.row(n0 + r, up_row); }, n, input, total, scratch, packed, c1, ld);
+        products.dot(
+            layout_, [&](int r) { return layer.mlp.row(n0 + r, up_row); }, n, input, total, scratch, packed, c1, ld);
         if (c_.gated) {
-          products.dot(layout_, [&](int r) { return layer.mlp.row(n0 + r, 0); }, n, input, total, scratch, packed, c0, ld);
+          products.dot(
+              layout_, [&](int r) { return layer.mlp.row(n0 + r, 0); }, n, input, total, scratch, packed, c0, ld);
         }
         for (int r = 0; r < n; ++r) {
           float *up = c1 + size_t(r) * ld, *gate = c0 + size_t(r) * ld;
@@ -271,8 +276,9 @@ void Engine::forward(const int32_t* tokens, const std::vector<Segment>& segments
         gemm_.pack_at(c1, ld, total, n, bytes(left) + size_t(n0) * size_t(gemm_.mr) * gemm_.element_size, left_panel);
       }
       pool_.barrier();
-      products.axpy(layout_, [&](int r) { return layer.mlp.row(r, c_.gated ? 2 : 1); }, c_.ff, left, total, columns, scratch,
-                    packed, branch);
+      products.axpy(
+          layout_, [&](int r) { return layer.mlp.row(r, c_.gated ? 2 : 1); }, c_.ff, left, total, columns, scratch,
+          packed, branch);
       if (c_.parallel_residual) {
         for (int t = mine.begin; t < mine.end; ++t) {
           k_.add(x + size_t(t) * size_t(c_.d), q + size_t(t) * size_t(q_width), c_.d);
@@ -300,7 +306,9 @@ void Engine::forward(const int32_t* tokens, const std::vector<Segment>& segments
     } else if (which != Logits::none) {
       pool_.barrier();
       // Which row of x each row of logits comes from.
-      auto source = [&](int r) { return which == Logits::all ? r : segments[size_t(r)].row + segments[size_t(r)].count - 1; };
+      auto source = [&](int r) {
+        return which == Logits::all ? r : segments[size_t(r)].row + segments[size_t(r)].count - 1;
+      };
       const int rows = which == Logits::all ? total : int(segments.size()), width = head_.layout.padded;
       const size_t panel = gemm_.panel_bytes_b(width);
       const Range tokens_here = share(rows, nr, thread, threads);
@@ -375,7 +383,8 @@ void Engine::attend_many(int thread, const Segment& segment, int layer, const fl
     const int m = segment.count - t0 < kPiece ? segment.count - t0 : kPiece, n = start + t0 + m;
     const size_t at = size_t(segment.row + t0) * size_t(q_width) + size_t(h * hd), ld = size_t(round_up(n, 16));
     gemm_.pack_a(q + at, size_t(q_width), m, hd, packed, gemm_.panel_bytes_a(hd));
-    gemm_.multiply(m, n, hd, packed, gemm_.panel_bytes_a(hd), keys + keys_head * size_t(g), key_panel, scores, ld, false);
+    gemm_.multiply(m, n, hd, packed, gemm_.panel_bytes_a(hd), keys + keys_head * size_t(g), key_panel, scores, ld,
+                   false);
     for (int r = 0; r < m; ++r) {
       float* row = scores + size_t(r) * ld;
       const int position = start + t0 + r;

@@ -79,9 +79,8 @@ Engine::Engine(const Config& config, Codec codec, Codec head_codec, const Sectio
 
   const RowLayout embed_layout(head_codec, c_.embed_dim);
   embed_ = read.bundles("embed.weight", embed_layout, kPlainRows, plain_bundles(c_.vocab));
-  head_ = sections.count("head.weight")
-              ? read.bundles("head.weight", embed_layout, kPlainRows, plain_bundles(c_.vocab))
-              : embed_;
+  head_ = sections.count("head.weight") ? read.bundles("head.weight", embed_layout, kPlainRows, plain_bundles(c_.vocab))
+                                        : embed_;
   if (c_.embed_dim != d) {
     proj_in_ = read.bundles("embed.proj_in", RowLayout(Codec::f32, c_.embed_dim), kPlainRows, plain_bundles(d));
     proj_out_ = read.bundles("embed.proj_out", RowLayout(Codec::f32, d), kPlainRows, plain_bundles(c_.embed_dim));
@@ -237,7 +236,8 @@ void Engine::attend(const Cache& cache, int layer, int head, int position, const
   for (int b = first / kCacheBlock; b < cache.block_count(end); ++b) {
     const int base = b * kCacheBlock;
     const int lo = first > base ? first - base : 0, hi = end - base < kCacheBlock ? end - base : kCacheBlock;
-    k_.mix[type](scores + base, cache.values(b, layer, kv_head), cache.value_scales(b, layer, kv_head), hd, lo, hi, out);
+    k_.mix[type](scores + base, cache.values(b, layer, kv_head), cache.value_scales(b, layer, kv_head), hd, lo, hi,
+                 out);
   }
 }
 

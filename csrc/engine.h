@@ -72,7 +72,7 @@ class Engine {
   // Pieces that both passes share. Vectors have d floats in natural order unless they say otherwise.
   void norm(const float* x, const float* weight, const float* bias, float* out) const;
   void embed(int32_t token, int position, float* scratch, float* x) const;
-  void rope_table(int position, int length, bool local, float* cos_sin) const;  // [rope_dim / 2] cos, then sin
+  void rope_table(int position, int length, bool local, float* cos_sin) const;         // [rope_dim / 2] cos, then sin
   void finish_query(const Layer& layer, int head, const float* rope, float* q) const;  // bias, norm, RoPE
   void finish_key(const Layer& layer, int head, const float* rope, float* k) const;
   void store(Cache& cache, int layer, int head, int position, const float* k, const float* v) const;

@@ -101,6 +101,7 @@ CASES: dict[str, Case] = {
         attention_bias=True, mlp_bias=True, tie_word_embeddings=False, num_key_value_heads=6
     ),
     "llama-head-dim": _llama(head_dim=16, rms_norm_eps=1e-3, num_key_value_heads=1),
+    "llama-long": dataclasses.replace(_llama(max_position_embeddings=512), tokens=300),
     "llama-relu": _llama(hidden_act="relu", num_key_value_heads=3),
     "llama-sharded": dataclasses.replace(_llama(tie_word_embeddings=False), shard="40KB"),
     "llama-bf16": dataclasses.replace(_llama(), dtype="bfloat16"),

@@ -17,7 +17,7 @@ using H = Vec::H;
 
 // Rows that are worked on together: their chains of additions hide each other's latency and share loads of x and y.
 constexpr int kDotRows = W == 16 ? 8 : 4;
-constexpr int kAxpyRows = 4;
+constexpr int kSumRows = 16;
 constexpr int kVectorsPerUnit = 32 / W;  // float vectors of the 32 elements of a unit
 constexpr int kHalves = 16 / W;          // vectors that hold one value per group of a block
 
@@ -75,6 +75,16 @@ inline float f16(const uint8_t* p) {
 #else
   return dejavu::half_to_float(h);
 #endif
+}
+
+// The codes of tail group g, natural order.
+template <Codec C>
+inline void load_tail(const uint8_t* codes, int g, H* w) {
+  if constexpr (C == Codec::int8) {
+    for (int h = 0; h < kHalves; ++h) w[h] = Vec::load_i8_h(codes + g * kGroup + h * 2 * W);
+  } else {
+    Vec::load_u4_h(codes + g * kGroup / 2, w);
+  }
 }
 
 // out[r] = rows[r] . x; `next` are the rows that will be read after these, fetched meanwhile.
@@ -148,127 +158,204 @@ inline void dot(const RowLayout& layout, const Row* rows, const Row* next, const
         }
       }
     }
-    float minima[R] = {};
-    for (int g = layout.blocks * kBlockGroups; g < layout.groups; ++g) {
+    // The tail: groups in natural order, W at a time share a vector of scales.
+    for (int g0 = layout.blocks * kBlockGroups; g0 < layout.groups; g0 += W) {
+      const int n = layout.groups - g0 < W ? layout.groups - g0 : W;
+      const F xs = Vec::load_n(x.scales + g0, n), sums = Vec::load_n(x.sums + g0, n);
+      F s[R];
       for (int r = 0; r < R; ++r) {
-        I acc = Vec::zero_i();
-        if constexpr (C == Codec::int8) {
-          for (int h = 0; h < kHalves; ++h) {
-            const int o = g * kGroup + h * 2 * W;
-            acc = Vec::dot_h(acc, Vec::load_i8_h(rows[r].codes + o), Vec::load_h(x.codes + o));
-          }
-        } else {
-          H w[kHalves];
-          Vec::load_u4_h(rows[r].codes + g * kGroup / 2, w);
-          for (int h = 0; h < kHalves; ++h) {
-            acc = Vec::dot_h(acc, w[h], Vec::load_h(x.codes + g * kGroup + h * 2 * W));
-          }
-          minima[r] += f16(rows[r].scales + (layout.groups + g) * 2) * x.sums[g];
+        s[r] = Vec::mul(Vec::load_f16_n(rows[r].scales + g0 * 2, n), xs);
+        if constexpr (C == Codec::int4) {
+          total[r] = Vec::fma(Vec::load_f16_n(rows[r].scales + (layout.groups + g0) * 2, n), sums, total[r]);
         }
-        total[r] = Vec::fma(Vec::to_float(acc), Vec::set1(f16(rows[r].scales + g * 2) * x.scales[g]), total[r]);
+      }
+      for (int g = g0; g < g0 + n; ++g) {
+        for (int r = 0; r < R; ++r) {
+          I acc = Vec::zero_i();
+          H w[kHalves];
+          load_tail<C>(rows[r].codes, g, w);
+          for (int h = 0; h < kHalves; ++h) acc = Vec::dot_h(acc, w[h], Vec::load_h(x.codes + g * kGroup + h * 2 * W));
+          total[r] = Vec::fma(Vec::to_float(acc), Vec::broadcast(s[r], g - g0), total[r]);
+        }
       }
     }
-    for (int r = 0; r < R; ++r) out[r] = Vec::sum(total[r]) + minima[r];
+    for (int r = 0; r < R; ++r) out[r] = Vec::sum(total[r]);
   }
 }
 
-// y += sum over r of coefficient[r] * rows[r], in stored order
+// y += sum over r of coefficients[r] * rows[r]; f32 and bf16
 template <Codec C, int R>
-inline void axpy(const RowLayout& layout, const Row* rows, const Row* next, const float* coefficients, float* y) {
-  if constexpr (C == Codec::f32 || C == Codec::bf16) {
-    constexpr int size = C == Codec::f32 ? 4 : 2;
-    F a[R];
-    for (int r = 0; r < R; ++r) a[r] = Vec::set1(coefficients[r]);
-    int i = 0;
-    for (; i + W <= layout.d; i += W) {
-      F yi = Vec::load(y + i);
-      for (int r = 0; r < R; ++r) {
-        const uint8_t* p = rows[r].codes + size_t(i) * size;
-        if (i * size % 64 == 0) Vec::prefetch(next[r].codes + size_t(i) * size);
-        yi = Vec::fma(C == Codec::f32 ? Vec::load((const float*)p) : Vec::load_bf16(p), a[r], yi);
-      }
-      Vec::store(y + i, yi);
+inline void axpy_float(const RowLayout& layout, const Row* rows, const Row* next, const float* coefficients, float* y) {
+  constexpr int size = C == Codec::f32 ? 4 : 2;
+  F a[R];
+  for (int r = 0; r < R; ++r) a[r] = Vec::set1(coefficients[r]);
+  int i = 0;
+  for (; i + W <= layout.d; i += W) {
+    F yi = Vec::load(y + i);
+    for (int r = 0; r < R; ++r) {
+      const uint8_t* p = rows[r].codes + size_t(i) * size;
+      if (i * size % 64 == 0) Vec::prefetch(next[r].codes + size_t(i) * size);
+      yi = Vec::fma(C == Codec::f32 ? Vec::load((const float*)p) : Vec::load_bf16(p), a[r], yi);
     }
-    for (; i < layout.d; ++i) {
-      for (int r = 0; r < R; ++r) {
-        float w;
-        if constexpr (C == Codec::f32) {
-          memcpy(&w, rows[r].codes + size_t(i) * 4, 4);
-        } else {
-          const uint32_t bits = uint32_t(((const uint16_t*)rows[r].codes)[i]) << 16;
-          memcpy(&w, &bits, 4);
-        }
-        y[i] += w * coefficients[r];
-      }
-    }
-    return;
-  } else {
-    float* minima = y + layout.padded;
-    for (int b = 0; b < layout.blocks; ++b) {
-      F s[R][kVectorsPerUnit];
-      for (int r = 0; r < R; ++r) {
-        float scales[kBlockGroups];
-        Vec::prefetch(next[r].scales + b * kBlockGroups * 2);
-        for (int h = 0; h < kHalves; ++h) {
-          const int g = b * kBlockGroups + h * W;
-          const F a = Vec::set1(coefficients[r]);
-          Vec::store(scales + h * W, Vec::mul(Vec::load_f16(rows[r].scales + g * 2), a));
-          if constexpr (C == Codec::int4) {
-            const F m = Vec::load_f16(rows[r].scales + (layout.groups + g) * 2);
-            Vec::store(minima + g, Vec::fma(m, a, Vec::load(minima + g)));
-          }
-        }
-        for (int v = 0; v < kVectorsPerUnit; ++v) s[r][v] = Vec::pairs(scales + v * W / 2);
-      }
-      float* yb = y + b * kBlock;
-      if constexpr (C == Codec::int8) {
-        for (int u = 0; u < 16; ++u) {
-          for (int v = 0; v < kVectorsPerUnit; ++v) {
-            const size_t at = size_t(b) * kBlock + size_t(u * 32 + v * W);
-            F yv = Vec::load(yb + u * 32 + v * W);
-            for (int r = 0; r < R; ++r) {
-              if (u % 2 == 0 && v == 0) Vec::prefetch(next[r].codes + at);
-              yv = Vec::fma(Vec::load_i8(rows[r].codes + at), s[r][v], yv);
-            }
-            Vec::store(yb + u * 32 + v * W, yv);
-          }
-        }
+    Vec::store(y + i, yi);
+  }
+  for (; i < layout.d; ++i) {
+    for (int r = 0; r < R; ++r) {
+      float w;
+      if constexpr (C == Codec::f32) {
+        memcpy(&w, rows[r].codes + size_t(i) * 4, 4);
       } else {
-        for (int u = 0; u < 16; u += 2) {
-          for (int v = 0; v < kVectorsPerUnit; ++v) {
-            const size_t at = size_t(b) * kBlock / 2 + size_t(u * 16 + v * W);
-            float* p0 = yb + u * 32 + v * W;
-            F y0 = Vec::load(p0), y1 = Vec::load(p0 + 32);
-            for (int r = 0; r < R; ++r) {
-              if (u % 4 == 0 && v == 0) Vec::prefetch(next[r].codes + at);
-              const I w = Vec::load_u8(rows[r].codes + at);
-              y0 = Vec::fma(Vec::low_nibble(w), s[r][v], y0);
-              y1 = Vec::fma(Vec::high_nibble(w), s[r][v], y1);
-            }
-            Vec::store(p0, y0);
-            Vec::store(p0 + 32, y1);
-          }
-        }
+        const uint32_t bits = uint32_t(((const uint16_t*)rows[r].codes)[i]) << 16;
+        memcpy(&w, &bits, 4);
+      }
+      y[i] += w * coefficients[r];
+    }
+  }
+}
+
+// One unit of 32 elements (int4: the two units that share bytes): sums over row pairs in int32, then into y.
+template <Codec C, int P>
+inline void axpy_unit(const uint8_t* const* codes, const H (*low)[kHalves], const H (*high)[kHalves], F step,
+                      float* y) {
+  constexpr int units = C == Codec::int4 ? 2 : 1;
+  for (int h = 0; h < kHalves; ++h) {
+    I acc[units][2];
+    for (int u = 0; u < units; ++u) acc[u][0] = acc[u][1] = Vec::zero_i();
+    for (int p = 0; p < P; ++p) {
+      H a[units], b[units];
+      if constexpr (C == Codec::int8) {
+        a[0] = Vec::load_i8_h(codes[2 * p] + h * 2 * W);
+        b[0] = Vec::load_i8_h(codes[2 * p + 1] + h * 2 * W);
+      } else {
+        const H x = Vec::load_u8_h(codes[2 * p] + h * 2 * W), z = Vec::load_u8_h(codes[2 * p + 1] + h * 2 * W);
+        a[0] = Vec::low_nibble_h(x), a[1] = Vec::high_nibble_h(x);
+        b[0] = Vec::low_nibble_h(z), b[1] = Vec::high_nibble_h(z);
+      }
+      for (int u = 0; u < units; ++u) {
+        H l, r;
+        Vec::unzip_pairs(a[u], b[u], &l, &r);
+        acc[u][0] = Vec::dot_h(acc[u][0], l, low[p][h]);
+        acc[u][1] = Vec::dot_h(acc[u][1], r, high[p][h]);
       }
     }
-    for (int g = layout.blocks * kBlockGroups; g < layout.groups; ++g) {
-      for (int r = 0; r < R; ++r) {
-        const F s = Vec::set1(f16(rows[r].scales + g * 2) * coefficients[r]);
-        float* yg = y + g * kGroup;
-        if constexpr (C == Codec::int8) {
-          for (int i = 0; i < kGroup; i += W) {
-            Vec::store(yg + i, Vec::fma(Vec::load_i8(rows[r].codes + g * kGroup + i), s, Vec::load(yg + i)));
-          }
-        } else {
-          for (int i = 0; i < kGroup / 2; i += W) {
-            const I w = Vec::load_u8(rows[r].codes + g * kGroup / 2 + i);
-            Vec::store(yg + i, Vec::fma(Vec::low_nibble(w), s, Vec::load(yg + i)));
-            Vec::store(yg + 16 + i, Vec::fma(Vec::high_nibble(w), s, Vec::load(yg + 16 + i)));
-          }
-          minima[g] += f16(rows[r].scales + (layout.groups + g) * 2) * coefficients[r];
+    for (int u = 0; u < units; ++u) {
+      F l = Vec::to_float(acc[u][0]), r = Vec::to_float(acc[u][1]);
+      Vec::zip_quads(&l, &r);
+      float* out = y + u * 32 + h * 2 * W;
+      Vec::store(out, Vec::fma(l, step, Vec::load(out)));
+      Vec::store(out + W, Vec::fma(r, step, Vec::load(out + W)));
+    }
+  }
+}
+
+// One group of the tail: natural order, the same coefficient everywhere.
+template <Codec C, int P>
+inline void axpy_tail(const uint8_t* const* codes, int g, const int32_t (*pairs)[W], F step, float* y) {
+  I acc[kHalves][2];
+  for (int h = 0; h < kHalves; ++h) acc[h][0] = acc[h][1] = Vec::zero_i();
+  for (int p = 0; p < P; ++p) {
+    H a[kHalves], b[kHalves];
+    load_tail<C>(codes[2 * p], g, a);
+    load_tail<C>(codes[2 * p + 1], g, b);
+    const H c = Vec::set1_i(pairs[p][g]);
+    for (int h = 0; h < kHalves; ++h) {
+      H l, r;
+      Vec::unzip_pairs(a[h], b[h], &l, &r);
+      acc[h][0] = Vec::dot_h(acc[h][0], l, c);
+      acc[h][1] = Vec::dot_h(acc[h][1], r, c);
+    }
+  }
+  for (int h = 0; h < kHalves; ++h) {
+    F l = Vec::to_float(acc[h][0]), r = Vec::to_float(acc[h][1]);
+    Vec::zip_quads(&l, &r);
+    float* out = y + h * 2 * W;
+    Vec::store(out, Vec::fma(l, step, Vec::load(out)));
+    Vec::store(out + W, Vec::fma(r, step, Vec::load(out + W)));
+  }
+}
+
+// int8 and int4: up to 2 P rows at once. Within a block (or a vector of tail groups), coefficients times scales are
+// rounded to int16 with one step, rows are interleaved in pairs, and products are summed in int32:
+// 2 P * 127 * 32767 stays below 2^31.
+template <Codec C, int P>
+void axpy_grouped(const RowLayout& layout, const Row* rows, const Row* next, int n, const float* coefficients,
+                  float* y) {
+  static_assert(P <= 64, "int32 sums could overflow");
+  constexpr int step_elements = C == Codec::int4 ? 64 : 32;  // of 32 bytes of codes
+  for (int g = 0; g < layout.groups;) {
+    const bool block = g / kBlockGroups < layout.blocks;
+    const int groups = block ? kBlockGroups : layout.groups - g < W ? layout.groups - g : W;
+    const int vectors = block ? kHalves : 1;
+    F products[2 * P][kHalves], highest = Vec::zero();
+    for (int v = 0; v < vectors; ++v) {
+      const int at = g + v * W, lanes = block ? W : groups;
+      F minima = C == Codec::int4 ? get(y + layout.padded + at, lanes) : Vec::zero();
+      for (int r = 0; r < 2 * P; ++r) {
+        if (r >= n) {
+          products[r][v] = Vec::zero();
+          continue;
+        }
+        const F a = Vec::set1(coefficients[r]);
+        products[r][v] = Vec::mul(Vec::load_f16_n(rows[r].scales + at * 2, lanes), a);
+        highest = Vec::max(highest, Vec::abs(products[r][v]));
+        if constexpr (C == Codec::int4) {
+          minima = Vec::fma(Vec::load_f16_n(rows[r].scales + (layout.groups + at) * 2, lanes), a, minima);
         }
       }
+      if constexpr (C == Codec::int4) put(y + layout.padded + at, minima, lanes);
     }
+    const float reach = Vec::maximum(highest);
+    if (!(reach > 1e-34f)) {  // all coefficients zero, or too small to leave a trace
+      g += groups;
+      continue;
+    }
+    const F inverse = Vec::set1(32767.0f / reach), step = Vec::set1(reach / 32767.0f);
+    const uint8_t* codes[2 * P];
+    const size_t at = size_t(g) * kGroup / (C == Codec::int4 ? 2 : 1);
+    for (int r = 0; r < 2 * P; ++r) codes[r] = rows[r < n ? r : 0].codes + at;
+    float* out = y + size_t(g) * kGroup;
+    if (block) {
+      H low[P][kHalves], high[P][kHalves];
+      for (int p = 0; p < P; ++p) {
+        for (int v = 0; v < kHalves; ++v) {
+          const I pairs =
+              Vec::pack_words(Vec::mul(products[2 * p][v], inverse), Vec::mul(products[2 * p + 1][v], inverse));
+          Vec::spread_groups(pairs, &low[p][v], &high[p][v]);
+        }
+      }
+      for (int o = 0; o < kBlock; o += step_elements) {
+        if (o / step_elements % 2 == 0) {
+          for (int r = 0; r < n; ++r) Vec::prefetch(next[r].codes + (codes[r] - rows[r].codes));
+        }
+        axpy_unit<C, P>(codes, low, high, step, out + o);
+        for (int r = 0; r < 2 * P; ++r) codes[r] += 32;
+      }
+    } else {
+      int32_t pairs[P][W];
+      for (int p = 0; p < P; ++p) {
+        Vec::store_i(pairs[p],
+                     Vec::pack_words(Vec::mul(products[2 * p][0], inverse), Vec::mul(products[2 * p + 1][0], inverse)));
+      }
+      for (int i = 0; i < groups; ++i) axpy_tail<C, P>(codes, i, pairs, step, out + i * kGroup);
+    }
+    g += groups;
+  }
+}
+
+// Any number of rows up to kSumRows.
+template <Codec C>
+inline void axpy(const RowLayout& layout, const Row* rows, const Row* next, int n, const float* coefficients,
+                 float* y) {
+  if constexpr (C == Codec::int8 || C == Codec::int4) {
+    if (n > kSumRows / 4) {
+      axpy_grouped<C, kSumRows / 2>(layout, rows, next, n, coefficients, y);
+    } else {
+      axpy_grouped<C, kSumRows / 8>(layout, rows, next, n, coefficients, y);
+    }
+  } else {
+    int r = 0;
+    for (; r + 4 <= n; r += 4) axpy_float<C, 4>(layout, rows + r, next + r, coefficients + r, y);
+    for (; r < n; ++r) axpy_float<C, 1>(layout, rows + r, next + r, coefficients + r, y);
   }
 }
 
@@ -291,56 +378,60 @@ void dot_range(const Bundles& bundles, int bundle, int first, int n, const void*
 
 template <Codec C>
 void axpy_range(const Bundles& bundles, int bundle, int first, int n, const float* coefficients, float* y) {
-  int i = 0;
-  Row rows[kAxpyRows], next[kAxpyRows];
-  for (; i + kAxpyRows <= n; i += kAxpyRows) {
-    for (int r = 0; r < kAxpyRows; ++r) {
+  Row rows[kSumRows], next[kSumRows];
+  for (int i = 0; i < n; i += kSumRows) {
+    const int count = n - i < kSumRows ? n - i : kSumRows;
+    for (int r = 0; r < count; ++r) {
       rows[r] = bundles.row(bundle, first + i + r);
-      next[r] = bundles.row(bundle, first + i + kAxpyRows + r);
+      next[r] = bundles.row(bundle, first + i + kSumRows + r);
     }
-    axpy<C, kAxpyRows>(bundles.layout, rows, next, coefficients + i, y);
-  }
-  for (; i < n; ++i) {
-    rows[0] = bundles.row(bundle, first + i);
-    axpy<C, 1>(bundles.layout, rows, rows, coefficients + i, y);
+    axpy<C>(bundles.layout, rows, next, count, coefficients + i, y);
   }
 }
 
-// N neurons whose list indices start at i: gate and up dots, activation, down axpys.
-template <Codec C, int N>
-inline void mlp_step(const dejavu::MlpArgs& a, int i) {
+// The neurons at list indices [i, i + n), n <= kSumRows: gate and up dots, activation, down axpys.
+template <Codec C>
+inline void mlp_step(const dejavu::MlpArgs& a, int i, int n) {
   const Bundles& bundles = *a.bundles;
   const int dots = a.gated ? 2 : 1;
-  int ids[N], following[N];
-  for (int r = 0; r < N; ++r) {
-    const int ahead = i + N + r < a.end ? i + N + r : a.end - 1;
+  int ids[kSumRows], following[kSumRows];
+  for (int r = 0; r < n; ++r) {
+    const int ahead = i + n + r < a.end ? i + n + r : a.end - 1;
     ids[r] = a.selected ? a.selected[i + r] : i + r;
     following[r] = a.selected ? a.selected[ahead] : ahead;
   }
-  Row rows[N], next[N];
-  float h[2][16];  // gate (or fc1), up; room for one vector
-  for (int part = 0; part < dots; ++part) {
-    for (int r = 0; r < N; ++r) {
-      rows[r] = bundles.row(ids[r], part);
-      next[r] = bundles.row(following[r], part);
+  Row rows[kSumRows], next[kSumRows];
+  float h[2][kSumRows];  // gate (or fc1), up
+  for (int r = 0; r < n;
+       r += 4) {  // the two rows of a neuron are neighbours: both are read before the next four neurons
+    for (int part = 0; part < dots; ++part) {
+      const int count = n - r < 4 ? n - r : 4;
+      for (int j = 0; j < count; ++j) {
+        rows[j] = bundles.row(ids[r + j], part);
+        next[j] = bundles.row(following[r + j], part);
+      }
+      if (count == 4) {
+        dot<C, 4>(bundles.layout, rows, next, a.input, h[part] + r);
+      } else {
+        for (int j = 0; j < count; ++j) dot<C, 1>(bundles.layout, rows + j, next + j, a.input, h[part] + r + j);
+      }
     }
-    dot<C, N>(bundles.layout, rows, next, a.input, h[part]);
-    const float* bias = part == dots - 1 ? a.up_bias : a.gate_bias;
-    for (int r = 0; bias && r < N; ++r) h[part][r] += bias[ids[r]];
   }
-  activate(a.activation, h[0], a.gated ? h[1] : nullptr, N, h[0]);
-  for (int r = 0; r < N; ++r) {
+  for (int part = 0; part < dots; ++part) {
+    const float* bias = part == dots - 1 ? a.up_bias : a.gate_bias;
+    for (int r = 0; bias && r < n; ++r) h[part][r] += bias[ids[r]];
+  }
+  activate(a.activation, h[0], a.gated ? h[1] : nullptr, n, h[0]);
+  for (int r = 0; r < n; ++r) {
     rows[r] = bundles.row(ids[r], dots);
     next[r] = bundles.row(following[r], dots);
   }
-  axpy<C, N>(bundles.layout, rows, next, h[0], a.output);
+  axpy<C>(bundles.layout, rows, next, n, h[0], a.output);
 }
 
 template <Codec C>
 void mlp(const dejavu::MlpArgs& a) {
-  int i = a.begin;
-  for (; i + 4 <= a.end; i += 4) mlp_step<C, 4>(a, i);
-  for (; i < a.end; ++i) mlp_step<C, 1>(a, i);
+  for (int i = a.begin; i < a.end; i += kSumRows) mlp_step<C>(a, i, a.end - i < kSumRows ? a.end - i : kSumRows);
 }
 
 template <Codec C>

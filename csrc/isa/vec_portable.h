@@ -78,6 +78,12 @@ struct Vec {
   static F low_nibble(const I& x) { DEJAVU_EACH(float(x.v[i] & 15)); }
   static F high_nibble(const I& x) { DEJAVU_EACH(float(x.v[i] >> 4)); }
   static F to_float(const I& x) { DEJAVU_EACH(float(x.v[i])); }
+  static H set1_i(int32_t x) {  // seen as pairs of words
+    H r;
+    for (int i = 0; i < W; ++i) memcpy(&r.v[2 * i], &x, 4);
+    return r;
+  }
+  static void store_i(int32_t* p, const I& x) { memcpy(p, x.v, sizeof x.v); }
   static I zero_i() { return I{}; }
   static I add_i(const I& a, const I& b) {
     I r;
@@ -118,6 +124,52 @@ struct Vec {
     return r;
   }
   static F pairs(const float* p) { DEJAVU_EACH(p[i / 2]); }
+  static I load_i(const int32_t* p) {
+    I r;
+    memcpy(r.v, p, sizeof r.v);
+    return r;
+  }
+  // Words of a and b side by side, a's in the lower half of a lane. Every four words of a fill four lanes: the first
+  // four of eight go to `low`, the other four to `high`.
+  static void unzip_pairs(const H& a, const H& b, H* low, H* high) {
+    for (int i = 0; i < W; ++i) {
+      const int from = i / 4 * 8 + i % 4;
+      low->v[2 * i] = a.v[from], low->v[2 * i + 1] = b.v[from];
+      high->v[2 * i] = a.v[from + 4], high->v[2 * i + 1] = b.v[from + 4];
+    }
+  }
+  // A lane per group -> the lanes that unzip_pairs makes of words, two of which belong to each group.
+  static void spread_groups(const I& pairs, H* low, H* high) {
+    for (int i = 0; i < W; ++i) {
+      const int from = i / 4 * 4 + i % 4 / 2;
+      memcpy(&low->v[2 * i], &pairs.v[from], 4);
+      memcpy(&high->v[2 * i], &pairs.v[from + 2], 4);
+    }
+  }
+  // Undoes the order of unzip_pairs: afterwards `low` holds the first W elements, `high` the others.
+  static void zip_quads(F* low, F* high) {
+    float all[2 * W];
+    for (int i = 0; i < W; ++i) {
+      all[i / 4 * 8 + i % 4] = low->v[i];
+      all[i / 4 * 8 + i % 4 + 4] = high->v[i];
+    }
+    memcpy(low->v, all, sizeof low->v);
+    memcpy(high->v, all + W, sizeof high->v);
+  }
+  static I pack_words(const F& low, const F& high) {  // rounded to int16, low in the lower half of a lane
+    I r;
+    for (int i = 0; i < W; ++i) {
+      const int16_t pair[2] = {int16_t(nearbyintf(low.v[i])), int16_t(nearbyintf(high.v[i]))};
+      memcpy(&r.v[i], pair, 4);
+    }
+    return r;
+  }
+  static F load_f16_n(const void* p, int n) {  // lanes from n on are zero
+    uint16_t h[W] = {};
+    memcpy(h, p, size_t(n) * 2);
+    return load_f16(h);
+  }
+  static F broadcast(const F& x, int lane) { return set1(x.v[lane]); }
   static void load_u4_h(const uint8_t* p, H* out) {  // 16 bytes -> 32 codes (16 / W vectors): low nibbles, then high
     for (int i = 0; i < 16; ++i) out[0].v[i] = p[i] & 15, out[0].v[16 + i] = p[i] >> 4;
   }

@@ -1,0 +1,162 @@
+"""The native engine equals the reference executor: every family, codec, KV type, instruction set and path."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+from dejavu import _core
+from dejavu.codecs import CODECS
+from dejavu.engine import NativeExecutor
+from dejavu.engine.native import KV_TYPES
+from dejavu.engine.packed import pack_in_memory
+from dejavu.models.loading import open_model
+from dejavu.reference import ReferenceExecutor
+from tiny_models import CASES, prompt, relative_error
+from tolerances import TOLERANCES
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    Folder = Callable[[str], Path]
+
+FAMILIES = list(CASES)
+ISAS = _core.isas()
+
+
+def pair(
+    folder: Path, codec: str = "f32", kv: str = "f32", threads: int = 2
+) -> tuple[NativeExecutor, ReferenceExecutor]:
+    model = open_model(folder)
+    packed = pack_in_memory(model.config, model.weights, codec, 1)
+    native = NativeExecutor(packed, kv_dtype=kv, threads=threads)
+    return native, ReferenceExecutor(model.config, model.weights, codec=codec, kv_dtype=kv)
+
+
+def by_decoding(executor: object, tokens: NDArray[np.int32]) -> NDArray[np.float32]:
+    cache = executor.new_cache()
+    return np.concatenate([executor.decode(tokens[i : i + 1], [cache]) for i in range(len(tokens))])
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_decoding_equals_the_reference(name: str, tiny_folder: Folder) -> None:
+    native, reference = pair(tiny_folder(name))
+    tokens = prompt(CASES[name])
+    found, expected = by_decoding(native, tokens), by_decoding(reference, tokens)
+    assert relative_error(found, expected) <= TOLERANCES["native_f32"]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_prefill_equals_the_reference(name: str, tiny_folder: Folder) -> None:
+    native, reference = pair(tiny_folder(name))
+    tokens = prompt(CASES[name])
+    expected = reference.prefill(tokens, reference.new_cache(), all_logits=True)
+    found = native.prefill(tokens, native.new_cache(), all_logits=True)
+    assert relative_error(found, expected) <= TOLERANCES["native_f32"]
+    last = native.prefill(tokens, native.new_cache())
+    assert relative_error(last, expected[-1:]) <= TOLERANCES["native_f32"]
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("codec", CODECS)
+@pytest.mark.parametrize("name", ["llama-head-dim", "opt-350m", "bloom", "gemma3"])
+def test_codecs_on_every_instruction_set(
+    isa: str, codec: str, name: str, tiny_folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DEJAVU_ISA", isa)
+    native, reference = pair(tiny_folder(name), codec)
+    assert native.isa == isa
+    tokens = prompt(CASES[name])
+    expected = reference.prefill(tokens, reference.new_cache(), all_logits=True)
+    assert relative_error(by_decoding(native, tokens), expected) <= TOLERANCES[f"native_{codec}"]
+    found = native.prefill(tokens, native.new_cache(), all_logits=True)
+    assert relative_error(found, expected) <= TOLERANCES[f"native_{codec}_prefill"]
+
+
+@pytest.mark.parametrize("kv", KV_TYPES)
+@pytest.mark.parametrize("name", ["llama-head-dim", "mistral-window"])
+def test_kv_types(kv: str, name: str, tiny_folder: Folder) -> None:
+    native, reference = pair(tiny_folder(name), kv=kv)
+    tokens = prompt(CASES[name])
+    expected = by_decoding(reference, tokens)
+    assert relative_error(by_decoding(native, tokens), expected) <= TOLERANCES[f"native_kv_{kv}"]
+    found = native.prefill(tokens, native.new_cache(), all_logits=True)
+    assert relative_error(found, expected) <= TOLERANCES[f"native_kv_{kv}"]
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 7])
+def test_any_number_of_threads(threads: int, tiny_folder: Folder) -> None:
+    name = "llama-head-dim"
+    native, reference = pair(tiny_folder(name), "int8", threads=threads)
+    tokens = prompt(CASES[name])
+    assert relative_error(by_decoding(native, tokens), by_decoding(reference, tokens)) <= TOLERANCES["native_int8"]
+
+
+@pytest.mark.parametrize("name", ["llama-head-dim", "mistral-window", "bloom", "neox"])
+def test_batched_decoding_and_chunked_prefill(name: str, tiny_folder: Folder) -> None:
+    """Sequences of different lengths in one batch, prompts in pieces: the same logits as alone and at once."""
+    native, _ = pair(tiny_folder(name))
+    random = np.random.default_rng(5)
+    vocab = CASES[name].vocab_size
+    prompts = [random.integers(0, vocab, n).astype(np.int32) for n in (1, 5, 19, 2, 33)]
+    alone, together = [], [native.new_cache() for _ in prompts]
+    for tokens, cache in zip(prompts, together, strict=True):
+        alone.append(by_decoding(native, np.append(tokens, np.int32(3)))[-1])
+        for start in range(0, len(tokens), 7):
+            native.prefill(tokens[start : start + 7], cache)
+        assert cache.length == len(tokens)
+    found = native.decode(np.full(len(prompts), 3, np.int32), together)
+    assert relative_error(found, np.stack(alone)) <= TOLERANCES["native_f32"]
+
+
+def test_long_sequences_cross_cache_blocks(tiny_folder: Folder) -> None:
+    name = "llama-long"
+    native, reference = pair(tiny_folder(name))
+    tokens = prompt(CASES[name])
+    expected = reference.prefill(tokens, reference.new_cache(), all_logits=True)
+    assert relative_error(by_decoding(native, tokens), expected) <= TOLERANCES["native_f32"]
+    found = native.prefill(tokens, native.new_cache(), all_logits=True)
+    assert relative_error(found, expected) <= TOLERANCES["native_f32"]
+
+
+def test_truncate_and_fork(tiny_folder: Folder) -> None:
+    name = "llama-long"
+    native, _ = pair(tiny_folder(name))
+    tokens = prompt(CASES[name])
+    cache = native.new_cache()
+    native.prefill(tokens[:200], cache)
+    fork = cache.fork()
+    first = native.prefill(tokens[200:230], cache, all_logits=True)
+    other = native.prefill(tokens[100:130], fork, all_logits=True)  # must not write into the shared blocks
+    cache.truncate(200)
+    np.testing.assert_array_equal(native.prefill(tokens[200:230], cache, all_logits=True), first)
+    fork.truncate(200)
+    np.testing.assert_array_equal(native.prefill(tokens[100:130], fork, all_logits=True), other)
+    assert cache.nbytes > 0
+    with pytest.raises(ValueError, match="outside"):
+        cache.truncate(231)
+
+
+def test_the_same_call_gives_the_same_bits(tiny_folder: Folder) -> None:
+    native, _ = pair(tiny_folder("llama-head-dim"), "int4")
+    tokens = prompt(CASES["llama-head-dim"])
+    np.testing.assert_array_equal(by_decoding(native, tokens), by_decoding(native, tokens))
+
+
+def test_bad_calls_are_refused(tiny_folder: Folder) -> None:
+    native, _ = pair(tiny_folder("llama-head-dim"))
+    vocab, context = native.config.vocab_size, native.config.max_context
+    cache = native.new_cache()
+    for token in (-1, vocab, 2**31 - 1):
+        with pytest.raises(ValueError, match="outside the vocabulary"):
+            native.decode(np.array([token], np.int32), [cache])
+    with pytest.raises(ValueError, match="beyond the context"):
+        native.prefill(np.zeros(context + 1, np.int32), cache)
+    with pytest.raises(ValueError, match="once"):
+        native.decode(np.zeros(2, np.int32), [cache, cache])
+    assert cache.length == 0
