@@ -27,7 +27,8 @@ T field(const nb::dict& values, const char* name) {
 
 int positive(const nb::dict& values, const char* name) {
   const int value = field<int>(values, name);
-  if (value <= 0 || value > (1 << 28)) throw std::invalid_argument(std::string("config field ") + name + " is out of range");
+  if (value <= 0 || value > (1 << 28))
+    throw std::invalid_argument(std::string("config field ") + name + " is out of range");
   return value;
 }
 
@@ -59,7 +60,8 @@ Config parse_config(const nb::dict& v) {
   const size_t half = size_t(c.rope_dim) / 2;
   if (c.heads % c.kv_heads) throw std::invalid_argument("heads is not a multiple of kv_heads");
   if (c.windowed.size() != size_t(c.layers)) throw std::invalid_argument("windowed does not have one value per layer");
-  if (c.position_offset < 0 || c.window < 0) throw std::invalid_argument("position_offset and window cannot be negative");
+  if (c.position_offset < 0 || c.window < 0)
+    throw std::invalid_argument("position_offset and window cannot be negative");
   if (c.rope_dim < 0 || c.rope_dim > c.head_dim) throw std::invalid_argument("rope_dim is beyond head_dim");
   if (c.position == Position::rope && (c.inv_freq.size() != half || c.rope_dim % 2)) {
     throw std::invalid_argument("inv_freq does not have rope_dim / 2 values");
@@ -84,7 +86,8 @@ struct NativeEngine {
 void check_token(const Engine& engine, int64_t token, const Cache& cache, int count) {
   const Config& c = engine.config();
   if (token < 0 || token >= c.vocab) {
-    throw std::invalid_argument("token " + std::to_string(token) + " is outside the vocabulary of " + std::to_string(c.vocab));
+    throw std::invalid_argument("token " + std::to_string(token) + " is outside the vocabulary of " +
+                                std::to_string(c.vocab));
   }
   if (cache.length() + count > c.max_context) {
     throw std::invalid_argument("position " + std::to_string(cache.length() + count) + " is beyond the context of " +
@@ -100,66 +103,88 @@ void bind_engine(nb::module_& m) {
   nb::class_<Cache>(m, "Cache", "Keys and values of one sequence.")
       .def_prop_ro("length", &Cache::length)
       .def_prop_ro("nbytes", &Cache::bytes)
-      .def("truncate", [](Cache& c, int length) {
-        if (length < 0 || length > c.length()) throw std::invalid_argument("length is outside what the cache holds");
-        c.truncate(length);
-      }, nb::arg("length"))
+      .def(
+          "truncate",
+          [](Cache& c, int length) {
+            if (length < 0 || length > c.length())
+              throw std::invalid_argument("length is outside what the cache holds");
+            c.truncate(length);
+          },
+          nb::arg("length"))
       .def("fork", &Cache::fork);
 
   nb::class_<NativeEngine>(m, "Engine", "The native executor over one buffer of packed weights.")
-      .def("__init__", [](NativeEngine* self, const nb::dict& config, const std::string& codec, const std::string& head_codec,
-                          Array<const uint8_t, 1> buffer, const nb::dict& sections, int threads, const std::string& isa) {
-        if (threads < 1 || threads > 1024) throw std::invalid_argument("threads is out of range");
-        Sections views;
-        for (auto [key, value] : sections) {
-          const auto range = nb::cast<std::vector<uint64_t>>(value);
-          if (range.size() != 2 || range[0] > buffer.shape(0) || range[1] > buffer.shape(0) - range[0]) {
-            throw std::invalid_argument("section " + nb::cast<std::string>(key) + " is outside the buffer");
-          }
-          views[nb::cast<std::string>(key)] = {buffer.data() + range[0], size_t(range[1])};
-        }
-        const Config c = parse_config(config);
-        new (self) NativeEngine{buffer, {c, parse_codec(codec), parse_codec(head_codec), views, threads, parse_isa(isa)}};
-      }, nb::arg("config"), nb::arg("codec"), nb::arg("head_codec"), nb::arg("buffer"), nb::arg("sections"), nb::arg("threads"),
-         nb::arg("isa"), "ValueError names the section or field that is missing or of the wrong size.")
+      .def(
+          "__init__",
+          [](NativeEngine* self, const nb::dict& config, const std::string& codec, const std::string& head_codec,
+             Array<const uint8_t, 1> buffer, const nb::dict& sections, int threads, const std::string& isa) {
+            if (threads < 1 || threads > 1024) throw std::invalid_argument("threads is out of range");
+            Sections views;
+            for (auto [key, value] : sections) {
+              const auto range = nb::cast<std::vector<uint64_t>>(value);
+              if (range.size() != 2 || range[0] > buffer.shape(0) || range[1] > buffer.shape(0) - range[0]) {
+                throw std::invalid_argument("section " + nb::cast<std::string>(key) + " is outside the buffer");
+              }
+              views[nb::cast<std::string>(key)] = {buffer.data() + range[0], size_t(range[1])};
+            }
+            const Config c = parse_config(config);
+            new (self)
+                NativeEngine{buffer, {c, parse_codec(codec), parse_codec(head_codec), views, threads, parse_isa(isa)}};
+          },
+          nb::arg("config"), nb::arg("codec"), nb::arg("head_codec"), nb::arg("buffer"), nb::arg("sections"),
+          nb::arg("threads"), nb::arg("isa"),
+          "ValueError names the section or field that is missing or of the wrong size.")
       .def_prop_ro("isa", [](const NativeEngine& e) { return std::string(isa_name(e.engine.isa())); })
       .def_prop_ro("threads", [](const NativeEngine& e) { return e.engine.threads(); })
-      .def("new_cache", [](const NativeEngine& e, const std::string& kv) {
-        const Config& c = e.engine.config();
-        return std::make_unique<Cache>(parse_kv(kv), c.layers, c.kv_heads, c.head_dim);
-      }, nb::arg("kv"))
-      .def("decode", [](NativeEngine& e, int64_t token, Cache& cache, Array<float, 1> logits) {
-        check_token(e.engine, token, cache, 1);
-        if (int(logits.shape(0)) != e.engine.config().vocab) throw std::invalid_argument("logits is not [vocab]");
-        nb::gil_scoped_release release;
-        e.engine.decode(int32_t(token), cache, logits.data());
-      }, nb::arg("token"), nb::arg("cache"), nb::arg("logits"), "Appends one token; writes its logits, float32 [vocab].")
-      .def("forward", [](NativeEngine& e, Array<const int32_t, 1> tokens, const std::vector<Cache*>& caches,
-                         const std::vector<int>& counts, const std::string& which, Array<float, 2> logits) {
-        const Logits kind = which == "last" ? Logits::last : which == "all" ? Logits::all : Logits::none;
-        if (caches.size() != counts.size() || caches.empty()) throw std::invalid_argument("one count per cache is needed");
-        std::vector<Segment> segments;
-        size_t row = 0;
-        for (size_t i = 0; i < counts.size(); ++i) {
-          for (size_t j = 0; j < i; ++j) {
-            if (caches[i] == caches[j]) throw std::invalid_argument("a cache can be in a batch once");
-          }
-          if (counts[i] < 1 || !caches[i] || size_t(counts[i]) > tokens.shape(0) - row) {
-            throw std::invalid_argument("counts do not add up to the tokens");
-          }
-          for (int t = 0; t < counts[i]; ++t) check_token(e.engine, tokens.data()[row + size_t(t)], *caches[i], counts[i]);
-          segments.push_back({caches[i], int(row), counts[i]});
-          row += size_t(counts[i]);
-        }
-        if (row != tokens.shape(0)) throw std::invalid_argument("counts do not add up to the tokens");
-        const size_t rows = kind == Logits::all ? row : kind == Logits::last ? segments.size() : 0;
-        if (rows && (logits.shape(0) != rows || int(logits.shape(1)) != e.engine.config().vocab)) {
-          throw std::invalid_argument("logits is not [rows, vocab]");
-        }
-        nb::gil_scoped_release release;
-        e.engine.forward(tokens.data(), segments, kind, logits.data());
-      }, nb::arg("tokens"), nb::arg("caches"), nb::arg("counts"), nb::arg("which"), nb::arg("logits"),
-         "Appends counts[i] tokens to caches[i]; writes the logits of each cache's last token, of all tokens, or none.");
+      .def(
+          "new_cache",
+          [](const NativeEngine& e, const std::string& kv) {
+            const Config& c = e.engine.config();
+            return std::make_unique<Cache>(parse_kv(kv), c.layers, c.kv_heads, c.head_dim);
+          },
+          nb::arg("kv"))
+      .def(
+          "decode",
+          [](NativeEngine& e, int64_t token, Cache& cache, Array<float, 1> logits) {
+            check_token(e.engine, token, cache, 1);
+            if (int(logits.shape(0)) != e.engine.config().vocab) throw std::invalid_argument("logits is not [vocab]");
+            nb::gil_scoped_release release;
+            e.engine.decode(int32_t(token), cache, logits.data());
+          },
+          nb::arg("token"), nb::arg("cache"), nb::arg("logits"),
+          "Appends one token; writes its logits, float32 [vocab].")
+      .def(
+          "forward",
+          [](NativeEngine& e, Array<const int32_t, 1> tokens, const std::vector<Cache*>& caches,
+             const std::vector<int>& counts, const std::string& which, Array<float, 2> logits) {
+            const Logits kind = which == "last" ? Logits::last : which == "all" ? Logits::all : Logits::none;
+            if (caches.size() != counts.size() || caches.empty())
+              throw std::invalid_argument("one count per cache is needed");
+            std::vector<Segment> segments;
+            size_t row = 0;
+            for (size_t i = 0; i < counts.size(); ++i) {
+              for (size_t j = 0; j < i; ++j) {
+                if (caches[i] == caches[j]) throw std::invalid_argument("a cache can be in a batch once");
+              }
+              if (counts[i] < 1 || !caches[i] || size_t(counts[i]) > tokens.shape(0) - row) {
+                throw std::invalid_argument("counts do not add up to the tokens");
+              }
+              for (int t = 0; t < counts[i]; ++t)
+                check_token(e.engine, tokens.data()[row + size_t(t)], *caches[i], counts[i]);
+              segments.push_back({caches[i], int(row), counts[i]});
+              row += size_t(counts[i]);
+            }
+            if (row != tokens.shape(0)) throw std::invalid_argument("counts do not add up to the tokens");
+            const size_t rows = kind == Logits::all ? row : kind == Logits::last ? segments.size() : 0;
+            if (rows && (logits.shape(0) != rows || int(logits.shape(1)) != e.engine.config().vocab)) {
+              throw std::invalid_argument("logits is not [rows, vocab]");
+            }
+            nb::gil_scoped_release release;
+            e.engine.forward(tokens.data(), segments, kind, logits.data());
+          },
+          nb::arg("tokens"), nb::arg("caches"), nb::arg("counts"), nb::arg("which"), nb::arg("logits"),
+          "Appends counts[i] tokens to caches[i]; writes the logits of each cache's last token, of all tokens, or "
+          "none.");
 }
 
 }  // namespace dejavu

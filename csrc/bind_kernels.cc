@@ -27,89 +27,113 @@ void same(size_t a, size_t b) {
 }  // namespace
 
 void bind_kernels(nb::module_& m) {
-  m.def("norm", [](const std::string& isa, Floats x, Floats weight, std::optional<Floats> bias, bool rms, float eps, Output out) {
-    same(x.shape(0), weight.shape(0));
-    same(x.shape(0), out.shape(0));
-    if (bias) same(x.shape(0), bias->shape(0));
-    const Kernels& k = kernels(parse_isa(isa));
-    const int n = int(x.shape(0));
-    if (rms) {
-      k.rms_norm(x.data(), weight.data(), eps, n, out.data());
-    } else {
-      k.layer_norm(x.data(), weight.data(), bias ? bias->data() : nullptr, eps, n, out.data());
-    }
-  }, nb::arg("isa"), nb::arg("x"), nb::arg("weight"), nb::arg("bias").none(), nb::arg("rms"), nb::arg("eps"), nb::arg("out"));
+  m.def(
+      "norm",
+      [](const std::string& isa, Floats x, Floats weight, std::optional<Floats> bias, bool rms, float eps, Output out) {
+        same(x.shape(0), weight.shape(0));
+        same(x.shape(0), out.shape(0));
+        if (bias) same(x.shape(0), bias->shape(0));
+        const Kernels& k = kernels(parse_isa(isa));
+        const int n = int(x.shape(0));
+        if (rms) {
+          k.rms_norm(x.data(), weight.data(), eps, n, out.data());
+        } else {
+          k.layer_norm(x.data(), weight.data(), bias ? bias->data() : nullptr, eps, n, out.data());
+        }
+      },
+      nb::arg("isa"), nb::arg("x"), nb::arg("weight"), nb::arg("bias").none(), nb::arg("rms"), nb::arg("eps"),
+      nb::arg("out"));
 
-  m.def("activate", [](const std::string& isa, const std::string& activation, Floats gate, std::optional<Floats> up, Output out) {
-    same(gate.shape(0), out.shape(0));
-    if (up) same(gate.shape(0), up->shape(0));
-    kernels(parse_isa(isa)).activate(parse_activation(activation), gate.data(), up ? up->data() : nullptr, int(gate.shape(0)),
-                                     out.data());
-  }, nb::arg("isa"), nb::arg("activation"), nb::arg("gate"), nb::arg("up").none(), nb::arg("out"));
+  m.def(
+      "activate",
+      [](const std::string& isa, const std::string& activation, Floats gate, std::optional<Floats> up, Output out) {
+        same(gate.shape(0), out.shape(0));
+        if (up) same(gate.shape(0), up->shape(0));
+        kernels(parse_isa(isa))
+            .activate(parse_activation(activation), gate.data(), up ? up->data() : nullptr, int(gate.shape(0)),
+                      out.data());
+      },
+      nb::arg("isa"), nb::arg("activation"), nb::arg("gate"), nb::arg("up").none(), nb::arg("out"));
 
-  m.def("softmax", [](const std::string& isa, Output x) {
-    if (x.shape(0) == 0) throw std::invalid_argument("softmax of nothing");
-    kernels(parse_isa(isa)).softmax(x.data(), int(x.shape(0)));
-  }, nb::arg("isa"), nb::arg("x"));
+  m.def(
+      "softmax",
+      [](const std::string& isa, Output x) {
+        if (x.shape(0) == 0) throw std::invalid_argument("softmax of nothing");
+        kernels(parse_isa(isa)).softmax(x.data(), int(x.shape(0)));
+      },
+      nb::arg("isa"), nb::arg("x"));
 
-  m.def("softcap", [](const std::string& isa, Output x, float cap) {
-    kernels(parse_isa(isa)).softcap(x.data(), cap, int(x.shape(0)));
-  }, nb::arg("isa"), nb::arg("x"), nb::arg("cap"));
+  m.def(
+      "softcap",
+      [](const std::string& isa, Output x, float cap) {
+        kernels(parse_isa(isa)).softcap(x.data(), cap, int(x.shape(0)));
+      },
+      nb::arg("isa"), nb::arg("x"), nb::arg("cap"));
 
-  m.def("attend", [](const std::string& isa, const std::string& kv, Floats q, Array<const float, 2> keys,
-                     Array<const float, 2> values, float scale, int first, Output scores, Output out) {
-    const int n = int(keys.shape(0)), hd = int(keys.shape(1));
-    same(q.shape(0), size_t(hd));
-    same(out.shape(0), size_t(hd));
-    same(scores.shape(0), size_t(n));
-    same(values.shape(0), size_t(n));
-    same(values.shape(1), size_t(hd));
-    if (n < 1 || n > kCacheBlock || first < 0 || first >= n) throw std::invalid_argument("1..128 positions, first among them");
-    const Kernels& k = kernels(parse_isa(isa));
-    const KvType type = parse_kv(kv);
-    Cache cache(type, 1, 1, hd);
-    cache.reserve(n);
-    const int t = int(type);
-    for (int p = 0; p < n; ++p) {
-      k.store_key[t](keys.data() + p * hd, hd, p, cache.keys(0, 0, 0), cache.key_scales(0, 0, 0));
-      k.store_value[t](values.data() + p * hd, hd, p, cache.values(0, 0, 0), cache.value_scales(0, 0, 0));
-    }
-    std::vector<float> room(kCacheBlock);
-    k.scores[t](q.data(), cache.keys(0, 0, 0), cache.key_scales(0, 0, 0), hd, first / kKeyTile * kKeyTile, n, scale, room.data());
-    std::memcpy(scores.data() + first, room.data() + first, size_t(n - first) * sizeof(float));
-    k.softmax(room.data() + first, n - first);
-    std::memset(out.data(), 0, size_t(hd) * sizeof(float));
-    k.mix[t](room.data(), cache.values(0, 0, 0), cache.value_scales(0, 0, 0), hd, first, n, out.data());
-  }, nb::arg("isa"), nb::arg("kv"), nb::arg("q"), nb::arg("keys"), nb::arg("values"), nb::arg("scale"), nb::arg("first"),
-     nb::arg("scores"), nb::arg("out"), "Attention of one query over up to 128 positions written into a real cache block.");
+  m.def(
+      "attend",
+      [](const std::string& isa, const std::string& kv, Floats q, Array<const float, 2> keys,
+         Array<const float, 2> values, float scale, int first, Output scores, Output out) {
+        const int n = int(keys.shape(0)), hd = int(keys.shape(1));
+        same(q.shape(0), size_t(hd));
+        same(out.shape(0), size_t(hd));
+        same(scores.shape(0), size_t(n));
+        same(values.shape(0), size_t(n));
+        same(values.shape(1), size_t(hd));
+        if (n < 1 || n > kCacheBlock || first < 0 || first >= n)
+          throw std::invalid_argument("1..128 positions, first among them");
+        const Kernels& k = kernels(parse_isa(isa));
+        const KvType type = parse_kv(kv);
+        Cache cache(type, 1, 1, hd);
+        cache.reserve(n);
+        const int t = int(type);
+        for (int p = 0; p < n; ++p) {
+          k.store_key[t](keys.data() + p * hd, hd, p, cache.keys(0, 0, 0), cache.key_scales(0, 0, 0));
+          k.store_value[t](values.data() + p * hd, hd, p, cache.values(0, 0, 0), cache.value_scales(0, 0, 0));
+        }
+        std::vector<float> room(kCacheBlock);
+        k.scores[t](q.data(), cache.keys(0, 0, 0), cache.key_scales(0, 0, 0), hd, first / kKeyTile * kKeyTile, n, scale,
+                    room.data());
+        std::memcpy(scores.data() + first, room.data() + first, size_t(n - first) * sizeof(float));
+        k.softmax(room.data() + first, n - first);
+        std::memset(out.data(), 0, size_t(hd) * sizeof(float));
+        k.mix[t](room.data(), cache.values(0, 0, 0), cache.value_scales(0, 0, 0), hd, first, n, out.data());
+      },
+      nb::arg("isa"), nb::arg("kv"), nb::arg("q"), nb::arg("keys"), nb::arg("values"), nb::arg("scale"),
+      nb::arg("first"), nb::arg("scores"), nb::arg("out"),
+      "Attention of one query over up to 128 positions written into a real cache block.");
 
-  m.def("read_bandwidth", [](int threads, size_t bytes, int repeats) {
-    if (threads < 1 || repeats < 1 || bytes < 4096) throw std::invalid_argument("threads, repeats >= 1; bytes >= 4096");
-    bytes = bytes / 4096 * 4096;
-    std::unique_ptr<char, void (*)(void*)> data(static_cast<char*>(std::aligned_alloc(4096, bytes)), std::free);
-    if (!data) throw std::bad_alloc();
-    const Kernels& k = kernels(best_isa());
-    double best = 0;
-    nb::gil_scoped_release release;
-    Pool pool(threads);
-    std::vector<uint64_t> sums(size_t(threads) * 8);
-    auto range = [&](int t) { return share(int(bytes / 4096), 1, t, threads); };
-    pool.run([&](int t) {
-      const Range r = range(t);
-      std::memset(data.get() + size_t(r.begin) * 4096, 1, size_t(r.end - r.begin) * 4096);
-    });
-    for (int i = 0; i < repeats; ++i) {
-      const auto start = std::chrono::steady_clock::now();
-      pool.run([&](int t) {
-        const Range r = range(t);
-        sums[size_t(t) * 8] += k.sum(data.get() + size_t(r.begin) * 4096, size_t(r.end - r.begin) * 4096);
-      });
-      const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-      if (double(bytes) / seconds > best) best = double(bytes) / seconds;
-    }
-    return best;
-  }, nb::arg("threads"), nb::arg("bytes") = size_t(512) << 20, nb::arg("repeats") = 7,
-     "Sequential read bandwidth in bytes per second: the best of `repeats` passes over `bytes` of memory.");
+  m.def(
+      "read_bandwidth",
+      [](int threads, size_t bytes, int repeats) {
+        if (threads < 1 || repeats < 1 || bytes < 4096)
+          throw std::invalid_argument("threads, repeats >= 1; bytes >= 4096");
+        bytes = bytes / 4096 * 4096;
+        std::unique_ptr<char, void (*)(void*)> data(static_cast<char*>(std::aligned_alloc(4096, bytes)), std::free);
+        if (!data) throw std::bad_alloc();
+        const Kernels& k = kernels(best_isa());
+        double best = 0;
+        nb::gil_scoped_release release;
+        Pool pool(threads);
+        std::vector<uint64_t> sums(size_t(threads) * 8);
+        auto range = [&](int t) { return share(int(bytes / 4096), 1, t, threads); };
+        pool.run([&](int t) {
+          const Range r = range(t);
+          std::memset(data.get() + size_t(r.begin) * 4096, 1, size_t(r.end - r.begin) * 4096);
+        });
+        for (int i = 0; i < repeats; ++i) {
+          const auto start = std::chrono::steady_clock::now();
+          pool.run([&](int t) {
+            const Range r = range(t);
+            sums[size_t(t) * 8] += k.sum(data.get() + size_t(r.begin) * 4096, size_t(r.end - r.begin) * 4096);
+          });
+          const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+          if (double(bytes) / seconds > best) best = double(bytes) / seconds;
+        }
+        return best;
+      },
+      nb::arg("threads"), nb::arg("bytes") = size_t(512) << 20, nb::arg("repeats") = 7,
+      "Sequential read bandwidth in bytes per second: the best of `repeats` passes over `bytes` of memory.");
 }
 
 }  // namespace dejavu

@@ -20,7 +20,8 @@ T parse(const std::string& name, const char* what, std::initializer_list<const c
 
 Isa parse_isa(const std::string& name) {
   const Isa isa = parse<Isa>(name, "instruction set", {"portable", "avx2", "avx512", "avx512bf16", "amx"});
-  if (!isa_supported(isa)) throw std::invalid_argument("instruction set '" + name + "' is not supported by this machine");
+  if (!isa_supported(isa))
+    throw std::invalid_argument("instruction set '" + name + "' is not supported by this machine");
   return isa;
 }
 Codec parse_codec(const std::string& name) { return parse<Codec>(name, "codec", {"f32", "bf16", "int8", "int4"}); }

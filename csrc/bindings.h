@@ -15,7 +15,7 @@ namespace nb = nanobind;
 template <typename T, int N>
 using Array = nb::ndarray<T, nb::ndim<N>, nb::c_contig, nb::device::cpu>;
 
-Isa parse_isa(const std::string& name);        // std::invalid_argument: unknown, or not supported here
+Isa parse_isa(const std::string& name);  // std::invalid_argument: unknown, or not supported here
 Codec parse_codec(const std::string& name);
 KvType parse_kv(const std::string& name);
 Activation parse_activation(const std::string& name);

@@ -17,7 +17,7 @@ class Cache {
   KvType type() const { return type_; }
   int length() const { return length_; }
   size_t bytes() const { return blocks_.size() * block_bytes_; }
-  void truncate(int length);          // 0 <= length <= length()
+  void truncate(int length);            // 0 <= length <= length()
   std::unique_ptr<Cache> fork() const;  // shares blocks; a shared block is copied before it is written
 
   // Makes room for `count` more positions, all blocks that they touch being this sequence's own. Throws std::bad_alloc.

@@ -14,7 +14,7 @@ struct Config {
   Activation activation;
   bool gated, rms, pre_norm, parallel_residual, post_norms, final_norm, embed_norm, qk_norm;
   float norm_eps, embed_scale, scale, attn_softcap, logit_softcap;
-  int window;                        // tokens; 0: none
+  int window;                           // tokens; 0: none
   std::vector<unsigned char> windowed;  // per layer
   Position position;
   int position_offset, rope_dim;

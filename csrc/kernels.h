@@ -1,5 +1,5 @@
-// The table of kernels that one instruction set provides. Each kernel's plain twin is in isa/vec_portable.h's build of the
-// same source; the specification is the NumPy executor.
+// The table of kernels that one instruction set provides. Each kernel's plain twin is in isa/vec_portable.h's build of
+// the same source; the specification is the NumPy executor.
 #pragma once
 
 #include <cstddef>
@@ -14,20 +14,20 @@ enum class Activation : int { relu = 0, silu = 1, gelu = 2, gelu_tanh = 3 };
 enum class KvType : int { f32 = 0, f16 = 1, bf16 = 2, int8 = 3 };
 inline constexpr int kKvTypeCount = 4;
 
-// Keys of 16 neighbouring positions are stored together, transposed: [head_dim][16]; scores of 16 positions then need no
-// horizontal sums. Values are stored [position][head_dim].
+// Keys of 16 neighbouring positions are stored together, transposed: [head_dim][16]; scores of 16 positions then need
+// no horizontal sums. Values are stored [position][head_dim].
 inline constexpr int kKeyTile = 16;
 
 struct MlpArgs {
-  const Bundles* bundles;      // rows: gate, up, down (gated) or up, down
-  const int32_t* selected;     // compact list of neurons; null: neuron i is i
-  int begin, end;              // range of the list (or of the neurons)
+  const Bundles* bundles;   // rows: gate, up, down (gated) or up, down
+  const int32_t* selected;  // compact list of neurons; null: neuron i is i
+  int begin, end;           // range of the list (or of the neurons)
   bool gated;
   Activation activation;
-  const float* gate_bias;      // [neurons] or null
-  const float* up_bias;        // [neurons] or null
-  const void* input;           // prepared
-  float* output;               // accumulator, stored order; added to
+  const float* gate_bias;  // [neurons] or null
+  const float* up_bias;    // [neurons] or null
+  const void* input;       // prepared
+  float* output;           // accumulator, stored order; added to
 };
 
 struct RowKernels {
@@ -48,11 +48,13 @@ struct Kernels {
   RowKernels rows[kCodecCount];
 
   void (*rms_norm)(const float* x, const float* weight, float eps, int n, float* out);
-  void (*layer_norm)(const float* x, const float* weight, const float* bias, float eps, int n, float* out);  // bias: or null
-  void (*add)(float* x, const float* y, int n);                       // x += y
-  void (*activate)(Activation, const float* gate, const float* up, int n, float* out);  // act(gate) * up; up null: act(gate)
-  void (*softmax)(float* x, int n);                                   // in place; -inf is allowed, not everywhere
-  void (*softcap)(float* x, float cap, int n);                        // x = cap * tanh(x / cap)
+  void (*layer_norm)(const float* x, const float* weight, const float* bias, float eps, int n,
+                     float* out);                // bias: or null
+  void (*add)(float* x, const float* y, int n);  // x += y
+  void (*activate)(Activation, const float* gate, const float* up, int n,
+                   float* out);                 // act(gate) * up; up null: act(gate)
+  void (*softmax)(float* x, int n);             // in place; -inf is allowed, not everywhere
+  void (*softcap)(float* x, float cap, int n);  // x = cap * tanh(x / cap)
 
   // Attention over one head's cache. `scales` are per position (int8), else null.
   // scores[j] = scale * q . k_j for j in [begin, end); begin is a multiple of 16; reads whole tiles, writes up to the

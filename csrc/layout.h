@@ -1,6 +1,7 @@
 // How rows of weights lie in memory. Every matrix of the model is kept as rows of one length (d_model): rows that are
-// multiplied with the block's input (q, k, v, gate, up, head: a dot product each) and rows that are added to the block's
-// output (o, down, transposed: an axpy each). What belongs to one neuron or one head lies side by side, in a bundle.
+// multiplied with the block's input (q, k, v, gate, up, head: a dot product each) and rows that are added to the
+// block's output (o, down, transposed: an axpy each). What belongs to one neuron or one head lies side by side, in a
+// bundle.
 #pragma once
 
 #include <cstddef>
@@ -37,10 +38,18 @@ struct RowLayout {
     padded = grouped ? groups * kGroup : d;
     blocks = groups / kBlockGroups;
     switch (codec) {
-      case Codec::f32: code_bytes = size_t(d) * 4; break;
-      case Codec::bf16: code_bytes = size_t(d) * 2; break;
-      case Codec::int8: code_bytes = size_t(padded), scale_bytes = size_t(groups) * 2; break;
-      case Codec::int4: code_bytes = size_t(padded) / 2, scale_bytes = size_t(groups) * 4; break;
+      case Codec::f32:
+        code_bytes = size_t(d) * 4;
+        break;
+      case Codec::bf16:
+        code_bytes = size_t(d) * 2;
+        break;
+      case Codec::int8:
+        code_bytes = size_t(padded), scale_bytes = size_t(groups) * 2;
+        break;
+      case Codec::int4:
+        code_bytes = size_t(padded) / 2, scale_bytes = size_t(groups) * 4;
+        break;
     }
   }
 
@@ -83,8 +92,8 @@ struct Bundles {
 // Rows of matrices without neurons or heads (embedding, head, projections) go in bundles of this many.
 inline constexpr int kPlainRows = 16;
 
-// Encodes row-major float32 [count * rows, d] into bundles; padding rows and bytes are zero. The definition of each codec
-// is the NumPy twin, dejavu/codecs.py; the two agree bit for bit.
+// Encodes row-major float32 [count * rows, d] into bundles; padding rows and bytes are zero. The definition of each
+// codec is the NumPy twin, dejavu/codecs.py; the two agree bit for bit.
 enum class PackResult { ok, not_finite, out_of_range };  // out of range: a scale does not fit float16
 PackResult pack_bundles(const RowLayout& layout, const float* src, int rows, int count, uint8_t* dst);
 void unpack_row(const RowLayout& layout, Row row, float* dst);  // natural order, d floats
