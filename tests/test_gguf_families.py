@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from dejavu.errors import ModelFormatError, UnsupportedModelError
+from dejavu.errors import DejavuError, ModelFormatError, UnsupportedModelError
 from dejavu.models.config import ModelConfig
+from dejavu.models.families import FAMILIES
 from dejavu.models.loading import open_model
 from dejavu.models.rope import frequencies
+from dejavu.models.tensors import tensor_shapes
 from dejavu.reference import ReferenceExecutor
 from tiny_gguf import convert
 from tiny_models import CASES, build, prompt, relative_error, transformers_logits
@@ -155,6 +160,69 @@ def test_a_missing_option_is_named(tmp_path: Path, tiny_folder: Callable[[str], 
     convert(tiny_folder("llama"), tmp_path / "m.gguf", "llama", block_count=3)
     with pytest.raises(ModelFormatError, match=r"lacks blk\.2\.attn_norm\.weight.* and 4 more"):
         open_model(tmp_path / "m.gguf")
+
+
+class Shapes:
+    """Tensors of which only names and shapes are asked."""
+
+    def __init__(self, shapes: dict[str, tuple[int, ...]]) -> None:
+        self.shapes = shapes
+
+    def names(self) -> list[str]:
+        return list(self.shapes)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self.shapes[name]
+
+    def read_rows(self, name: str) -> NDArray[np.float32]:
+        return np.ones(self.shapes[name], np.float32)
+
+
+KEYS = [
+    "embedding_length",
+    "block_count",
+    "attention.head_count",
+    "attention.head_count_kv",
+    "attention.key_length",
+    "feed_forward_length",
+    "context_length",
+    "attention.layer_norm_rms_epsilon",
+    "attention.layer_norm_epsilon",
+    "rope.dimension_count",
+    "rope.freq_base",
+    "rope.scaling.type",
+    "rope.scaling.factor",
+    "attention.sliding_window",
+    "attention.sliding_window_pattern",
+    "use_parallel_residual",
+]
+VALUES = st.one_of(
+    st.booleans(),
+    st.integers(-2, 70),
+    st.sampled_from([2**31, 2**63, 0.0, 1e-5, 1e308, float("nan"), float("inf"), -0.5, "yarn", "linear", ""]),
+    st.lists(st.integers(0, 9), max_size=3),
+)
+SHAPES = st.lists(st.integers(0, 70), max_size=3).map(tuple)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.sampled_from([family for family in FAMILIES if family.gguf]),
+    st.dictionaries(st.sampled_from(KEYS), VALUES, max_size=4),
+    st.dictionaries(st.sampled_from(["token_embd.weight", "rope_freqs.weight", "output.weight"]), SHAPES),
+)
+def test_hostile_metadata_ends_in_a_config_or_a_typed_error(
+    family: Any, changes: dict[str, Any], shapes: dict[str, tuple[int, ...]]
+) -> None:
+    sound = dict.fromkeys(KEYS[:7], 8) | {KEYS[7]: 1e-5, KEYS[8]: 1e-5, "attention.sliding_window": 4}
+    arch = family.gguf_architectures[0]
+    values = {f"{arch}.{key}": value for key, value in (sound | changes).items()}
+    tensors: Any = Shapes({"token_embd.weight": (5, 8)} | shapes)
+    with contextlib.suppress(DejavuError):
+        config = family.config_from_gguf(values, tensors)
+        assert "embed.weight" in tensor_shapes(config)
+        if config.position == "rope":
+            assert np.isfinite(frequencies(config)).all()
 
 
 @pytest.mark.real_model

@@ -122,6 +122,10 @@ class ModelConfig:
         for name in ("norm_eps", "embed_scale", "attn_scale", "rope_theta", "attn_softcap", "logit_softcap"):
             if not math.isfinite(getattr(self, name)):
                 self._refuse(f"{name} is {getattr(self, name)!r}; a finite number is needed")
+        if self.norm_eps < 0 or self.sliding_window < 0:
+            self._refuse(
+                f"norm_eps is {self.norm_eps}, sliding_window {self.sliding_window}; at least 0 is needed"
+            )
         if self.window_layers and len(self.window_layers) != self.n_layers:
             self._refuse(f"window_layers has {len(self.window_layers)} of {self.n_layers} layers")
 

@@ -6,12 +6,12 @@ import math
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from dejavu.models.config import ModelConfig
+from dejavu.models.config import ModelConfig, RopeScaling
 from dejavu.models.families.family import Family, Layout
 from dejavu.models.families.gguf import GGUF_IGNORED, GGUF_SOURCES, dimensions_from_gguf
 from dejavu.models.families.llama import HF_SOURCES
 from dejavu.models.families.options import Options
-from dejavu.models.families.rotary import rope_from_gguf, rope_from_hf, scaling_from_hf
+from dejavu.models.families.rotary import check_base, rope_from_gguf, rope_from_hf, scaling_from_hf
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -106,13 +106,17 @@ def _rope3(options: Options) -> dict[str, Any]:
     full = {**full, **options.group("rope_scaling")}
     context = options.integer("max_position_embeddings")
     scaling, extended = scaling_from_hf(options, "rope_scaling", full, context)
+    theta = Options(full, where="config.json: full_attention").positive(
+        "rope_theta", options.positive("rope_theta", _GLOBAL_THETA)
+    )
+    local_theta = Options(local, where="config.json: sliding_attention").positive(
+        "rope_theta", options.positive("rope_local_base_freq", _LOCAL_THETA)
+    )
+    for kind, base in ((scaling, theta), (RopeScaling(), local_theta)):
+        check_base(kind, base, options.integer("head_dim"), options, "rope_parameters")
     return {
-        "rope_theta": Options(full, where="config.json: full_attention").positive(
-            "rope_theta", options.positive("rope_theta", _GLOBAL_THETA)
-        ),
-        "rope_local_theta": Options(local, where="config.json: sliding_attention").positive(
-            "rope_theta", options.positive("rope_local_base_freq", _LOCAL_THETA)
-        ),
+        "rope_theta": theta,
+        "rope_local_theta": local_theta,
         "rope_scaling": scaling,
         "max_context": context if scaling.type == "linear" else extended,
     }
@@ -126,7 +130,7 @@ def _config_from_gguf(values: Mapping[str, object], tensors: RawTensors, *, kind
         rope["rope_theta"] = options.positive("rope.freq_base", _GLOBAL_THETA)
         rope["rope_local_theta"] = options.positive("rope.freq_base_swa", _LOCAL_THETA)
     period = options.integer("attention.sliding_window_pattern", _PERIOD[kind])
-    scale = sizes["d_model"] / sizes["n_heads"] if sizes["n_layers"] == _LARGEST[kind] else sizes["head_dim"]
+    largest = sizes["n_layers"] == _LARGEST[kind]
     config = ModelConfig(
         **_COMMON,
         **sizes,
@@ -134,7 +138,7 @@ def _config_from_gguf(values: Mapping[str, object], tensors: RawTensors, *, kind
         family=kind,
         norm_eps=options.number("attention.layer_norm_rms_epsilon"),
         embed_scale=math.sqrt(sizes["d_model"]),
-        attn_scale=scale**-0.5,
+        attn_scale=math.sqrt(sizes["n_heads"] / max(sizes["d_model"], 1)) if largest else 0.0,
         attn_softcap=options.number("attn_logit_softcapping", 50.0 if kind == "gemma2" else 0.0),
         logit_softcap=options.number("final_logit_softcapping", 30.0 if kind == "gemma2" else 0.0),
         qk_norm=kind == "gemma3_text",

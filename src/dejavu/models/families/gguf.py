@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from dejavu.errors import ModelFormatError
 from dejavu.models.families.options import Options
 
 if TYPE_CHECKING:
@@ -46,9 +47,11 @@ def dimensions_from_gguf(
     options.integer("vocab_size", 0)  # the embedding has the last word
     options.text("tensor_data_layout", "")
     tokens = Options(values, where="tokenizer metadata", prefix="tokenizer.ggml.")
-    embedding = "token_embd.weight"
+    shape = tensors.shape("token_embd.weight") if "token_embd.weight" in names else ()
+    if len(shape) != 2:
+        raise ModelFormatError("the model file has no matrix token_embd.weight")
     return {
-        "vocab_size": tensors.shape(embedding)[0] if embedding in names else options.integer("vocab_size"),
+        "vocab_size": shape[0],
         "d_model": d_model,
         "n_layers": options.layers("block_count"),
         "n_heads": n_heads,

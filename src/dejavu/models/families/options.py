@@ -68,9 +68,12 @@ class Options:
     def number(self, name: str, if_none: float | None = None) -> float:
         """A finite number; `if_none` as in `integer`."""
         value = self._get(name, if_none)
-        if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value):
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < math.inf:
             self._wrong(name, value, "a finite number")
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:  # JSON's whole numbers have no limit
+            self._wrong(name, value, "a finite number")
 
     def positive(self, name: str, if_none: float | None = None) -> float:
         """A finite number above zero; `if_none` as in `integer`."""

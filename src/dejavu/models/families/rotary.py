@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 FREQ_FACTORS = "rope_freqs.weight"
 """GGUF tensor [rope_dim / 2] that divides the frequencies (Llama 3.1 and later)."""
 
+_MAX_THETA = 1e20  # far beyond any model; float32 frequencies stay above zero
+_MAX_FACTOR = 1e6
+
 _COMMON = {"rope_type", "type", "rope_theta", "partial_rotary_factor"}
 _KEYS: dict[str, set[str]] = {
     "default": set(),
@@ -75,7 +78,7 @@ def rope_from_hf(
         options.refuse(partial_name, f"RoPE cannot turn {part} of a head's {head_dim} dimensions here")
     if part < 1:
         result["rotary_dim"] = dim
-    _check_base(scaling, result["rope_theta"], dim, options, name)
+    check_base(scaling, result["rope_theta"], dim, options, name)
     return result
 
 
@@ -150,7 +153,7 @@ def rope_from_gguf(options: Options, tensors: RawTensors, head_dim: int) -> dict
         options.refuse("rope.scaling.attn_factor", "only yarn has it")
     elif factor != 1 and kind == "linear":
         scaling = RopeScaling("linear", factor, original, freq_factors=scaling.freq_factors)
-    _check_base(scaling, theta, dim, options, "rope.scaling.type")
+    check_base(scaling, theta, dim, options, "rope.scaling.type")
     rotary_dim = 0 if dim == head_dim else dim
     return {"rope_theta": theta, "rope_scaling": scaling, "rotary_dim": rotary_dim, "max_context": context}
 
@@ -168,10 +171,12 @@ def _freq_factors(tensors: RawTensors, dim: int) -> tuple[float, ...]:
     return factors
 
 
-def _check_base(scaling: RopeScaling, theta: float, dim: int, options: Options, name: str) -> None:
-    """Refuse what yarn's and dynamic's formulas have no answer for."""
+def check_base(scaling: RopeScaling, theta: float, dim: int, options: Options, name: str) -> None:
+    """Refuse what the formulas have no answer for."""
     if (scaling.type == "yarn" and theta <= 1) or (scaling.type == "dynamic" and dim <= 2):
         options.refuse(name, f"{scaling.type} cannot scale a base of {theta} over {dim} dimensions")
+    if not theta <= _MAX_THETA or not scaling.factor <= _MAX_FACTOR:
+        options.refuse(name, f"a base up to {_MAX_THETA:g} and a factor up to {_MAX_FACTOR:g} are supported")
 
 
 def _yarn_attention(values: Options, factor: float) -> float:
