@@ -23,6 +23,10 @@ from dejavu.evaluation.perplexity import (
     token_nll,
 )
 from dejavu.evaluation.texts import read_documents
+from dejavu.models.loading import open_model
+from dejavu.reference import ReferenceExecutor
+from dejavu.tokenizer import Tokenizer
+from tiny_chat import build_tiny_chat
 
 VOCAB = 50
 TABLE = np.random.default_rng(7).normal(size=(VOCAB, VOCAB)).astype(np.float32)
@@ -239,3 +243,29 @@ def test_bad_files(tmp_path: Any, name: str, content: bytes | None, message: str
     with pytest.raises(InputError, match=message) as caught:
         read_documents(path)
     assert caught.value.fix
+
+
+@pytest.mark.parametrize("stride", [None, 7])
+def test_reference_executor_equals_a_direct_computation(tmp_path: Any, stride: int | None) -> None:
+    model = open_model(build_tiny_chat(tmp_path, context=64))
+    executor = ReferenceExecutor(model.config, model.weights)
+    tokenizer = Tokenizer.from_folder(tmp_path)
+    documents = encode_documents(tokenizer, ["A first text.", "A second text, longer than a window of 16."])
+    assert [d.scored for d in documents] == [12, 41]
+    window = 16
+    wanted = []
+    for document in documents:
+        tokens, total, done = list(document.tokens), 0.0, 1
+        for start in range(0, len(tokens), stride or window):
+            inputs = np.array(tokens[start : start + window], np.int32)
+            logits = executor.prefill(inputs, executor.new_cache(), all_logits=True).astype(np.float64)
+            logs = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+            for row, position in enumerate(range(start + 1, start + 1 + len(inputs))):
+                if done <= position < len(tokens):
+                    total -= logs[row, tokens[position]]
+                    done = position + 1
+        wanted.append(total)
+    for path in ("prefill", "decode"):
+        result = measure_perplexity(executor, documents, path=path, window=window, stride=stride)
+        np.testing.assert_allclose([d.nll for d in result.documents], wanted, rtol=1e-5)
+    model.close()

@@ -126,7 +126,7 @@ def describe_model(path: Path) -> ModelFacts:
 
 def _tokenizer_facts(model: OpenModel) -> dict[str, Any]:
     try:
-        tokenizer = load_tokenizer(model)
+        tokenizer = Tokenizer.from_model(model)
     except DejavuError as error:  # the rest is worth showing all the same
         return {"error": str(error.args[0])}
     return {
@@ -135,10 +135,3 @@ def _tokenizer_facts(model: OpenModel) -> dict[str, Any]:
         "eos": tokenizer.eos_token,
         "chat_template": tokenizer.chat_template is not None,
     }
-
-
-def load_tokenizer(model: OpenModel) -> Tokenizer:
-    """The tokenizer that belongs to an open model."""
-    if model.format == "gguf":
-        return Tokenizer.from_gguf(model.metadata)
-    return Tokenizer.from_folder(model.path)

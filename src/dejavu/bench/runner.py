@@ -12,6 +12,7 @@ import numpy as np
 from dejavu.bench.cases import Case, Setting, Test
 from dejavu.errors import InputError, NumericsError
 from dejavu.executor import Executor
+from dejavu.llm import CHUNK
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
 
     from dejavu.codecs import Codec
 
-BLOCK = 512
-"""Tokens of one prefill call, as in `LLM`."""
 _WARM_STEPS = 4
 _WARM_PROMPT = 32
 
@@ -222,7 +221,7 @@ def _warm_up(item: _Running, text: NDArray[np.int32]) -> None:
 
 
 def _blocks(tokens: NDArray[np.int32]) -> Iterable[NDArray[np.int32]]:
-    return (tokens[start : start + BLOCK] for start in range(0, tokens.size, BLOCK))
+    return (tokens[start : start + CHUNK] for start in range(0, tokens.size, CHUNK))
 
 
 def sequence(text: NDArray[np.int32], start: int, count: int) -> NDArray[np.int32]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from importlib import resources
 from typing import TYPE_CHECKING
 
@@ -11,11 +12,12 @@ from dejavu.bench.runner import Subject
 from dejavu.bench.shapes import shape
 from dejavu.engine import NativeExecutor, synthetic
 from dejavu.errors import InputError
-from dejavu.inspection import load_tokenizer
 from dejavu.inventory import inventory
+from dejavu.llm import natural_codec
 from dejavu.models.loading import open_model
 from dejavu.models.sources import resolve
 from dejavu.models.spec import LocalSpec, parse_spec
+from dejavu.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -47,7 +49,7 @@ def model_subject(
     path = resolve(spec, offline=offline, progress=progress)
     model = open_model(path)
     try:
-        config, tokenizer = model.config, load_tokenizer(model)
+        config, tokenizer, codec = model.config, Tokenizer.from_model(model), natural_codec(model.weights)
     finally:
         model.close()
     tokens = np.asarray(tokenizer.encode(packaged_text() if text is None else text), np.int32)
@@ -61,7 +63,7 @@ def model_subject(
 
     # a path says more about the machine than about the model
     name = path.name if isinstance(parse_spec(spec), LocalSpec) else spec
-    return _subject(name, config, tokens, load)
+    return replace(_subject(name, config, tokens, load), codec=codec)
 
 
 def shape_subject(name: str) -> Subject:
@@ -72,7 +74,7 @@ def shape_subject(name: str) -> Subject:
     def load(setting: Setting) -> TimedExecutor:
         return synthetic(config, setting.codec, kv_dtype=setting.kv_dtype, threads=setting.threads)
 
-    return _subject(name, config, tokens, load, synthetic=True)
+    return replace(_subject(name, config, tokens, load), synthetic=True)
 
 
 def _subject(
@@ -80,8 +82,6 @@ def _subject(
     config: ModelConfig,
     tokens: NDArray[np.int32],
     load: Callable[[Setting], TimedExecutor],
-    *,
-    synthetic: bool = False,
 ) -> Subject:
     parts = inventory(config)
     return Subject(
@@ -91,5 +91,4 @@ def _subject(
         size=lambda codec: sum(part.bytes[codec] for part in parts.values()),
         tokens=tokens,
         load=load,
-        synthetic=synthetic,
     )

@@ -18,7 +18,6 @@ from dejavu.errors import DejavuError
 
 if TYPE_CHECKING:
     from dejavu.llm import LLM
-
     from dejavu.outputs import Generation
     from dejavu.sampling import SamplingParams
 
@@ -116,6 +115,7 @@ class Session:
         self.params = params
         self.json = json
         self.quiet = quiet
+        self.conversation = llm.conversation()
         self.messages: list[dict[str, str]] = []
         self.reset(system)
 
@@ -179,7 +179,9 @@ class Session:
         pieces: list[str] = []
         result: Generation | None = None
         try:
-            with contextlib.closing(self.llm.stream_chat(self.messages, self.params)) as events:
+            with contextlib.closing(
+                self.llm.stream_chat(self.messages, self.params, conversation=self.conversation)
+            ) as events:
                 for event in events:
                     pieces.append(event.text)
                     if not self.json:

@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from dejavu.llm import LLM
-
     from dejavu.cli.options import CodecName, ExecutorName, KvName
+    from dejavu.llm import LLM
 
 
 def open_llm(
@@ -25,9 +24,8 @@ def open_llm(
 
     `offline` False leaves the choice to the environment (HF_HUB_OFFLINE).
     """
-    from dejavu.llm import LLM
-
     from dejavu.cli.progress import make_progress
+    from dejavu.llm import LLM
 
     return LLM.from_pretrained(
         model,

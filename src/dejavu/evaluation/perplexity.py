@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from dejavu.errors import InputError, NumericsError
+from dejavu.llm import CHUNK
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -41,8 +42,6 @@ DEFAULT_WINDOW = 1024
 
 _LOGITS_BYTES = 64 << 20
 """Most bytes of float32 logits asked of one prefill call."""
-_MAX_CHUNK = 512
-"""Most tokens fed in one prefill call."""
 
 
 @dataclass(frozen=True)
@@ -229,10 +228,10 @@ def _prefill(
     executor: Executor, cache: Cache, inputs: NDArray[np.int32], targets: NDArray[np.int32]
 ) -> Iterator[NDArray[np.float64]]:
     """Feed blocks; the logits of the last `targets.size` inputs predict `targets`."""
-    chunk = max(16, min(_MAX_CHUNK, _LOGITS_BYTES // (4 * executor.config.vocab_size)))
+    chunk = max(16, min(CHUNK, _LOGITS_BYTES // (4 * executor.config.vocab_size)))
     context = inputs.size - targets.size
-    for start in range(0, context, _MAX_CHUNK):
-        executor.prefill(inputs[start : min(start + _MAX_CHUNK, context)], cache)
+    for start in range(0, context, CHUNK):
+        executor.prefill(inputs[start : min(start + CHUNK, context)], cache)
     for start in range(0, targets.size, chunk):
         block = inputs[context + start : context + start + chunk]
         logits = executor.prefill(block, cache, all_logits=True)  # [t, vocab]
