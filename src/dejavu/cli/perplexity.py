@@ -65,7 +65,8 @@ def perplexity(
         print_json({"model": model, "codec": codec.value, "kv_dtype": kv.value, **result.to_dict()})
         return
     print(f"perplexity {result.perplexity:.4f}")
+    count = "1 document" if len(result.documents) == 1 else f"{len(result.documents)} documents"
     print_note(
-        f"{result.tokens} tokens of {len(result.documents)} documents scored by {result.path}; "
+        f"{result.tokens} tokens of {count} scored by {result.path}; "
         f"window {result.window}, stride {result.stride}; {result.nll:.4f} nats per token"
     )
