@@ -66,9 +66,7 @@ class Detokenizer:
         """What was held back, at the end of the stream. An incomplete character becomes U+FFFD."""
         if self.stopped is not None:
             return ""
-        self._held += self._decoder.decode(b"", final=True)
-        text = self._release(self._stop)
-        text, self._held = text + self._held, ""
+        text, self._held = self._held + self._decoder.decode(b"", final=True), ""
         return text
 
     def _release(self, stop: tuple[str, ...]) -> str:

