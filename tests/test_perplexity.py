@@ -22,9 +22,9 @@ from dejavu.evaluation.perplexity import (
     measure_perplexity,
     token_nll,
 )
-from dejavu.evaluation.texts import read_documents
 from dejavu.models.loading import open_model
 from dejavu.reference import ReferenceExecutor
+from dejavu.texts import read_documents
 from dejavu.tokenizer import Tokenizer
 from tiny_chat import build_tiny_chat
 

@@ -13,9 +13,9 @@ from dejavu.engine.core import chosen_isa
 from dejavu.engine.native import default_threads
 from dejavu.environment import describe_machine, versions
 from dejavu.errors import InputError
-from dejavu.evaluation.texts import read_documents
 from dejavu.executor import KV_DTYPES
 from dejavu.inspection import read_bandwidth
+from dejavu.texts import read_documents
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -50,7 +50,7 @@ def perplexity(
     from dejavu.cli.loading import open_llm
     from dejavu.cli.progress import token_bar
     from dejavu.evaluation.perplexity import encode_documents, measure_perplexity
-    from dejavu.evaluation.texts import read_documents
+    from dejavu.texts import read_documents
 
     texts = read_documents(text)
     with open_llm(

@@ -1,4 +1,4 @@
-"""Reading the documents that a model is judged on."""
+"""Reading documents from files: what a model is measured on."""
 
 from __future__ import annotations
 
