@@ -1,0 +1,25 @@
+// bf16 matrix product for AVX512-BF16: the float32 kernel with words of two bf16.
+#include "gemm_bf16.h"
+#include "gemm_impl.h"
+#include "gemm_tables.h"
+
+namespace dejavu {
+namespace {
+
+struct Avx512Bf16Ops : Bf16Words {
+  static constexpr int kRows = 8, kVecs = 3, kRowUnit = 1;
+  static constexpr size_t kCacheBytesB = 30 << 10;
+
+  static Word broadcast(const void* p) { return _mm512_set1_ps(*static_cast<const float*>(p)); }
+  static Acc zero() { return _mm512_setzero_ps(); }
+  static Acc mad(Acc sum, Word a, Word b) { return _mm512_dpbf16_ps(sum, (__m512bh)a, (__m512bh)b); }
+  static Acc add(Acc a, Acc b) { return _mm512_add_ps(a, b); }
+  static Acc load_c(const float* p, int lanes) { return load_floats(p, lanes); }
+  static void store_c(float* p, Acc x, int lanes) { store_floats(p, x, lanes); }
+};
+
+}  // namespace
+
+constexpr Gemm kGemmBf16Avx512 = make_gemm<Avx512Bf16Ops>("avx512bf16 bf16");
+
+}  // namespace dejavu
