@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import platform
 from dataclasses import dataclass
@@ -73,6 +72,8 @@ def physical_cores(cpus: set[int], root: Path = Path("/")) -> int:
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that matter; those not installed are left out."""
+    import importlib.metadata  # slow, and the engine, which counts cores here, has no use for it
+
     found = {"python": platform.python_version()}
     for name in _PACKAGES:
         try:
