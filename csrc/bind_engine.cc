@@ -131,8 +131,8 @@ void bind_engine(nb::module_& m) {
             new (self)
                 NativeEngine{buffer, {c, parse_codec(codec), parse_codec(head_codec), views, threads, parse_isa(isa)}};
           },
-          nb::arg("config"), nb::arg("codec"), nb::arg("head_codec"), nb::arg("buffer"), nb::arg("sections"),
-          nb::arg("threads"), nb::arg("isa"),
+          nb::arg("config"), nb::arg("codec"), nb::arg("head_codec"), nb::arg("buffer").noconvert(),
+          nb::arg("sections"), nb::arg("threads"), nb::arg("isa"),
           "ValueError names the section or field that is missing or of the wrong size.")
       .def_prop_ro("isa", [](const NativeEngine& e) { return std::string(isa_name(e.engine.isa())); })
       .def_prop_ro("threads", [](const NativeEngine& e) { return e.engine.threads(); })
@@ -151,7 +151,7 @@ void bind_engine(nb::module_& m) {
             nb::gil_scoped_release release;
             e.engine.decode(int32_t(token), cache, logits.data());
           },
-          nb::arg("token"), nb::arg("cache"), nb::arg("logits"),
+          nb::arg("token"), nb::arg("cache"), nb::arg("logits").noconvert(),
           "Appends one token; writes its logits, float32 [vocab].")
       .def(
           "forward",
@@ -182,7 +182,8 @@ void bind_engine(nb::module_& m) {
             nb::gil_scoped_release release;
             e.engine.forward(tokens.data(), segments, kind, logits.data());
           },
-          nb::arg("tokens"), nb::arg("caches"), nb::arg("counts"), nb::arg("which"), nb::arg("logits"),
+          nb::arg("tokens").noconvert(), nb::arg("caches"), nb::arg("counts"), nb::arg("which"),
+          nb::arg("logits").noconvert(),
           "Appends counts[i] tokens to caches[i]; writes the logits of each cache's last token, of all tokens, or "
           "none.");
 }

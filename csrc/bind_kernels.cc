@@ -41,8 +41,8 @@ void bind_kernels(nb::module_& m) {
           k.layer_norm(x.data(), weight.data(), bias ? bias->data() : nullptr, eps, n, out.data());
         }
       },
-      nb::arg("isa"), nb::arg("x"), nb::arg("weight"), nb::arg("bias").none(), nb::arg("rms"), nb::arg("eps"),
-      nb::arg("out"));
+      nb::arg("isa"), nb::arg("x").noconvert(), nb::arg("weight"), nb::arg("bias").none(), nb::arg("rms"),
+      nb::arg("eps"), nb::arg("out").noconvert());
 
   m.def(
       "activate",
@@ -53,7 +53,8 @@ void bind_kernels(nb::module_& m) {
             .activate(parse_activation(activation), gate.data(), up ? up->data() : nullptr, int(gate.shape(0)),
                       out.data());
       },
-      nb::arg("isa"), nb::arg("activation"), nb::arg("gate"), nb::arg("up").none(), nb::arg("out"));
+      nb::arg("isa"), nb::arg("activation"), nb::arg("gate").noconvert(), nb::arg("up").none(),
+      nb::arg("out").noconvert());
 
   m.def(
       "softmax",
@@ -61,14 +62,14 @@ void bind_kernels(nb::module_& m) {
         if (x.shape(0) == 0) throw std::invalid_argument("softmax of nothing");
         kernels(parse_isa(isa)).softmax(x.data(), int(x.shape(0)));
       },
-      nb::arg("isa"), nb::arg("x"));
+      nb::arg("isa"), nb::arg("x").noconvert());
 
   m.def(
       "softcap",
       [](const std::string& isa, Output x, float cap) {
         kernels(parse_isa(isa)).softcap(x.data(), cap, int(x.shape(0)));
       },
-      nb::arg("isa"), nb::arg("x"), nb::arg("cap"));
+      nb::arg("isa"), nb::arg("x").noconvert(), nb::arg("cap"));
 
   m.def(
       "attend",
@@ -99,9 +100,9 @@ void bind_kernels(nb::module_& m) {
         std::memset(out.data(), 0, size_t(hd) * sizeof(float));
         k.mix[t](room.data(), cache.values(0, 0, 0), cache.value_scales(0, 0, 0), hd, first, n, out.data());
       },
-      nb::arg("isa"), nb::arg("kv"), nb::arg("q"), nb::arg("keys"), nb::arg("values"), nb::arg("scale"),
-      nb::arg("first"), nb::arg("scores"), nb::arg("out"),
-      "Attention of one query over up to 128 positions written into a real cache block.");
+      nb::arg("isa"), nb::arg("kv"), nb::arg("q").noconvert(), nb::arg("keys").noconvert(),
+      nb::arg("values").noconvert(), nb::arg("scale"), nb::arg("first"), nb::arg("scores").noconvert(),
+      nb::arg("out").noconvert(), "Attention of one query over up to 128 positions written into a real cache block.");
 
   m.def(
       "read_bandwidth",

@@ -91,7 +91,7 @@ void bind_rows(nb::module_& m) {
         if (worst == int(PackResult::not_finite)) throw std::domain_error("weights hold NaN or infinity");
         if (worst == int(PackResult::out_of_range)) throw std::domain_error("a scale does not fit float16");
       },
-      nb::arg("codec"), nb::arg("weights"), nb::arg("out"), nb::arg("threads") = 1,
+      nb::arg("codec"), nb::arg("weights").noconvert(), nb::arg("out").noconvert(), nb::arg("threads") = 1,
       "Encodes float32 [count, rows, d] into bundles. ValueError: NaN, infinity, or a scale beyond float16.");
 
   m.def(
@@ -107,7 +107,7 @@ void bind_rows(nb::module_& m) {
           }
         }
       },
-      nb::arg("codec"), nb::arg("packed"), nb::arg("d"), nb::arg("rows"), nb::arg("out"));
+      nb::arg("codec"), nb::arg("packed").noconvert(), nb::arg("d"), nb::arg("rows"), nb::arg("out").noconvert());
 
   m.def(
       "decode_rows",
@@ -132,8 +132,8 @@ void bind_rows(nb::module_& m) {
           }
         }
       },
-      nb::arg("isa"), nb::arg("codec"), nb::arg("packed"), nb::arg("d"), nb::arg("rows"), nb::arg("out"),
-      "As unpack, by the kernel that the batched pass uses.");
+      nb::arg("isa"), nb::arg("codec"), nb::arg("packed").noconvert(), nb::arg("d"), nb::arg("rows"),
+      nb::arg("out").noconvert(), "As unpack, by the kernel that the batched pass uses.");
 
   m.def(
       "dot",
@@ -145,8 +145,8 @@ void bind_rows(nb::module_& m) {
         const std::vector<char> input = prepared(k, b, x);
         k.rows[int(b.layout.codec)].dot(b, bundle, first, int(out.shape(0)), input.data(), out.data());
       },
-      nb::arg("isa"), nb::arg("codec"), nb::arg("packed"), nb::arg("rows"), nb::arg("bundle"), nb::arg("first"),
-      nb::arg("x"), nb::arg("out"), "out[i] = row(bundle, first + i) . x");
+      nb::arg("isa"), nb::arg("codec"), nb::arg("packed").noconvert(), nb::arg("rows"), nb::arg("bundle"),
+      nb::arg("first"), nb::arg("x").noconvert(), nb::arg("out").noconvert(), "out[i] = row(bundle, first + i) . x");
 
   m.def(
       "axpy",
@@ -160,8 +160,9 @@ void bind_rows(nb::module_& m) {
                                          accumulator.data());
         add_natural(b.layout, accumulator, y.data());
       },
-      nb::arg("isa"), nb::arg("codec"), nb::arg("packed"), nb::arg("rows"), nb::arg("bundle"), nb::arg("first"),
-      nb::arg("coefficients"), nb::arg("y"), "y += sum of coefficients[i] * row(bundle, first + i)");
+      nb::arg("isa"), nb::arg("codec"), nb::arg("packed").noconvert(), nb::arg("rows"), nb::arg("bundle"),
+      nb::arg("first"), nb::arg("coefficients").noconvert(), nb::arg("y").noconvert(),
+      "y += sum of coefficients[i] * row(bundle, first + i)");
 
   m.def(
       "mlp",
@@ -187,9 +188,10 @@ void bind_rows(nb::module_& m) {
                                          up_bias ? up_bias->data() : nullptr, input.data(), accumulator.data()});
         add_natural(b.layout, accumulator, y.data());
       },
-      nb::arg("isa"), nb::arg("codec"), nb::arg("packed"), nb::arg("gated"), nb::arg("activation"), nb::arg("x"),
-      nb::arg("y"), nb::arg("selected") = nb::none(), nb::arg("gate_bias") = nb::none(),
-      nb::arg("up_bias") = nb::none(), "y += MLP(x) over all neurons, or the selected ones (int32).");
+      nb::arg("isa"), nb::arg("codec"), nb::arg("packed").noconvert(), nb::arg("gated"), nb::arg("activation"),
+      nb::arg("x").noconvert(), nb::arg("y").noconvert(), nb::arg("selected") = nb::none(),
+      nb::arg("gate_bias") = nb::none(), nb::arg("up_bias") = nb::none(),
+      "y += MLP(x) over all neurons, or the selected ones (int32).");
 }
 
 }  // namespace dejavu

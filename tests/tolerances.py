@@ -13,11 +13,13 @@ TOLERANCES: dict[str, float] = {
     # RoPE frequencies in float32, relative per element: one rounding of pow.
     "rope_frequencies": 2.5e-7,
     # Row kernels. int8 and int4 take the input (dot) or the coefficients (axpy) as int16 codes with a shared step, so
-    # errors are relative to the sum of magnitudes. Seen: 4e-5, 8e-5 and 6e-5.
+    # errors are relative to the sum of magnitudes. Seen: 4e-5, 8e-5 and 1.1e-4.
     "decode_rows": 1e-6,
+    # Norms, activations, softmax and attention of single vectors, beside float64. Seen: 8e-7.
+    "kernels": 2e-6,
     "dot": 1e-4,
     "axpy": 1e-4,
-    "mlp": 1e-4,
+    "mlp": 2e-4,
     # The native engine against the reference, logits. int8, int4: int16 activations. *_prefill: bf16 operands in the
     # products where the machine has them.
     "native_f32": 1e-4,
@@ -32,8 +34,8 @@ TOLERANCES: dict[str, float] = {
     "native_kv_f16": 1e-3,
     "native_kv_bf16": 1e-2,
     "native_kv_int8": 2e-2,
-    # Matrix products, relative to the largest sum of magnitudes: only the order of the sums differs (bf16: operands
-    # rounded on both sides). Seen: 2e-7 and 3e-7.
-    "gemm_f32": 1e-6,
-    "gemm_bf16": 1e-6,
+    # Matrix products, relative to the largest sum of magnitudes: only the order of the sums differs (for bf16 both
+    # sides round the operands). Seen: 2e-7 and 1e-7.
+    "gemm_f32": 4e-7,
+    "gemm_bf16": 4e-7,
 }

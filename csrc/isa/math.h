@@ -96,12 +96,15 @@ void layer_norm(const float* x, const float* weight, const float* bias, float ep
   F squares = Vec::zero();
   each(n, [&](int i, int lanes) {
     F v = Vec::sub(get(x + i, lanes), center);
+    if (lanes < W) {  // lanes beyond the end hold -mean
+      float rest[W] = {};
+      put(rest, v, lanes);
+      v = Vec::load(rest);
+    }
     squares = Vec::fma(v, v, squares);
   });
-  // lanes beyond the end held (0 - mean)^2 in the last, partial piece
-  const int idle = n % W ? W - n % W : 0;
-  const float variance = (Vec::sum(squares) - float(idle) * mean * mean) / float(n);
-  const F scale = Vec::set1(1.0f / sqrtf((variance > 0.0f ? variance : 0.0f) + eps));
+  const float variance = Vec::sum(squares) / float(n);
+  const F scale = Vec::set1(1.0f / sqrtf(variance + eps));
   each(n, [&](int i, int lanes) {
     F v = Vec::mul(Vec::mul(Vec::sub(get(x + i, lanes), center), scale), get(weight + i, lanes));
     put(out + i, bias ? Vec::add(v, get(bias + i, lanes)) : v, lanes);

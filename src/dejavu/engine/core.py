@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from types import ModuleType
 
@@ -11,13 +12,12 @@ from dejavu.errors import DejavuError, InputError
 def load_core() -> ModuleType:
     """The extension module. Raises `DejavuError` where it was not built."""
     try:
-        from dejavu import _core
+        return importlib.import_module("dejavu._core")
     except ImportError as error:
         raise DejavuError(
             f"the compiled core of dejavu cannot be loaded: {error}",
             fix="pip install . (needs a C++17 compiler), or use executor='reference'",
         ) from error
-    return _core
 
 
 def chosen_isa() -> str:

@@ -1,0 +1,189 @@
+"""Decode and prefill speed beside llama.cpp: same machine, same threads, same bits, one interleaved run.
+
+    python benchmarks/speed.py --peer-python PYTHON [--model smollm2] [--shape tinyllama-1.1b] [--json FILE]
+
+Every repeat times both sides one after the other; the table shows medians, the spread, and the median of the ratios of
+each repeat (llama.cpp's time / ours: above 1 we are faster). Before timing, our decode path is checked against our
+prefill path, and on a real model greedy text against llama.cpp's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from peer import SAME_BITS, LlamaCpp, write_gguf
+
+from dejavu import _core
+from dejavu.bench.shapes import shape
+from dejavu.engine import NativeExecutor, synthetic
+from dejavu.environment import describe_machine
+from dejavu.models.sources import resolve
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+PROMPT = 512
+GENERATED = 64
+START = 16
+"""Tokens in the cache before generation is timed."""
+
+
+@dataclass
+class Row:
+    """One comparison; times in seconds, one per repeat."""
+
+    model: str
+    codec: str
+    peer_type: str
+    test: str
+    ours: list[float]
+    peer: list[float]
+    tokens: int
+    touched_bytes: int
+
+    @property
+    def ratio(self) -> float:
+        """Median over repeats of the peer's time / ours."""
+        return statistics.median(p / o for o, p in zip(self.ours, self.peer, strict=True))
+
+    def line(self, bandwidth: float) -> str:
+        """A row of the table."""
+        ours, peer = statistics.median(self.ours) / self.tokens, statistics.median(self.peer) / self.tokens
+        spread = (max(self.ours) - min(self.ours)) / statistics.median(self.ours) / 2
+        share = self.touched_bytes / ours / bandwidth if self.test == "decode" else float("nan")
+        return (
+            f"| {self.model} | {self.codec} / {self.peer_type} | {self.test} | {1e3 * ours:.2f} ms ±{spread:.0%} "
+            f"({1 / ours:.0f}/s) | {1e3 * peer:.2f} ms ({1 / peer:.0f}/s) | **{self.ratio:.2f}x** | "
+            + (f"{self.touched_bytes / ours / 1e9:.1f} GB/s, {share:.0%} |" if share == share else "|")
+        )
+
+
+def check(executor: NativeExecutor, tokens: np.ndarray) -> None:
+    """Decode equals prefill on the same tokens, or no figure is printed."""
+    cache = executor.new_cache()
+    steps = np.concatenate([executor.prefill(tokens[i : i + 1], cache) for i in range(len(tokens))])
+    whole = executor.prefill(tokens, executor.new_cache(), all_logits=True)
+    error = float(np.abs(steps - whole).max() / np.abs(whole).max())
+    if not error < 5e-2:
+        raise SystemExit(f"decode and prefill differ by {error:.3g}: no figures")
+
+
+def generate(executor: NativeExecutor, prompt: np.ndarray, n: int) -> float:
+    """Seconds for n greedy tokens after the prompt."""
+    cache = executor.new_cache()
+    token = executor.prefill(prompt, cache)[0].argmax()
+    start = time.perf_counter()
+    for _ in range(n):
+        token = executor.decode(np.array([token], np.int32), [cache])[0].argmax()
+    return time.perf_counter() - start
+
+
+def prefill(executor: NativeExecutor, prompt: np.ndarray) -> float:
+    """Seconds for the prompt, logits of its last token included."""
+    start = time.perf_counter()
+    executor.prefill(prompt, executor.new_cache())
+    return time.perf_counter() - start
+
+
+def compare(
+    name: str, codec: str, peer_type: str, executor: NativeExecutor, peer: LlamaCpp, repeats: int
+) -> list[Row]:
+    """Interleaved repeats of generation and prompt processing."""
+    random = np.random.default_rng(1)
+    prompt = random.integers(3, executor.config.vocab_size, PROMPT).astype(np.int32)
+    check(executor, prompt[:START])
+    touched = sum(executor.touched_bytes(START + GENERATED // 2).values())
+    decode = Row(name, codec, peer_type, "decode", [], [], GENERATED, touched)
+    whole = Row(name, codec, peer_type, "prefill", [], [], PROMPT, 0)
+    first = prompt[:START].tolist()
+    pairs: list[tuple[list[float], Callable[[], float]]] = [
+        (decode.ours, lambda: generate(executor, prompt[:START], GENERATED)),
+        (decode.peer, lambda: float(peer.call("generate", tokens=first, n=GENERATED))),
+        (whole.ours, lambda: prefill(executor, prompt)),
+        (whole.peer, lambda: float(peer.call("prompt", tokens=prompt.tolist()))),
+    ]
+    for repeat in range(repeats + 1):
+        for times, measure in pairs:
+            seconds = measure()
+            if repeat:  # the first round warms up
+                times.append(seconds)
+            time.sleep(0.05)  # the other side's threads go to sleep
+    return [decode, whole]
+
+
+def batched(name: str, codec: str, executor: NativeExecutor, repeats: int, size: int = 8) -> str:
+    """Tokens/s of `size` sequences decoded together against one."""
+    prompt = np.arange(3, 3 + START, dtype=np.int32)
+    ratios = []
+    for _ in range(repeats):
+        one = generate(executor, prompt, 16) / 16
+        caches = [executor.new_cache() for _ in range(size)]
+        tokens = np.array([executor.prefill(prompt + i, c)[0].argmax() for i, c in enumerate(caches)], np.int32)
+        start = time.perf_counter()
+        for _ in range(16):
+            tokens = executor.decode(tokens, caches).argmax(axis=1).astype(np.int32)
+        ratios.append(size * one / ((time.perf_counter() - start) / 16))
+    return f"| {name} | {codec} | batch {size} | {statistics.median(ratios):.2f}x the tokens/s of batch 1 |"
+
+
+def main() -> None:
+    """Parse the command line, measure, print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--peer-python", default=sys.executable, help="a Python that has llama-cpp-python")
+    parser.add_argument("--model", action="append", default=[], help="a GGUF model, such as smollm2")
+    parser.add_argument("--shape", action="append", default=[], help="a Llama shape with synthetic weights")
+    parser.add_argument("--codecs", default="int4,int8,bf16")
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--folder", type=Path, default=Path("build/gguf"), help="where synthetic GGUF files are kept")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    bandwidth = float(_core.read_bandwidth(options.threads))
+    rows, lines = [], []
+    with LlamaCpp(options.peer_python) as peer:
+        for name in options.model:
+            path = resolve(name)
+            peer.load(path, options.threads)
+            executor = NativeExecutor.load(path, codec="int4", threads=options.threads)
+            rows += compare(name, "int4", "file", executor, peer, options.repeats)
+            executor.close()
+        for name in options.shape:
+            for codec in options.codecs.split(","):
+                config = shape(name)
+                path = options.folder / f"{name}-{SAME_BITS[codec]}.gguf"
+                if not path.exists():
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    write_gguf(path, config, SAME_BITS[codec])
+                peer.load(path, options.threads)
+                executor = synthetic(config, codec, threads=options.threads)
+                rows += compare(f"{name} (synthetic)", codec, SAME_BITS[codec], executor, peer, options.repeats)
+                lines.append(batched(f"{name} (synthetic)", codec, executor, 3))
+                executor.close()
+        version = peer.version
+    bandwidth = max(bandwidth, float(_core.read_bandwidth(options.threads)))
+    machine = describe_machine()
+    print(
+        f"{machine.cpu}, {options.threads} threads, read bandwidth {bandwidth / 1e9:.1f} GB/s, "
+        f"llama-cpp-python {version}, {time.strftime('%Y-%m-%d')}\n"
+    )
+    print("| model | ours / llama.cpp | test | ours per token | llama.cpp per token | ratio | touched bytes |")
+    print("|---|---|---|---|---|---|---|")
+    for row in rows:
+        print(row.line(bandwidth))
+    print("\n".join(lines))
+    if options.json:
+        values = [asdict(row) | {"ratio": row.ratio} for row in rows]
+        options.json.write_text(json.dumps({"bandwidth": bandwidth, "rows": values, "batch": lines}, indent=1))
+
+
+if __name__ == "__main__":
+    main()
