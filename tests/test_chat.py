@@ -35,7 +35,8 @@ CHATML = """\
 {%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"""
 FEATURES = """\
 {{ bos_token }}
-{%- macro show(value, depth=0) %}
+  {% set indented = 1 %}
+    {%- macro show(value, depth=0) %}
   {%- if value is mapping %}{{ value | tojson(indent=2) | indent(depth) }}
   {%- elif value is string %}{{ value | trim | replace('<', '&') }}{% else %}{{ value }}{% endif %}
 {%- endmacro %}
@@ -164,18 +165,18 @@ HOSTILE = {
     "percent": "{{ '%9999999999d' % 1 }}",
     "percent star": "{{ '%*d' % (999999999, 1) }}",
     "percent many": "{% set x = 'a' * 999999 %}{{ ('%(a)s' * 99999) % {'a': x} }}",
-    "center": "{{ 'x'.center(10**10) }}",
-    "center filter": "{{ 'x' | center(10**10) }}",
-    "zfill": "{{ 'x'.zfill(10**10) }}",
-    "expandtabs": "{{ '\t'.expandtabs(10**10) }}",
+    "center": "{{ 'x'.center(10**9) }}",
+    "center filter": "{{ 'x' | center(10**9) }}",
+    "zfill": "{{ 'x'.zfill(10**9) }}",
+    "expandtabs": "{{ '\t'.expandtabs(10**9) }}",
     "indent": "{{ 'x\ny' | indent(10**10) }}",
     "tojson indent": "{{ {'a': 1} | tojson(indent=10**9) }}",
     "batch": "{{ [1] | batch(10**9, 'x') | list }}",
     "wordwrap": "{{ 'xxxxxxxx' | wordwrap(1, wrapstring='y' * 10**9) }}",
     "lipsum": "{{ lipsum(n=10**6) }}",
     "strftime": "{{ strftime_now('%999999999Y') }}",
-    "bytes": "{{ (1).to_bytes(10**10, 'big') }}",
-    "bytes of text": "{{ 'x'.encode().zfill(10**10) }}",
+    "bytes": "{{ (1).to_bytes(10**9, 'big') }}",
+    "bytes of text": "{{ 'x'.encode().zfill(10**9) }}",
     "type error": "{{ 1 + 'x' }}",
     "division": "{{ 1 // 0 }}",
     "undefined": "{{ a.b.c }}",

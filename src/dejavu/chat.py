@@ -188,10 +188,7 @@ class _Sandbox(ImmutableSandboxedEnvironment):
     intercepted_binops = frozenset(("+", "*", "**", "%"))
 
     def __init__(self) -> None:
-        # optimized=False: constant expressions are then computed within the budget too, not while compiling
-        super().__init__(
-            trim_blocks=True, lstrip_blocks=True, optimized=False, extensions=[_Generation, loopcontrols]
-        )
+        super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
         self.filters |= {"tojson": _tojson, "replace": _replace, "indent": _indent, "join": self._join}
         self.filters = {name: _charged(f) for name, f in self.filters.items() if name not in _UNUSED_FILTERS}
         self.filters |= {"_rounds": _rounds, "_shown": _shown}
