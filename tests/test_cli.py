@@ -573,9 +573,22 @@ def test_bench(dejavu: Callable[..., Result], tiny: str, monkeypatch: pytest.Mon
     assert dejavu(*base, "-o", "csv").out.startswith("model,")
 
 
-def test_bench_needs_one_subject(dejavu: Callable[..., Result], tiny: str) -> None:
-    assert dejavu("bench").code == InputError.exit_code
-    assert dejavu("bench", tiny, "--shape", "opt-1.3b").code == InputError.exit_code
+@pytest.mark.parametrize(
+    "args",
+    [
+        ("{tiny}", "--shape", "opt-1.3b"),
+        ("--shape", "opt-1.3b", "--text", "a.txt"),
+        ("--shape", "gpt-5"),
+        ("{tiny}", "--codec", "int3"),
+        ("{tiny}", "-p", "0", "-n", "0"),
+        ("{tiny}", "-r", "0"),
+        ("{tiny}", "-d", "9999"),
+    ],
+)
+def test_bench_refuses(dejavu: Callable[..., Result], tiny: str, args: tuple[str, ...]) -> None:
+    result = dejavu("bench", *(tiny if arg == "{tiny}" else arg for arg in args), "--json")
+    assert result.code == InputError.exit_code
+    assert result.json["error"]["fix"]
 
 
 def test_a_read_only_cache_is_an_error(dejavu: Callable[..., Result], tiny: str, cache: Path) -> None:

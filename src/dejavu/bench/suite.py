@@ -15,6 +15,7 @@ from dejavu.environment import describe_machine, versions
 from dejavu.errors import InputError
 from dejavu.executor import KV_DTYPES
 from dejavu.inspection import read_bandwidth
+from dejavu.models.sources import DEFAULT_MODEL
 from dejavu.texts import read_documents
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ class Request:
     """What to measure. Numbers and names may be lists with commas."""
 
     model: str | None = None
+    """None, and no `shape`: the default model."""
     shape: str | None = None
     prompt: str = "512"
     steps: str = "128"
@@ -74,15 +76,17 @@ def run_request(
         else parse_sweep(request.threads, name="--threads", low=1)
     )
     codecs = parse_choices(request.codec, name="--codec", allowed=CODECS) if request.codec else None
-    if (request.model is None) == (request.shape is None):
-        raise InputError("give either a MODEL or --shape", fix="try: dejavu bench smollm2")
     if request.shape is not None:
+        if request.model is not None:
+            raise InputError("a model and a shape cannot be measured together", fix="give MODEL or --shape")
         if request.text is not None:
             raise InputError("--text does not go with --shape", fix="synthetic weights read random tokens")
         subject = shape_subject(request.shape)
     else:
         text = None if request.text is None else "\n\n".join(read_documents(request.text))
-        subject = model_subject(request.model or "", text=text, offline=request.offline, progress=progress)
+        subject = model_subject(
+            request.model or DEFAULT_MODEL, text=text, offline=request.offline, progress=progress
+        )
     results = run_cases(
         subject,
         make_cases(codecs or (subject.codec,), kv_dtypes, threads, tests),

@@ -22,7 +22,9 @@ class OutputName(str, Enum):
 
 
 def bench(
-    model: Annotated[str | None, typer.Argument(metavar="[MODEL]", help=options.MODEL_HELP)] = None,
+    model: Annotated[
+        str | None, typer.Argument(metavar="MODEL", help=f"{options.MODEL_HELP} Default: smollm2.")
+    ] = None,
     shape: Annotated[
         str | None,
         typer.Option(
