@@ -205,6 +205,36 @@ def test_bad_metadata(changes: dict[str, Any], error: type[Exception], message: 
         Tokenizer.from_gguf(byte_level_metadata(**changes))
 
 
+FLAGS = [
+    f"tokenizer.ggml.{name}"
+    for name in ("add_bos_token", "add_eos_token", "add_space_prefix", "unknown_token_id", "eot_token_id")
+]
+JUNK = st.one_of(
+    st.none(),
+    st.integers(-3, 500),
+    st.floats(),
+    st.booleans(),
+    st.text(max_size=3),
+    st.lists(st.one_of(st.text("ab ", max_size=3), st.integers(-1, 7), st.floats()), max_size=4),
+)
+
+
+@given(
+    st.sampled_from([byte_level_metadata(), spm_metadata()]),
+    st.dictionaries(
+        st.sampled_from(sorted({*byte_level_metadata(), *spm_metadata(), *FLAGS})),
+        JUNK,
+        min_size=1,
+        max_size=3,
+    ),
+    st.text(max_size=9),
+)
+def test_damaged_metadata_is_a_typed_error(metadata: dict[str, Any], junk: dict[str, Any], text: str) -> None:
+    with contextlib.suppress(ModelFormatError, UnsupportedModelError):
+        tokenizer = Tokenizer.from_gguf(metadata | junk)
+        tokenizer.decode(tokenizer.encode(text))
+
+
 def test_bad_spm_scores() -> None:
     with pytest.raises(ModelFormatError, match="scores has 0 entries"):
         Tokenizer.from_gguf(spm_metadata(scores=None))

@@ -17,6 +17,7 @@ from dejavu.errors import ModelFormatError, UnsupportedModelError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+_MAX_TOKEN = 1024  # characters; every way to cut a token in two is tried
 _UNKNOWN, _CONTROL, _USER_DEFINED, _BYTE = 2, 3, 4, 6
 
 END_OF_TURN = frozenset(
@@ -114,6 +115,9 @@ class _Builder:
         """SentencePiece merges the adjacent pair whose union scores highest: BPE whose pairs rank by it."""
         scores: list[float] = self.array("scores", float)
         self.same_length("scores", scores)
+        longest = max(map(len, self.tokens))
+        if longest > _MAX_TOKEN:
+            raise ModelFormatError(f"a token of {longest} characters; at most {_MAX_TOKEN} are supported")
         ranked = []
         for token, i in self.vocab.items():
             if self.types[i] not in (_CONTROL, _UNKNOWN, _BYTE):

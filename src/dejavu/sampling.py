@@ -256,12 +256,16 @@ def candidates(logits: Floats, params: SamplingParams, best: int) -> tuple[Ids |
         ids, scaled = _take(ids, kept), scaled[kept]
     weights = np.exp(scaled)
     if params.top_p < 1:
-        drop_tail(scaled, weights, params.top_p)
+        wanted = params.top_p * float(weights.sum(dtype=np.float64))
+        near = np.flatnonzero(scaled > -8)  # nats; mostly few tokens, and enough
+        if float(weights[near].sum(dtype=np.float64)) >= wanted:
+            ids, scaled, weights = _take(ids, near), scaled[near], weights[near]
+        drop_tail(scaled, weights, wanted)
     return ids, weights
 
 
-def drop_tail(scaled: Floats, weights: Floats, top_p: float) -> None:
-    """Set to 0 all `weights` but the fewest largest ones that sum to at least `top_p` of all.
+def drop_tail(scaled: Floats, weights: Floats, wanted: float) -> None:
+    """Set to 0 all `weights` but the fewest largest ones that sum to at least `wanted`.
 
     Without a full sort: the mass per bin of `scaled` tells in which bin the sum is reached; only that one is
     sorted. Of equals the lower place is kept.
@@ -269,14 +273,13 @@ def drop_tail(scaled: Floats, weights: Floats, top_p: float) -> None:
     Args:
         scaled: [m] log-weights, the largest is 0.
         weights: [m] ``exp(scaled)``; changed in place.
-        top_p: above 0 and below 1.
+        wanted: above 0, at most the sum of `weights`.
     """
     reach = min(20.0, max(-float(scaled.min()), 1e-6))  # nats; what is less likely shares the last bin
     depth = np.maximum(scaled, np.float32(-reach))
     depth *= np.float32(-512 / reach)
     bins = depth.astype(np.intp)
     mass = np.cumsum(np.bincount(bins, weights))
-    wanted = top_p * mass[-1]
     edge = int(np.searchsorted(mass, wanted))
     inside = np.flatnonzero(bins == edge)
     inside = inside[np.argsort(-weights[inside], kind="stable")]
