@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tolerances import TOLERANCES
 
 from dejavu import _core
+from tolerances import TOLERANCES
 
 ISAS = _core.isas()
 KINDS = ["f32", "bf16"]
-# One row, column or step of depth; one less and one more than a vector, a panel or a block; more than a piece of depth.
+# One row, column or step of depth; around a vector, a panel and a block; more than a piece of depth.
 SIZES = [1, 2, 15, 16, 17, 31, 32, 33, 63, 64, 65, 100, 576]
 PACKINGS = list(product(["a", "at"], ["b", "bt"]))
 GUARD = np.float32(-12345.0)
@@ -68,7 +68,7 @@ def check(
     if rounds(isa, kind):
         a, b = bf16(np.ascontiguousarray(a)), bf16(np.ascontiguousarray(b))
     a64, b64 = a.astype(np.float64), b.astype(np.float64)
-    # Relative to the sum of magnitudes: with a single product per sum, cancellation would make max|C| a poor scale.
+    # Relative to the sum of magnitudes: max|C| would be a poor scale where sums cancel.
     scale = (np.abs(a64) @ np.abs(b64) + np.abs(before)).max()
     error = np.abs(c - (a64 @ b64 + before)).max()
     assert error <= TOLERANCES["gemm_bf16" if rounds(isa, kind) else "gemm_f32"] * scale
@@ -121,7 +121,7 @@ def test_deep_and_wide_products_made_in_pieces(isa: str) -> None:
 @pytest.mark.parametrize("isa", [isa for isa in ISAS if rounds(isa, "bf16")])
 def test_operands_are_rounded_to_nearest_even(isa: str) -> None:
     exact = [1.0, -3.140625, 2.0**100, 2.0**-100]
-    ties = np.array([0x3F808000, 0x3F818000, 0x3F80C000, 0xBF808000], np.uint32).view(np.float32)  # even, odd, above
+    ties = np.array([0x3F808000, 0x3F818000, 0x3F80C000, 0xBF808000], np.uint32).view(np.float32)
     x = np.concatenate([np.array(exact, np.float32), ties])[:, None]
     one, out = np.ones((1, 1), np.float32), np.full(x.shape, np.nan, np.float32)
     _core.gemm(x, one, out, isa=isa, kind="bf16")

@@ -10,7 +10,13 @@ struct Avx512Bf16Ops : Bf16Words {
   static constexpr int kRows = 8, kVecs = 3, kRowUnit = 1;
   static constexpr size_t kCacheBytesB = 30 << 10;
 
-  static Word broadcast(const void* p) { return _mm512_set1_ps(*static_cast<const float*>(p)); }
+  static Word broadcast(const void* p) {
+    Word word = _mm512_set1_ps(*static_cast<const float*>(p));
+#if defined(__clang__)
+    __asm__("" : "+v"(word));  // clang 16 crashes on a broadcast that it sees to be of bf16
+#endif
+    return word;
+  }
   static Acc zero() { return _mm512_setzero_ps(); }
   static Acc mad(Acc sum, Word a, Word b) { return _mm512_dpbf16_ps(sum, (__m512bh)a, (__m512bh)b); }
   static Acc add(Acc a, Acc b) { return _mm512_add_ps(a, b); }
