@@ -1,5 +1,8 @@
 """llama.cpp as a peer: a process that loads GGUF files and times them on request.
 
+`extra_buffers` chooses between llama.cpp's repacked weights (AMX and others) and the plain ones. Its AMX path ends the
+process at the first prompt in version 0.3.36 on some machines, hence both are offered.
+
 Runs under any Python with llama-cpp-python (``pip install llama-cpp-python``). Reads one JSON command per line on
 standard input and answers each with one JSON line: ``load``, ``prompt`` (seconds for n tokens at once), ``generate``
 (seconds for n tokens one by one, greedy, after a short prompt), ``greedy`` (token ids), ``logits`` (written to a .npy
@@ -20,10 +23,11 @@ import numpy as np
 class Peer:
     """One loaded model, driven through llama.cpp's own calls, as llama-bench does."""
 
-    def __init__(self, path: str, threads: int, context: int, kv: str) -> None:
+    def __init__(self, path: str, threads: int, context: int, kv: str, extra_buffers: bool) -> None:
         llama_cpp.llama_backend_init()
         model_options = llama_cpp.llama_model_default_params()
         model_options.n_gpu_layers = 0
+        model_options.use_extra_bufts = extra_buffers
         self.model = llama_cpp.llama_model_load_from_file(path.encode(), model_options)
         if not self.model:
             raise RuntimeError(f"llama.cpp cannot load {path}")
@@ -63,7 +67,8 @@ class Peer:
 
     def generate(self, tokens: list[int], n: int) -> float:
         self.clear()
-        self.run(tokens, 0)
+        for i, token in enumerate(tokens):  # one by one: llama.cpp's AMX buffers may not survive a prompt
+            self.run([token], i)
         token = int(self.logits(-1).argmax())
         start = time.perf_counter()
         for i in range(n):

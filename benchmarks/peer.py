@@ -23,10 +23,26 @@ class LlamaCpp:
 
     def __init__(self, python: str = sys.executable) -> None:
         script = Path(__file__).with_name("llama_cpp_peer.py")
-        self._process = subprocess.Popen(  # noqa: S603
-            [python, str(script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        self._process = subprocess.Popen(
+            [python, str(script)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
         )
         self.version = ""
+        self.survives_prompts = True
+
+    @classmethod
+    def try_prompt(cls, python: str, path: Path, threads: int) -> bool:
+        """Whether a process with repacked weights survives a prompt of several tokens."""
+        with cls(python) as peer:
+            peer.load(path, threads)
+            try:
+                peer.call("prompt", tokens=list(range(3, 35)))
+            except RuntimeError:
+                return False
+        return True
 
     def __enter__(self) -> LlamaCpp:
         return self
@@ -47,9 +63,13 @@ class LlamaCpp:
             raise RuntimeError("llama.cpp is not there: pip install llama-cpp-python, or give --peer-python")
         return json.loads(line)
 
-    def load(self, path: Path, threads: int, context: int = 2048, kv: str = "f16") -> None:
+    def load(
+        self, path: Path, threads: int, *, context: int = 2048, kv: str = "f16", extra_buffers: bool = True
+    ) -> None:
         """Load a GGUF file, in place of the one before."""
-        self.version = self.call("load", path=str(path), threads=threads, context=context, kv=kv)
+        self.version = self.call(
+            "load", path=str(path), threads=threads, context=context, kv=kv, extra_buffers=extra_buffers
+        )
 
 
 def write_gguf(path: Path, config: ModelConfig, kind: str, seed: int = 0) -> None:

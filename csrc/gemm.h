@@ -1,9 +1,9 @@
 // Blocked matrix product on packed operands: C[m x n] (+)= A[m x k] * B[k x n], C in float32, row-major.
 //
-// A is packed in panels of `mr` rows, B in panels of `nr` columns. Inside a panel the depth k is the outer dimension, in
-// blocks of `kr`, so that a range of k is a contiguous piece of each panel and operands can be packed piece by piece.
-// The stride between panels is the caller's (bytes), never smaller than panel_bytes(k).
-// Rows, columns and depth beyond the matrix are zero in the packed form; C beyond m x n is never written.
+// A is packed in panels of `mr` rows, B in panels of `nr` columns. Inside a panel the depth k is the outer dimension,
+// in blocks of `kr`, so that a range of k is a contiguous piece of each panel and operands can be packed piece by
+// piece. The stride between panels is the caller's (bytes), never smaller than panel_bytes(k). Rows, columns and depth
+// beyond the matrix are zero in the packed form; C beyond m x n is never written.
 //
 // All sources are float32; an implementation converts while it packs (bf16: round to nearest even).
 #pragma once

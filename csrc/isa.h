@@ -14,7 +14,8 @@ enum class Isa : int {
 inline constexpr int kIsaCount = 5;
 
 const char* isa_name(Isa isa);
-bool isa_supported(Isa isa);  // by this build, this CPU and this operating system (AMX asks the kernel for permission once)
+bool isa_supported(
+    Isa isa);  // by this build, this CPU and this operating system (AMX asks the kernel for permission once)
 Isa best_isa();
 
 }  // namespace dejavu

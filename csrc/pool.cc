@@ -17,7 +17,7 @@ inline void relax() {
 #endif
 }
 
-constexpr int kSpinsBeforeYield = 20000;
+constexpr int kSpinsBeforeYield = 500;  // some 30 microseconds: longer waits mean that a thread lost its core
 constexpr auto kSpinBeforeSleep = std::chrono::milliseconds(2);
 
 }  // namespace

@@ -35,7 +35,9 @@ def test_norms(isa: str, n: int, offset: float) -> None:
         centred = (wide - wide.mean()) / np.sqrt(wide.var() + 1e-3) * weight
         # a mean of 100 leaves fewer digits of the difference
         scale = 1 + offset
-        assert np.abs(out - (centred + (0 if b is None else b))).max() <= LIMIT * scale * max(1, np.abs(centred).max())
+        assert np.abs(out - (centred + (0 if b is None else b))).max() <= LIMIT * scale * max(
+            1, np.abs(centred).max()
+        )
 
 
 @pytest.mark.parametrize("isa", ISAS)

@@ -94,7 +94,10 @@ def test_any_number_of_threads(threads: int, tiny_folder: Folder) -> None:
     name = "llama-head-dim"
     native, reference = pair(tiny_folder(name), "int8", threads=threads)
     tokens = prompt(CASES[name])
-    assert relative_error(by_decoding(native, tokens), by_decoding(reference, tokens)) <= TOLERANCES["native_int8"]
+    assert (
+        relative_error(by_decoding(native, tokens), by_decoding(reference, tokens))
+        <= TOLERANCES["native_int8"]
+    )
 
 
 @pytest.mark.parametrize("name", ["llama-head-dim", "mistral-window", "bloom", "neox"])

@@ -65,7 +65,9 @@ def test_a_changed_model_is_packed_again(tiny_folder: Folder, tmp_path: Path) ->
     assert packed_path(folder, "int8") != before
 
 
-@pytest.mark.parametrize("damage", ["empty", "magic", "header", "short", "long", "json", "sections", "config", "version"])
+@pytest.mark.parametrize(
+    "damage", ["empty", "magic", "header", "short", "long", "json", "sections", "config", "version"]
+)
 def test_a_damaged_file_is_packed_again(damage: str, tiny_folder: Folder) -> None:
     folder = tiny_folder("llama-head-dim")
     expected = logits(NativeExecutor.load(folder, codec="int8"))
@@ -111,7 +113,9 @@ def test_a_section_outside_the_file_never_reaches_the_engine(tiny_folder: Folder
     for bad in (len(data), len(data) - size + 64, 2**62):
         header["sections"]["layers.1.mlp"] = [bad, size]
         text = json.dumps(header).encode()
-        data[16 : 16 + length] = text.ljust(length)[:length] if len(text) <= length else data[16 : 16 + length]
+        data[16 : 16 + length] = (
+            text.ljust(length)[:length] if len(text) <= length else data[16 : 16 + length]
+        )
         packed = read_packed(path)
         assert packed is not None
         places = packed.places | {"layers.1.mlp": (bad, size)}
@@ -128,7 +132,9 @@ def test_an_unwritable_cache_is_an_error_that_names_the_way_out(tiny_folder: Fol
         NativeExecutor.load(tiny_folder("llama-head-dim"), codec="int8")
 
 
-def test_nothing_is_left_when_packing_stops_half_way(tiny_folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_left_when_packing_stops_half_way(
+    tiny_folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = tiny_folder("llama-head-dim")
     model = open_model(folder)
     read = type(model.weights).read
@@ -147,7 +153,9 @@ def test_nothing_is_left_when_packing_stops_half_way(tiny_folder: Folder, monkey
 
 @pytest.mark.parametrize("name", ["layers.1.up.weight", "final_norm.weight"])
 @pytest.mark.parametrize("codec", CODECS)
-def test_nan_weights_are_refused(name: str, codec: str, tiny_folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nan_weights_are_refused(
+    name: str, codec: str, tiny_folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = open_model(tiny_folder("llama-head-dim"))
     read = type(model.weights).read
 
@@ -181,7 +189,9 @@ def test_synthetic_models_and_touched_bytes() -> None:
     assert np.isfinite(found).all()
     assert found.std() > 0
     touched = executor.touched_bytes(10)
-    every = sum(section.nbytes for section in sections(config, "int4") if section.name not in ("embed.weight",))
+    every = sum(
+        section.nbytes for section in sections(config, "int4") if section.name not in ("embed.weight",)
+    )
     norms = sum(s.nbytes for s in sections(config, "int4") if s.name.endswith("norm.weight"))
     assert touched["attention"] + touched["mlp"] + touched["head"] == every - norms
     assert touched["kv"] == 10 * kv_bytes_per_token(config, "f16") == 10 * 2 * 2 * 2 * 24 * 2

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from tolerances import TOLERANCES
 
 from dejavu import _core, codecs
+from tolerances import TOLERANCES
 
 ISAS = [isa for isa in ("portable", "avx2", "avx512") if isa in _core.isas()]
 WIDTHS = [1, 31, 32, 33, 64, 100, 511, 512, 513, 576, 896, 1024, 1100, 2048]
@@ -15,7 +15,9 @@ POISON = np.float32(np.nan)
 
 def weights(shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
     random = np.random.default_rng(seed)
-    w = random.standard_normal(shape, np.float32) * np.exp(random.standard_normal((*shape[:-1], 1), np.float32))
+    w = random.standard_normal(shape, np.float32) * np.exp(
+        random.standard_normal((*shape[:-1], 1), np.float32)
+    )
     w[0, 0, : min(40, shape[-1])] = 0  # a group whose scale is zero
     return w
 
@@ -109,7 +111,9 @@ def act(name: str, x: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("gated", [True, False])
 @pytest.mark.parametrize("activation", ["relu", "silu", "gelu", "gelu_tanh"])
 @pytest.mark.parametrize("width", [33, 576, 1030])
-def test_mlp_over_all_some_and_no_neurons(isa: str, codec: str, gated: bool, activation: str, width: int) -> None:
+def test_mlp_over_all_some_and_no_neurons(
+    isa: str, codec: str, gated: bool, activation: str, width: int
+) -> None:
     neurons = 21
     random = np.random.default_rng(3)
     w = weights((neurons, 3 if gated else 2, width)) / np.float32(np.sqrt(width))
@@ -158,4 +162,15 @@ def test_wrong_sizes_are_refused_before_memory_is_read() -> None:
     with pytest.raises(ValueError, match="whole number"):
         _core.dot("portable", "int8", data[:-1], 3, 0, 0, x, out)
     with pytest.raises(ValueError, match="out of range"):
-        _core.mlp("portable", "int8", data, True, "silu", x, np.zeros(64, np.float32), np.array([2], np.int32), None, None)
+        _core.mlp(
+            "portable",
+            "int8",
+            data,
+            True,
+            "silu",
+            x,
+            np.zeros(64, np.float32),
+            np.array([2], np.int32),
+            None,
+            None,
+        )

@@ -173,7 +173,9 @@ uint64_t sum(const void* data, size_t bytes) {
   F acc[8];
   for (int i = 0; i < 8; ++i) acc[i] = Vec::zero();
   const size_t step = 8 * W;
+  constexpr size_t kAhead = 2048;  // floats; without it one core does not keep enough lines under way
   for (size_t i = 0; i + step <= bytes / 4; i += step) {
+    for (size_t line = 0; line < step; line += 16) Vec::prefetch(p + i + line + kAhead);
     for (int v = 0; v < 8; ++v) acc[v] = Vec::max(acc[v], Vec::load(p + i + v * W));
   }
   for (int i = 1; i < 8; ++i) acc[0] = Vec::max(acc[0], acc[i]);

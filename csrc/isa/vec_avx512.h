@@ -91,7 +91,7 @@ struct Vec {
     const __m256i low = _mm256_and_si256(x, _mm256_set1_epi16(15)), high = _mm256_srli_epi16(x, 4);
     out[0] = _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
   }
-  static void prefetch(const void* p) { _mm_prefetch((const char*)p, _MM_HINT_T0); }
+  static void prefetch(const void* p) { _mm_prefetch((const char*)p, _MM_HINT_T2); }
 
  private:
   static __mmask16 mask(int n) { return __mmask16((1u << n) - 1u); }

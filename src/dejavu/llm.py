@@ -13,6 +13,7 @@ import numpy as np
 from dejavu.errors import InputError
 from dejavu.models.loading import open_model
 from dejavu.models.sources import DEFAULT_MODEL, resolve
+from dejavu.refinement import refine
 from dejavu.sampling import SamplingParams
 from dejavu.sequences import Conversation, Request, Running
 from dejavu.tokenizer import Tokenizer
@@ -117,7 +118,8 @@ class LLM:
                 from dejavu.reference.executor import ReferenceExecutor
 
                 exact: Codec = "f32" if codec == "auto" else codec
-                runs = ReferenceExecutor(opened.config, opened.weights, codec=exact, kv_dtype=kv_dtype)
+                config, weights = refine(opened.config, opened.weights, exact)
+                runs = ReferenceExecutor(config, weights, codec=exact, kv_dtype=kv_dtype)
             elif executor == "native":
                 from dejavu.engine import NativeExecutor
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import importlib
 import os
-from types import ModuleType
+from typing import TYPE_CHECKING
 
 from dejavu.errors import DejavuError, InputError
+
+if TYPE_CHECKING:
+    from types import ModuleType
 
 
 def load_core() -> ModuleType:

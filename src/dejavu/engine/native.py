@@ -16,6 +16,7 @@ from dejavu.models import rope
 from dejavu.models.alibi import alibi_slopes
 from dejavu.models.loading import open_model
 from dejavu.models.store import cache_root
+from dejavu.refinement import refine
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -85,11 +86,12 @@ class NativeExecutor:
         if packed is None:
             model = open_model(path)
             try:
+                config, weights = refine(model.config, model.weights, codec)
                 if cache:
-                    write_packed(target, model.config, model.weights, codec, threads, progress)
+                    write_packed(target, config, weights, codec, threads, progress)
                     packed = read_packed(target)
                 if packed is None:
-                    packed = pack_in_memory(model.config, model.weights, codec, threads, progress)
+                    packed = pack_in_memory(config, weights, codec, threads, progress)
             finally:
                 model.weights.close()
         return cls(packed, kv_dtype=kv_dtype, threads=threads)
@@ -98,14 +100,18 @@ class NativeExecutor:
         """An empty KV cache for one sequence."""
         return self._engine.new_cache(self.kv_dtype)
 
-    def prefill(self, tokens: NDArray[np.int32], cache: Any, *, all_logits: bool = False) -> NDArray[np.float32]:
+    def prefill(
+        self, tokens: NDArray[np.int32], cache: Any, *, all_logits: bool = False
+    ) -> NDArray[np.float32]:
         """Append `tokens` [t] to `cache`; logits float32 [1, vocab] of the last, or [t, vocab] of all."""
         logits = np.empty((len(tokens) if all_logits else 1, self.config.vocab_size), np.float32)
         if len(tokens) == 1:
             self._engine.decode(int(tokens[0]), cache, logits[0])
         else:
             which = "all" if all_logits else "last"
-            self._engine.forward(np.ascontiguousarray(tokens, np.int32), [cache], [len(tokens)], which, logits)
+            self._engine.forward(
+                np.ascontiguousarray(tokens, np.int32), [cache], [len(tokens)], which, logits
+            )
         return logits
 
     def decode(self, tokens: NDArray[np.int32], caches: Sequence[Any]) -> NDArray[np.float32]:
@@ -157,7 +163,11 @@ def packed_path(path: Path, codec: str) -> Path:
     The name depends on the path, sizes and times of the model's files, so that a changed model is packed again
     without reading it.
     """
-    files = sorted(p for p in path.iterdir() if p.suffix in (".json", ".safetensors")) if path.is_dir() else [path]
+    files = (
+        sorted(p for p in path.iterdir() if p.suffix in (".json", ".safetensors"))
+        if path.is_dir()
+        else [path]
+    )
     facts = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in files]
     key = hashlib.sha256(json.dumps([VERSION, str(path.resolve()), facts]).encode()).hexdigest()[:20]
     return cache_root() / "packed" / f"{path.stem}-{codec}-{key}.dejavu"

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from dejavu.models.progress import Progress
     from dejavu.models.weights import Weights
 
-VERSION = 1
+VERSION = 2
 """Of the bundles' byte layout and of the header; a file of another version is packed again."""
 
 _MAGIC = b"dejavu\x00p"
@@ -74,12 +74,16 @@ def read_packed(path: Path) -> Packed | None:
         config = ModelConfig.from_dict(header["config"])
         places = {str(name): (int(place[0]), int(place[1])) for name, place in header["sections"].items()}
         expected = offsets(sections(config, header["codec"]), 0)
-        if {name: size for name, (_, size) in places.items()} != {name: size for name, (_, size) in expected.items()}:
+        if {name: size for name, (_, size) in places.items()} != {
+            name: size for name, (_, size) in expected.items()
+        }:
             return None
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise CacheError(f"{path}: {error.strerror or error}", fix="set DEJAVU_CACHE to a readable folder") from error
+        raise CacheError(
+            f"{path}: {error.strerror or error}", fix="set DEJAVU_CACHE to a readable folder"
+        ) from error
     except (ValueError, KeyError, TypeError, IndexError, AttributeError, DejavuError):
         return None  # damaged: packing again is always right
     buffer = np.frombuffer(mapped, np.uint8)
@@ -87,7 +91,12 @@ def read_packed(path: Path) -> Packed | None:
 
 
 def write_packed(
-    path: Path, config: ModelConfig, weights: Weights, codec: Codec, threads: int, progress: Progress | None = None
+    path: Path,
+    config: ModelConfig,
+    weights: Weights,
+    codec: Codec,
+    threads: int,
+    progress: Progress | None = None,
 ) -> None:
     """Pack `weights` into the file at `path`, whole or not at all; memory stays at a few chunks.
 
@@ -129,7 +138,7 @@ class _FileTarget:
 
     def put(self, offset: int, data: NDArray[Any]) -> None:
         self._stream.seek(offset)
-        self._stream.write(memoryview(data).cast("B"))
+        self._stream.write(data.data)
 
 
 class _MemoryTarget:
@@ -140,7 +149,9 @@ class _MemoryTarget:
         self._buffer[offset : offset + data.nbytes] = data.view(np.uint8).reshape(-1)
 
 
-def _header(config: ModelConfig, fingerprint: str, codec: Codec) -> tuple[bytes, dict[str, tuple[int, int]], int]:
+def _header(
+    config: ModelConfig, fingerprint: str, codec: Codec
+) -> tuple[bytes, dict[str, tuple[int, int]], int]:
     """The file's first bytes, the places of the sections, and the size of the file."""
     wanted = sections(config, codec)
     start = 4096
@@ -187,7 +198,9 @@ def _pack_section(
     if not isinstance(section, Bundled):
         values = weights.read(section.name)
         if not np.isfinite(values).all():
-            raise NumericsError(f"{section.name} holds NaN or infinity", fix="fetch or export the model again")
+            raise NumericsError(
+                f"{section.name} holds NaN or infinity", fix="fetch or export the model again"
+            )
         target.put(offset, values)
         return
     core = load_core()

@@ -42,4 +42,6 @@ def synthetic(
         for start in range(0, size, packed.nbytes):
             piece = place[start : start + packed.nbytes]
             piece[:] = packed[: piece.nbytes]
-    return NativeExecutor(Packed(config, codec, "synthetic", places, buffer), kv_dtype=kv_dtype, threads=threads)
+    return NativeExecutor(
+        Packed(config, codec, "synthetic", places, buffer), kv_dtype=kv_dtype, threads=threads
+    )

@@ -1,0 +1,1 @@
+"""Models: configuration, families, file formats, sources."""
