@@ -157,6 +157,34 @@ def batched(name: str, codec: str, executor: NativeExecutor, repeats: int, size:
     return f"| {name} | {codec} | batch {size} | {statistics.median(ratios):.2f}x the tokens/s of batch 1 |"
 
 
+def draw(rows: list[Row], path: Path, caption: str) -> None:
+    """Bars of tokens/s, ours and llama.cpp's, whiskers from the slowest to the fastest repeat."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(1, 2, figsize=(9, 0.9 + 0.42 * len(rows) / 2), layout="constrained")
+    for axis, test in zip(axes, ("decode", "prefill"), strict=True):
+        chosen = [row for row in rows if row.test == test]
+        for offset, side, colour, label in (
+            (-0.2, "ours", "#1f6f8b", "dejavu"),
+            (0.2, "peer", "#c4c4c4", "llama.cpp"),
+        ):
+            rates = [np.array([row.tokens / t for t in getattr(row, side)]) for row in chosen]
+            middle = np.array([np.median(r) for r in rates])
+            spread = np.array([[m - r.min(), r.max() - m] for m, r in zip(middle, rates, strict=True)]).T
+            places = np.arange(len(chosen)) + offset
+            axis.barh(places, middle, 0.38, xerr=spread, color=colour, label=label, error_kw={"lw": 0.8})
+        axis.set_yticks(range(len(chosen)), [f"{row.model.split(' ')[0]} {row.codec}" for row in chosen])
+        axis.invert_yaxis()
+        axis.set_xlabel(f"{test}, tokens/s")
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[1].legend(frameon=False, loc="lower right")
+    figure.suptitle(caption, fontsize=8, color="#666666")
+    figure.savefig(path)
+
+
 def main() -> None:
     """Parse the command line, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -170,6 +198,7 @@ def main() -> None:
         "--folder", type=Path, default=Path("build/gguf"), help="where synthetic GGUF files are kept"
     )
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--plot", type=Path, help="draw the table as an SVG or PNG file (needs matplotlib)")
     options = parser.parse_args()
     bandwidth = float(_core.read_bandwidth(options.threads))
     rows, lines = [], []
@@ -185,7 +214,7 @@ def main() -> None:
             path = resolve(name)
             load(path)
             executor = NativeExecutor.load(path, codec="int4", threads=options.threads)
-            rows += compare(name, "int4", "the file", executor, peers, options.repeats)
+            rows += compare(path.stem.split(".")[0], "int4", "the file", executor, peers, options.repeats)
             executor.close()
         for name in options.shape:
             for codec in options.codecs.split(","):
@@ -215,6 +244,8 @@ def main() -> None:
     for row in rows:
         print(row.line(bandwidth))
     print("\n".join(lines))
+    if options.plot:
+        draw(rows, options.plot, f"{machine.cpu}, {options.threads} threads, {time.strftime('%Y-%m-%d')}")
     if options.json:
         values = [asdict(row) | {"ratio": row.ratio} for row in rows]
         options.json.write_text(

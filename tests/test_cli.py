@@ -77,6 +77,8 @@ def start(*args: str, **more: Any) -> subprocess.Popen[str]:
         stderr=subprocess.PIPE,
         text=True,
         encoding="utf-8",
+        # A suite that was started in the background ignores SIGINT, and its children would too.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
         **more,
     )
 
@@ -275,7 +277,7 @@ def test_list_and_rm_of_nothing(dejavu: Callable[..., Result]) -> None:
 
 def test_list_and_rm(dejavu: Callable[..., Result], cache: Path) -> None:
     from dejavu.models.spec import PypiSpec
-    from dejavu.models.store import write_record
+    from dejavu.models.store import packed_folder, write_record
 
     folder = cache / "models" / "pypi" / "some-model" / "1.0"
     folder.mkdir(parents=True)
@@ -285,9 +287,13 @@ def test_list_and_rm(dejavu: Callable[..., Result], cache: Path) -> None:
     assert listed["model"] == "pypi:some-model==1.0"
     assert listed["bytes"] == 2048
     assert "2.0 KiB" in dejavu("list").out
+    packed = packed_folder(folder / "a.gguf")
+    packed.mkdir(parents=True)
+    (packed / "int8-0.dejavu").write_bytes(b"x")
     (removed,) = dejavu("rm", "pypi:some-model", "--json").json
     assert removed["path"] == str(folder / "a.gguf")
     assert not folder.exists()
+    assert not packed.exists()
 
 
 def test_pull_of_a_local_model(dejavu: Callable[..., Result], tiny: str) -> None:

@@ -60,9 +60,15 @@ def test_a_changed_model_is_packed_again(tiny_folder: Folder, tmp_path: Path) ->
 
     folder = tmp_path / "model"
     shutil.copytree(tiny_folder("llama-head-dim"), folder)
+    NativeExecutor.load(folder, codec="int8")
+    NativeExecutor.load(folder, codec="int4")
     before = packed_path(folder, "int8")
+    assert before.exists()
     os.utime(folder / "model.safetensors", ns=(1, 1))
     assert packed_path(folder, "int8") != before
+    NativeExecutor.load(folder, codec="int8")
+    assert not before.exists()
+    assert len(list(before.parent.iterdir())) == 2  # the new one, and int4 as it was
 
 
 @pytest.mark.parametrize(

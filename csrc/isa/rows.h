@@ -77,6 +77,13 @@ inline float f16(const uint8_t* p) {
 #endif
 }
 
+// Fetches the scales (and minima) of the block or tail that begins with group g.
+template <Codec C>
+inline void prefetch_scales(const RowLayout& layout, const Row& row, int g) {
+  Vec::prefetch(row.scales + g * 2);
+  if constexpr (C == Codec::int4) Vec::prefetch(row.scales + (layout.groups + g) * 2);
+}
+
 // The codes of tail group g, natural order.
 template <Codec C>
 inline void load_tail(const uint8_t* codes, int g, H* w) {
@@ -149,7 +156,7 @@ inline void dot(const RowLayout& layout, const Row* rows, const Row* next, const
         const int g = b * kBlockGroups + h * W;
         const F xs = Vec::load(x.scales + g), sums = Vec::load(x.sums + g);
         for (int r = 0; r < R; ++r) {
-          if (h == 0) Vec::prefetch(next[r].scales + g * 2);
+          if (h == 0) prefetch_scales<C>(layout, next[r], g);
           const F s = Vec::mul(Vec::load_f16(rows[r].scales + g * 2), xs);
           total[r] = Vec::fma(Vec::to_float(acc[r]), s, total[r]);
           if constexpr (C == Codec::int4) {
@@ -164,6 +171,7 @@ inline void dot(const RowLayout& layout, const Row* rows, const Row* next, const
       const F xs = Vec::load_n(x.scales + g0, n), sums = Vec::load_n(x.sums + g0, n);
       F s[R];
       for (int r = 0; r < R; ++r) {
+        Vec::prefetch(next[r].codes + size_t(g0) * kGroup / (C == Codec::int4 ? 2 : 1));
         s[r] = Vec::mul(Vec::load_f16_n(rows[r].scales + g0 * 2, n), xs);
         if constexpr (C == Codec::int4) {
           total[r] = Vec::fma(Vec::load_f16_n(rows[r].scales + (layout.groups + g0) * 2, n), sums, total[r]);
@@ -295,6 +303,7 @@ void axpy_grouped(const RowLayout& layout, const Row* rows, const Row* next, int
           products[r][v] = Vec::zero();
           continue;
         }
+        if (v == 0) prefetch_scales<C>(layout, next[r], g);
         const F a = Vec::set1(coefficients[r]);
         products[r][v] = Vec::mul(Vec::load_f16_n(rows[r].scales + at * 2, lanes), a);
         highest = Vec::max(highest, Vec::abs(products[r][v]));
@@ -331,6 +340,7 @@ void axpy_grouped(const RowLayout& layout, const Row* rows, const Row* next, int
         for (int r = 0; r < 2 * P; ++r) codes[r] += 32;
       }
     } else {
+      for (int r = 0; r < n; ++r) Vec::prefetch(next[r].codes + at);
       int32_t pairs[P][W];
       for (int p = 0; p < P; ++p) {
         Vec::store_i(pairs[p],

@@ -15,7 +15,7 @@ from dejavu.errors import InputError, UnsupportedModelError
 from dejavu.models import rope
 from dejavu.models.alibi import alibi_slopes
 from dejavu.models.loading import open_model
-from dejavu.models.store import cache_root
+from dejavu.models.store import packed_folder
 from dejavu.refinement import refine
 
 if TYPE_CHECKING:
@@ -160,8 +160,8 @@ def kv_bytes_per_token(config: ModelConfig, kv_dtype: str) -> int:
 def packed_path(path: Path, codec: str) -> Path:
     """Where the packed form of the model at `path` lies in the cache folder.
 
-    The name depends on the path, sizes and times of the model's files, so that a changed model is packed again
-    without reading it.
+    The name depends on the sizes and times of the model's files, so that a changed model is packed again without
+    reading it.
     """
     files = (
         sorted(p for p in path.iterdir() if p.suffix in (".json", ".safetensors"))
@@ -169,8 +169,8 @@ def packed_path(path: Path, codec: str) -> Path:
         else [path]
     )
     facts = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in files]
-    key = hashlib.sha256(json.dumps([VERSION, str(path.resolve()), facts]).encode()).hexdigest()[:20]
-    return cache_root() / "packed" / f"{path.stem}-{codec}-{key}.dejavu"
+    key = hashlib.sha256(json.dumps([VERSION, facts]).encode()).hexdigest()[:12]
+    return packed_folder(path) / f"{codec}-{key}.dejavu"
 
 
 def _engine_config(config: ModelConfig) -> dict[str, object]:

@@ -108,6 +108,9 @@ def write_packed(
     with atomic_write(path) as stream:
         stream.write(header)
         _pack(config, weights, codec, places, total, _FileTarget(stream), threads, progress or NoProgress())
+    for outdated in path.parent.glob(f"{codec}-*.dejavu"):
+        if outdated != path:  # of an earlier state of the model's files, or of an earlier version of dejavu
+            outdated.unlink(missing_ok=True)
 
 
 def pack_in_memory(

@@ -7,7 +7,9 @@ Layout: ``models/<source>/.../record.json`` beside each model's files (package i
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
+import hashlib
 import json
 import os
 import re
@@ -56,6 +58,12 @@ def cache_root() -> Path:
 def models_root() -> Path:
     """Where fetched models lie."""
     return cache_root() / "models"
+
+
+def packed_folder(path: Path) -> Path:
+    """Where the packed forms of the model at `path` lie; `remove` deletes them with the model."""
+    key = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]
+    return cache_root() / "packed" / f"{path.stem}-{key}"
 
 
 @contextlib.contextmanager
@@ -261,7 +269,8 @@ def remove(spec: str) -> list[StoredModel]:
     chosen += [item for item in records if item not in chosen and _snapshot(item[0]) in snapshots]
     for snapshot in snapshots:
         _remove_snapshot(snapshot)
-    for _, folder in chosen:
+    for model, folder in chosen:
+        shutil.rmtree(packed_folder(model.path), ignore_errors=True)  # made from it; made again when needed
         try:
             shutil.rmtree(folder)
         except OSError as error:
@@ -298,11 +307,10 @@ def _remove_snapshot(snapshot: Path) -> None:
 
     try:
         cache = scan_cache_dir(snapshot.parents[2])
-        commits = [
-            r.commit_hash for repo in cache.repos for r in repo.revisions if r.snapshot_path == snapshot
-        ]
-        if commits:
-            cache.delete_revisions(*commits).execute()
+        for repo in cache.repos:
+            commits = [r.commit_hash for r in repo.revisions if r.snapshot_path == snapshot]
+            if commits:  # a fork can have the same commit: look at this repository only
+                dataclasses.replace(cache, repos=frozenset([repo])).delete_revisions(*commits).execute()
     except CacheNotFound:
         return
     except OSError as error:
