@@ -78,7 +78,7 @@ def start(*args: str, **more: Any) -> subprocess.Popen[str]:
         text=True,
         encoding="utf-8",
         # A suite that was started in the background ignores SIGINT, and its children would too.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         **more,
     )
 
