@@ -85,7 +85,9 @@ def model(gated: bool = True) -> tuple[ModelConfig, Made]:
 def test_columns_that_were_added_hold_what_rounding_left(codec: str, gated: bool) -> None:
     config, weights = model(gated)
     wide, refined = refine(config, weights, codec)
-    assert wide.d_ff == config.d_ff + REFINED
+    assert (wide.d_ff, wide.refined) == (config.d_ff + REFINED, REFINED)
+    assert wide.base_neurons == config.base_neurons == config.d_ff
+    assert ModelConfig.from_dict(wide.to_dict()) == wide
     for name in ("layers.0.up.weight", "layers.1.down.weight", "layers.0.up.bias"):
         whole = refined.read(name)
         assert whole.shape == refined.shape(name)

@@ -35,7 +35,8 @@ def refine(config: ModelConfig, weights: Weights, codec: Codec) -> tuple[ModelCo
     """The model with `REFINED` more neurons per layer where `codec` is int8 or int4; otherwise as it is."""
     if codec not in ("int8", "int4") or config.d_ff < _SMALLEST:
         return config, weights
-    return dataclasses.replace(config, d_ff=config.d_ff + REFINED), RefinedWeights(config, weights, codec)
+    wide = dataclasses.replace(config, d_ff=config.d_ff + REFINED, refined=REFINED)
+    return wide, RefinedWeights(config, weights, codec)
 
 
 class RefinedWeights:

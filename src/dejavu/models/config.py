@@ -57,8 +57,11 @@ class ModelConfig:
     n_kv_heads: int
     head_dim: int
     d_ff: int
+    """Neurons of an MLP, with the `refined` ones."""
     max_context: int
 
+    refined: int = 0
+    """Second copies among the `d_ff` neurons, the last ones (see `dejavu.refinement`)."""
     activation: Activation = "silu"
     gated: bool = True
     norm: Norm = "rms"
@@ -119,6 +122,8 @@ class ModelConfig:
             self._refuse(f"{self.n_heads} heads cannot share {self.n_kv_heads} K/V heads evenly")
         if not 0 <= self.rotary_dim <= self.head_dim or (self.position == "rope" and self.rope_dim % 2):
             self._refuse(f"RoPE on {self.rope_dim} of {self.head_dim} dimensions; an even part is needed")
+        if not 0 <= self.refined < self.d_ff:
+            self._refuse(f"{self.refined} of {self.d_ff} neurons are second copies; fewer are possible")
         for name in ("norm_eps", "embed_scale", "attn_scale", "rope_theta", "attn_softcap", "logit_softcap"):
             if not math.isfinite(getattr(self, name)):
                 self._refuse(f"{name} is {getattr(self, name)!r}; a finite number is needed")
@@ -131,6 +136,11 @@ class ModelConfig:
 
     def _refuse(self, what: str) -> NoReturn:
         raise UnsupportedModelError(f"{self.family}: {what}")
+
+    @property
+    def base_neurons(self) -> int:
+        """The model's own neurons: `d_ff` without the second copies."""
+        return self.d_ff - self.refined
 
     @property
     def embed_dim(self) -> int:
