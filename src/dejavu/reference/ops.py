@@ -95,6 +95,19 @@ def attention(
     Returns:
         [t, H, e].
     """
+    weights = attention_weights(q, k, scale=scale, window=window, cap=cap, slopes=slopes)  # [K, H/K, t, n]
+    mixed = weights @ v.transpose(1, 0, 2)[:, None]  # [K, H/K, t, e]
+    return np.ascontiguousarray(mixed.transpose(2, 0, 1, 3).reshape(q.shape), np.float32)  # [t, H, e]
+
+
+def attention_weights(
+    q: Array, k: Array, *, scale: float, window: int = 0, cap: float = 0.0, slopes: Array | None = None
+) -> Array:
+    """How much each of the last t positions takes from each of n, per head; arguments as in `attention`.
+
+    Returns:
+        [K, H/K, t, n]; the n shares add up to 1.
+    """
     (t, H, e), (n, K, _) = q.shape, k.shape
     grouped = q.reshape(t, K, H // K, e).transpose(1, 2, 0, 3)  # [K, H/K, t, e]
     scores = grouped @ k.transpose(1, 2, 0)[:, None] * np.float32(scale)  # [K, H/K, t, n]
@@ -106,6 +119,4 @@ def attention(
     seen = (there <= here) & ((there > here - window) if window else True)  # [t, n]
     scores = np.where(seen, scores, np.float32(-np.inf))  # [K, H/K, t, n]
     weights = np.exp(scores - scores.max(axis=-1, keepdims=True))  # [K, H/K, t, n]
-    weights = weights / weights.sum(axis=-1, keepdims=True)  # [K, H/K, t, n]
-    mixed = weights @ v.transpose(1, 0, 2)[:, None]  # [K, H/K, t, e]
-    return np.ascontiguousarray(mixed.transpose(2, 0, 1, 3).reshape(t, H, e), np.float32)  # [t, H, e]
+    return np.asarray(weights / weights.sum(axis=-1, keepdims=True), np.float32)  # [K, H/K, t, n]
