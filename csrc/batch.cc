@@ -20,6 +20,12 @@ constexpr int kOutputDepth = 512;    // rows of W per product
 int round_up(int n, int unit) { return (n + unit - 1) / unit * unit; }
 char* bytes(float* p) { return reinterpret_cast<char*>(p); }
 
+float length_of(const float* v, int n) {
+  float sum = 0;
+  for (int i = 0; i < n; ++i) sum += v[i] * v[i];
+  return std::sqrt(sum);
+}
+
 }  // namespace
 
 namespace {
@@ -75,7 +81,8 @@ struct Products {
 
 }  // namespace
 
-void Engine::forward(const int32_t* tokens, const std::vector<Segment>& segments, Logits which, float* logits) {
+void Engine::forward(const int32_t* tokens, const std::vector<Segment>& segments, Logits which, float* logits,
+                     const Capture& capture) {
   std::lock_guard<std::mutex> lock(mutex_);
   const int hd = c_.head_dim, q_width = c_.heads * hd, kv_width = c_.kv_heads * hd, padded = layout_.padded;
   const int threads = pool_.size(), nr = gemm_.nr;
@@ -149,6 +156,13 @@ void Engine::forward(const int32_t* tokens, const std::vector<Segment>& segments
         if (!c_.local_inv_freq.empty()) rope_table(position[size_t(t)], length[size_t(t)], true, table + c_.rope_dim);
       }
     }
+    // Place of this layer's piece of a captured array.
+    auto at = [&](float* captured, int layer, int width) { return captured + size_t(layer) * T * size_t(width); };
+    auto capture_input = [&](float* captured, int layer) {
+      if (!captured) return;
+      const size_t first = size_t(mine.begin) * size_t(c_.d), floats = size_t(mine.end - mine.begin) * size_t(c_.d);
+      std::memcpy(at(captured, layer, c_.d) + first, x + first, floats * sizeof(float));
+    };
     // Norms this thread's tokens and packs them as input of the products. Tokens are shared in whole panels.
     auto prepare = [&](const float* weight, const float* bias) {
       for (int t0 = mine.begin; t0 < mine.end; t0 += nr) {
@@ -181,6 +195,7 @@ void Engine::forward(const int32_t* tokens, const std::vector<Segment>& segments
 
     for (int i = 0; i < c_.layers; ++i) {
       const Layer& layer = layers_[size_t(i)];
+      capture_input(capture.attn_input, i);
       prepare(layer.attn_norm, layer.attn_norm_bias);
 
       // q, k, v: one unit is the rows of one head, in pieces of one panel
@@ -226,6 +241,14 @@ void Engine::forward(const int32_t* tokens, const std::vector<Segment>& segments
         }
       }
       pool_.barrier();
+      if (capture.head_norm) {
+        for (int t = mine.begin; t < mine.end; ++t) {
+          for (int h = 0; h < c_.heads; ++h) {
+            const float* values = mixed + size_t(t) * size_t(q_width) + h * hd;
+            at(capture.head_norm, i, c_.heads)[t * c_.heads + h] = length_of(values, hd);
+          }
+        }
+      }
       const Range panels = share(total, gemm_.mr, thread, threads);
       if (panels.end > panels.begin) {
         gemm_.pack_a(mixed + size_t(panels.begin) * size_t(q_width), size_t(q_width), panels.end - panels.begin,
@@ -251,6 +274,7 @@ void Engine::forward(const int32_t* tokens, const std::vector<Segment>& segments
         close(layer.o_bias, layer.attn_post_norm, layer.attn_norm, layer.attn_norm_bias);
       }
 
+      capture_input(capture.mlp_input, i);
       prepare(layer.mlp_norm, layer.mlp_norm_bias);
       const Range neurons = share(c_.ff, kPiece, thread, threads);
       const size_t left_panel = gemm_.panel_bytes_a(c_.ff);
@@ -272,6 +296,11 @@ void Engine::forward(const int32_t* tokens, const std::vector<Segment>& segments
             for (int t = 0; t < total; ++t) gate[t] += layer.gate_bias[n0 + r];
           }
           k_.activate(c_.activation, c_.gated ? gate : up, c_.gated ? up : nullptr, total, up);
+          if (c_.gated && capture.gate) k_.activate(c_.activation, gate, nullptr, total, gate);
+        }
+        if (capture.hidden) k_.transpose(c1, ld, n, total, at(capture.hidden, i, c_.ff) + n0, size_t(c_.ff));
+        if (capture.gate) {
+          k_.transpose(c_.gated ? c0 : c1, ld, n, total, at(capture.gate, i, c_.ff) + n0, size_t(c_.ff));
         }
         gemm_.pack_at(c1, ld, total, n, bytes(left) + size_t(n0) * size_t(gemm_.mr) * gemm_.element_size, left_panel);
       }

@@ -5,7 +5,6 @@
 
 #include <cstring>
 #include <memory>
-#include <optional>
 #include <stdexcept>
 #include <vector>
 
@@ -95,6 +94,43 @@ void check_token(const Engine& engine, int64_t token, const Cache& cache, int co
   }
 }
 
+// The rows of the batch that each cache gets; throws where tokens and counts do not fit.
+std::vector<Segment> parse_segments(const Engine& engine, const Array<const int32_t, 1>& tokens,
+                                    const std::vector<Cache*>& caches, const std::vector<int>& counts) {
+  if (caches.size() != counts.size() || caches.empty()) throw std::invalid_argument("one count per cache is needed");
+  std::vector<Segment> segments;
+  size_t row = 0;
+  for (size_t i = 0; i < counts.size(); ++i) {
+    for (size_t j = 0; j < i; ++j) {
+      if (caches[i] == caches[j]) throw std::invalid_argument("a cache can be in a batch once");
+    }
+    if (counts[i] < 1 || !caches[i] || size_t(counts[i]) > tokens.shape(0) - row) {
+      throw std::invalid_argument("counts do not add up to the tokens");
+    }
+    for (int t = 0; t < counts[i]; ++t) check_token(engine, tokens.data()[row + size_t(t)], *caches[i], counts[i]);
+    segments.push_back({caches[i], int(row), counts[i]});
+    row += size_t(counts[i]);
+  }
+  if (row != tokens.shape(0)) throw std::invalid_argument("counts do not add up to the tokens");
+  return segments;
+}
+
+void check_logits(const Engine& engine, const Array<float, 2>& logits, size_t rows) {
+  if (logits.shape(0) != rows || int(logits.shape(1)) != engine.config().vocab) {
+    throw std::invalid_argument("logits is not [rows, vocab]");
+  }
+}
+
+// The array called `name`, or null where it holds no tokens; throws where it is not [layers, tokens, width].
+float* captured(const nb::dict& arrays, const char* name, const Config& c, size_t tokens, int width) {
+  Array<float, 3> array;
+  if (!arrays.contains(name) || !nb::try_cast(arrays[name], array, false) || array.shape(0) != size_t(c.layers) ||
+      (array.shape(1) && array.shape(1) != tokens) || array.shape(2) != size_t(width)) {
+    throw std::invalid_argument(std::string(name) + " is not float32 [layers, tokens, " + std::to_string(width) + "]");
+  }
+  return array.size() ? array.data() : nullptr;
+}
+
 }  // namespace
 
 void bind_engine(nb::module_& m) {
@@ -158,26 +194,9 @@ void bind_engine(nb::module_& m) {
           [](NativeEngine& e, Array<const int32_t, 1> tokens, const std::vector<Cache*>& caches,
              const std::vector<int>& counts, const std::string& which, Array<float, 2> logits) {
             const Logits kind = which == "last" ? Logits::last : which == "all" ? Logits::all : Logits::none;
-            if (caches.size() != counts.size() || caches.empty())
-              throw std::invalid_argument("one count per cache is needed");
-            std::vector<Segment> segments;
-            size_t row = 0;
-            for (size_t i = 0; i < counts.size(); ++i) {
-              for (size_t j = 0; j < i; ++j) {
-                if (caches[i] == caches[j]) throw std::invalid_argument("a cache can be in a batch once");
-              }
-              if (counts[i] < 1 || !caches[i] || size_t(counts[i]) > tokens.shape(0) - row) {
-                throw std::invalid_argument("counts do not add up to the tokens");
-              }
-              for (int t = 0; t < counts[i]; ++t)
-                check_token(e.engine, tokens.data()[row + size_t(t)], *caches[i], counts[i]);
-              segments.push_back({caches[i], int(row), counts[i]});
-              row += size_t(counts[i]);
-            }
-            if (row != tokens.shape(0)) throw std::invalid_argument("counts do not add up to the tokens");
-            const size_t rows = kind == Logits::all ? row : kind == Logits::last ? segments.size() : 0;
-            if (rows && (logits.shape(0) != rows || int(logits.shape(1)) != e.engine.config().vocab)) {
-              throw std::invalid_argument("logits is not [rows, vocab]");
+            const std::vector<Segment> segments = parse_segments(e.engine, tokens, caches, counts);
+            if (kind != Logits::none) {
+              check_logits(e.engine, logits, kind == Logits::all ? tokens.shape(0) : segments.size());
             }
             nb::gil_scoped_release release;
             e.engine.forward(tokens.data(), segments, kind, logits.data());
@@ -185,7 +204,28 @@ void bind_engine(nb::module_& m) {
           nb::arg("tokens").noconvert(), nb::arg("caches"), nb::arg("counts"), nb::arg("which"),
           nb::arg("logits").noconvert(),
           "Appends counts[i] tokens to caches[i]; writes the logits of each cache's last token, of all tokens, or "
-          "none.");
+          "none.")
+      .def(
+          "trace",
+          [](NativeEngine& e, Array<const int32_t, 1> tokens, Cache& cache, const nb::dict& arrays,
+             Array<float, 2> logits) {
+            const Config& c = e.engine.config();
+            const std::vector<Segment> segments = parse_segments(e.engine, tokens, {&cache}, {int(tokens.shape(0))});
+            if (logits.shape(0)) check_logits(e.engine, logits, tokens.shape(0));
+            const auto find = [&](const char* name, int width) {
+              return captured(arrays, name, c, tokens.shape(0), width);
+            };
+            const Capture capture{find("attn_input", c.d), find("mlp_input", c.d), find("hidden", c.ff),
+                                  find("gate", c.ff), find("head_norm", c.heads)};
+            nb::gil_scoped_release release;
+            e.engine.forward(tokens.data(), segments, logits.shape(0) ? Logits::all : Logits::none, logits.data(),
+                             capture);
+          },
+          nb::arg("tokens").noconvert(), nb::arg("cache"), nb::arg("arrays"), nb::arg("logits").noconvert(),
+          "Appends tokens; fills the arrays (float32 [layers, tokens, width]: attn_input and mlp_input of width d, "
+          "hidden and gate of width ff, head_norm of width heads) and logits (float32 [tokens, vocab]); those with "
+          "room "
+          "for no tokens are left alone.");
 }
 
 }  // namespace dejavu

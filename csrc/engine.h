@@ -40,6 +40,15 @@ struct Segment {
 
 enum class Logits { none, last, all };  // last: of each segment's last token
 
+// Where a batched pass writes what happens inside it; null: not wanted. Float32, natural order, [layers, tokens,
+// width].
+struct Capture {
+  float *attn_input = nullptr, *mlp_input = nullptr;  // width d: residual stream entering the block, before its norm
+  float* hidden = nullptr;                            // width ff: what the down rows are multiplied with
+  float* gate = nullptr;                              // width ff: act(gate) alone (ungated: as hidden)
+  float* head_norm = nullptr;                         // width heads: L2 norm of the mixed values
+};
+
 class Engine {
  public:
   // Throws std::invalid_argument, naming the section, when a section is missing or of another size than the
@@ -53,7 +62,8 @@ class Engine {
   // One token of one sequence. `logits` [vocab], or null.
   void decode(int32_t token, Cache& cache, float* logits);
   // Many tokens. `logits` [segments or tokens, vocab] as `which` says.
-  void forward(const int32_t* tokens, const std::vector<Segment>& segments, Logits which, float* logits);
+  void forward(const int32_t* tokens, const std::vector<Segment>& segments, Logits which, float* logits,
+               const Capture& capture = {});
 
  private:
   struct Buffer {  // grows, never shrinks, is not initialised; aligned to cache lines

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol, get_args
 
 if TYPE_CHECKING:
@@ -36,6 +37,31 @@ class Cache(Protocol):
 
     def fork(self) -> Cache:
         """An independent cache that starts out with the same tokens."""
+
+
+@dataclass(frozen=True, eq=False)
+class Trace:
+    """What one sequence of t tokens does inside the dense model, float32. Fields that were not wanted have t = 0.
+
+    L layers, d = d_model, f = base_neurons (no refined copies), H heads, V = vocab_size.
+    """
+
+    attn_input: NDArray[np.float32]
+    """[L, t, d]: the residual stream entering the attention block, before its norm."""
+    mlp_input: NDArray[np.float32]
+    """[L, t, d]: the residual stream entering the MLP, before its norm."""
+    gate: NDArray[np.float32]
+    """[L, t, f]: act(g); ungated: as `hidden`."""
+    hidden: NDArray[np.float32]
+    """[L, t, f]: act(g) * u; ungated: act(u)."""
+    head_norm: NDArray[np.float32]
+    """[L, t, H]: L2 norm of each head's mixed values, before the output rows."""
+    logits: NDArray[np.float32]
+    """[t, V]"""
+
+
+TraceField = Literal["attn_input", "mlp_input", "gate", "hidden", "head_norm", "logits"]
+TRACE_FIELDS: tuple[TraceField, ...] = get_args(TraceField)
 
 
 class Executor(Protocol):

@@ -12,6 +12,7 @@ from dejavu.engine.core import chosen_isa, load_core
 from dejavu.engine.packed import VERSION, Packed, pack_in_memory, read_packed, write_packed
 from dejavu.environment import physical_cores, usable_cpus
 from dejavu.errors import InputError, UnsupportedModelError
+from dejavu.executor import TRACE_FIELDS, Trace
 from dejavu.models import rope
 from dejavu.models.alibi import alibi_slopes
 from dejavu.models.loading import open_model
@@ -19,13 +20,14 @@ from dejavu.models.store import packed_folder
 from dejavu.refinement import refine
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
     from pathlib import Path
     from typing import Any
 
     from numpy.typing import NDArray
 
     from dejavu.codecs import Codec
+    from dejavu.executor import TraceField
     from dejavu.models.config import ModelConfig
     from dejavu.models.progress import Progress
 
@@ -123,6 +125,26 @@ class NativeExecutor:
             tokens = np.ascontiguousarray(tokens, np.int32)
             self._engine.forward(tokens, list(caches), [1] * len(tokens), "last", logits)
         return logits
+
+    def trace(self, tokens: NDArray[np.int32], *, want: Collection[TraceField] = TRACE_FIELDS) -> Trace:
+        """Run `tokens` [t] as one fresh sequence, dense, and return what `want` names. See `Trace` for shapes."""
+        c = self.config
+        widths = {
+            "attn_input": c.d_model,
+            "mlp_input": c.d_model,
+            "gate": c.d_ff,
+            "hidden": c.d_ff,
+            "head_norm": c.n_heads,
+        }
+        arrays = {
+            name: np.empty((c.n_layers, len(tokens) if name in want else 0, width), np.float32)
+            for name, width in widths.items()
+        }
+        logits = np.empty((len(tokens) if "logits" in want else 0, c.vocab_size), np.float32)
+        self._engine.trace(np.ascontiguousarray(tokens, np.int32), self.new_cache(), arrays, logits)
+        for name in ("gate", "hidden"):
+            arrays[name] = arrays[name][:, :, : c.base_neurons]
+        return Trace(**arrays, logits=logits)
 
     def touched_bytes(self, context: int) -> dict[str, int]:
         """Bytes that one decoded token reads, by part, with `context` tokens in the cache.
