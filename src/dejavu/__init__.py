@@ -15,11 +15,13 @@ if TYPE_CHECKING:
     from dejavu.errors import DejavuError
     from dejavu.llm import LLM
     from dejavu.outputs import Completion, Generation, StreamEvent, Timings, TokenLogprobs, Usage
+    from dejavu.plan import AccessPlan
     from dejavu.sampling import SamplingParams
     from dejavu.sequences import Conversation
 
 _HOME = {
     "LLM": "llm",
+    "AccessPlan": "plan",
     "SamplingParams": "sampling",
     "Conversation": "sequences",
     "DejavuError": "errors",
@@ -33,6 +35,7 @@ _HOME = {
 
 __all__ = [
     "LLM",
+    "AccessPlan",
     "Completion",
     "Conversation",
     "DejavuError",

@@ -62,3 +62,9 @@ class NumericsError(DejavuError):
     """Weights or logits hold NaN or infinity."""
 
     exit_code = 9
+
+
+class PlanError(DejavuError):
+    """An access plan is damaged, of an unknown kind, or for another model."""
+
+    exit_code = 10

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol, get_args
+from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     import numpy as np
     from numpy.typing import NDArray
 
     from dejavu.models.config import ModelConfig
+    from dejavu.plan import AccessPlan
 
 KvDtype = Literal["f32", "f16", "bf16", "int8"]
 KV_DTYPES: tuple[KvDtype, ...] = get_args(KvDtype)
@@ -78,10 +79,21 @@ class Executor(Protocol):
     def new_cache(self) -> Cache:
         """An empty cache."""
 
+    def set_plan(self, plan: AccessPlan | None) -> None:
+        """Decode by `plan` from now on; None: dense.
+
+        Raises:
+            PlanError: the plan is for another model, or needs what this executor was not loaded with.
+        """
+
+    @property
+    def last_stats(self) -> dict[str, Any]:
+        """Of the last call that ran the plan: "neurons" and "heads", mean density per layer (lists of L floats)."""
+
     def prefill(
-        self, tokens: NDArray[np.int32], cache: Cache, *, all_logits: bool = False
+        self, tokens: NDArray[np.int32], cache: Cache, *, all_logits: bool = False, sparse: bool = False
     ) -> NDArray[np.float32]:
-        """Append `tokens` [t] to the sequence.
+        """Append `tokens` [t] to the sequence: densely, or `sparse`, each token selecting for itself as in `decode`.
 
         Returns:
             Logits after the last token [1, vocab], or after each [t, vocab].
@@ -89,6 +101,9 @@ class Executor(Protocol):
 
     def decode(self, tokens: NDArray[np.int32], caches: Sequence[Cache]) -> NDArray[np.float32]:
         """Append one token to each of b sequences: `tokens` [b] -> logits [b, vocab]."""
+
+    def trace(self, tokens: NDArray[np.int32], *, want: Collection[TraceField] = TRACE_FIELDS) -> Trace:
+        """Run `tokens` [t] as a fresh sequence, densely, and tell what happened inside (`want`: which of it)."""
 
     def close(self) -> None:
         """Give threads and memory back."""

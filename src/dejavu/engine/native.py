@@ -11,7 +11,7 @@ import numpy as np
 from dejavu.engine.core import chosen_isa, load_core
 from dejavu.engine.packed import VERSION, Packed, pack_in_memory, read_packed, write_packed
 from dejavu.environment import physical_cores, usable_cpus
-from dejavu.errors import InputError, UnsupportedModelError
+from dejavu.errors import InputError, PlanError, UnsupportedModelError
 from dejavu.executor import TRACE_FIELDS, Trace
 from dejavu.models import rope
 from dejavu.models.alibi import alibi_slopes
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from dejavu.executor import TraceField
     from dejavu.models.config import ModelConfig
     from dejavu.models.progress import Progress
+    from dejavu.plan import AccessPlan
 
 KV_TYPES = ("f32", "f16", "bf16", "int8")
 
@@ -102,10 +103,22 @@ class NativeExecutor:
         """An empty KV cache for one sequence."""
         return self._engine.new_cache(self.kv_dtype)
 
+    def set_plan(self, plan: AccessPlan | None) -> None:
+        """Decode by `plan` from now on; None: dense."""
+        if plan is not None:
+            raise _no_plans()
+
+    @property
+    def last_stats(self) -> dict[str, Any]:
+        """Mean densities of the last call that ran a plan."""
+        return {}
+
     def prefill(
-        self, tokens: NDArray[np.int32], cache: Any, *, all_logits: bool = False
+        self, tokens: NDArray[np.int32], cache: Any, *, all_logits: bool = False, sparse: bool = False
     ) -> NDArray[np.float32]:
         """Append `tokens` [t] to `cache`; logits float32 [1, vocab] of the last, or [t, vocab] of all."""
+        if sparse:
+            raise _no_plans()
         logits = np.empty((len(tokens) if all_logits else 1, self.config.vocab_size), np.float32)
         if len(tokens) == 1:
             self._engine.decode(int(tokens[0]), cache, logits[0])
@@ -166,6 +179,10 @@ class NativeExecutor:
     def close(self) -> None:
         """Stop the threads and let go of the weights."""
         self._engine = None
+
+
+def _no_plans() -> PlanError:
+    return PlanError("the native executor cannot run access plans yet", fix="use --executor reference")
 
 
 def default_threads() -> int:

@@ -5,13 +5,13 @@ Shapes: t tokens, d = d_model, E = embed_dim, H heads, K K/V heads, e = head_dim
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 from dejavu.codecs import CODECS, Codec, embed_codec, roundtrip
-from dejavu.errors import InputError, NumericsError
-from dejavu.executor import KV_DTYPES, KvDtype
+from dejavu.errors import InputError, NumericsError, PlanError
+from dejavu.executor import KV_DTYPES, TRACE_FIELDS, KvDtype
 from dejavu.models.alibi import alibi_slopes
 from dejavu.models.rope import is_local, tables
 from dejavu.models.tensors import tensor_shapes
@@ -19,13 +19,14 @@ from dejavu.reference.cache import ReferenceCache
 from dejavu.reference.ops import activate, attention, layer_norm, rms_norm, rotate, softcap
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from numpy.typing import NDArray
 
-    from dejavu.executor import Cache
+    from dejavu.executor import Cache, Trace, TraceField
     from dejavu.models.config import ModelConfig
     from dejavu.models.weights import Weights
+    from dejavu.plan import AccessPlan
 
     Array = NDArray[np.float32]
 
@@ -63,7 +64,23 @@ class ReferenceExecutor:
         """An empty cache."""
         return ReferenceCache(self.config, self._kv_dtype)
 
-    def prefill(self, tokens: NDArray[np.int32], cache: Cache, *, all_logits: bool = False) -> Array:
+    def set_plan(self, plan: AccessPlan | None) -> None:
+        """Decode by `plan` from now on; None: dense."""
+        if plan is not None:
+            raise PlanError("the reference executor cannot run access plans yet")
+
+    @property
+    def last_stats(self) -> dict[str, Any]:
+        """Mean densities of the last call that ran a plan."""
+        return {}
+
+    def trace(self, tokens: NDArray[np.int32], *, want: Collection[TraceField] = TRACE_FIELDS) -> Trace:
+        """What happens inside the dense model."""
+        raise PlanError("the reference executor cannot trace yet")
+
+    def prefill(
+        self, tokens: NDArray[np.int32], cache: Cache, *, all_logits: bool = False, sparse: bool = False
+    ) -> Array:
         """Append `tokens` [t]; logits after the last one [1, V] or after each [t, V]."""
         x = self._forward(tokens, cast("ReferenceCache", cache))  # [t, d]
         return self._logits(x if all_logits else x[-1:])  # [t or 1, V]

@@ -1,0 +1,153 @@
+"""`AccessPlan`: the answers to "what does a token touch?" for all layers of one model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
+
+from dejavu.errors import PlanError
+from dejavu.plan import checks
+from dejavu.plan.compensator import Compensator
+from dejavu.plan.selectors import (
+    Dense,
+    HeadSelector,
+    LowRank,
+    NeuronSelector,
+    Sketch,
+    Static,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from dejavu.models.config import ModelConfig
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class KvPolicy:
+    """What becomes of the keys and values of a K/V group none of whose query heads is selected.
+
+    `write`: computed all the same. `recompute`: not computed; the layer's input is kept, and K/V of all missing
+    positions is computed when a head of the group is next selected, or when `buffer` positions are missing.
+    """
+
+    kind: Literal["write", "recompute"] = "write"
+    buffer: int = 64
+
+    def __post_init__(self) -> None:
+        checks.one_of("K/V policy", self.kind, ("write", "recompute"))
+        checks.whole("buffer", self.buffer, 1, 4096)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VocabularySketch:
+    """Logits from the leading `bits` of the head's rows; exact ones for the best `exact` of them."""
+
+    kind: ClassVar = "sketch"
+    bits: int
+    exact: int
+
+    def __post_init__(self) -> None:
+        checks.one_of("bits", self.bits, (2, 3, 4))
+        checks.whole("exact", self.exact, 1, 2**31 - 1)
+
+
+@dataclass(frozen=True, eq=False)
+class LayerPlan:
+    """One layer."""
+
+    neurons: NeuronSelector = field(default_factory=Dense)
+    heads: HeadSelector = field(default_factory=Dense)
+    compensator: Compensator | None = None
+
+    def __post_init__(self) -> None:
+        for what, value, known in (
+            ("neurons", self.neurons, get_args(NeuronSelector)),
+            ("heads", self.heads, get_args(HeadSelector)),
+        ):
+            if not isinstance(value, known):
+                kinds = ", ".join(k.kind for k in known)
+                raise PlanError(f"{what}: selector {value!r:.60}; supported: {kinds}")
+        if not isinstance(self.compensator, Compensator | None):
+            raise PlanError(f"compensator is {self.compensator!r:.60}; a Compensator or None is needed")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class AccessPlan:
+    """What each token touches in one model.
+
+    Raises:
+        PlanError: a value that is out of range.
+    """
+
+    model: str
+    """`Weights.fingerprint` of the model."""
+    layers: tuple[LayerPlan, ...]
+    name: str = ""
+    kv: KvPolicy = field(default_factory=KvPolicy)
+    vocabulary: Dense | VocabularySketch = field(default_factory=Dense)
+    evidence: Mapping[str, Any] = field(default_factory=dict)
+    """How the plan was chosen and what it measured; JSON-able."""
+
+    def __post_init__(self) -> None:
+        for what, value in (("model", self.model), ("name", self.name)):
+            if len(value) > 200 or not value.isprintable():
+                raise PlanError(f"{what} is {value!r:.60}; at most 200 printable characters are needed")
+
+    @classmethod
+    def uniform(
+        cls,
+        model: str,
+        n_layers: int,
+        *,
+        neurons: NeuronSelector | None = None,
+        heads: HeadSelector | None = None,
+        kv: KvPolicy | None = None,
+        vocabulary: Dense | VocabularySketch | None = None,
+        name: str = "",
+    ) -> AccessPlan:
+        """The same selectors in every layer, for kinds that need no training; None is dense."""
+        layer = LayerPlan(neurons or Dense(), heads or Dense())
+        return cls(
+            model=model,
+            layers=(layer,) * n_layers,
+            name=name,
+            kv=kv or KvPolicy(),
+            vocabulary=vocabulary or Dense(),
+        )
+
+    @property
+    def needs_planes(self) -> bool:
+        """Whether leading bits of weights are read: the model must be packed in bit planes."""
+        sketched = any(isinstance(layer.neurons, Sketch) for layer in self.layers)
+        return sketched or isinstance(self.vocabulary, VocabularySketch)
+
+    def check_fits(self, config: ModelConfig, fingerprint: str) -> None:
+        """Whether the plan is for this model.
+
+        Raises:
+            PlanError: it is for another one, or its arrays have other shapes than the model needs.
+        """
+        if self.model != fingerprint:
+            raise PlanError(
+                f"the plan {self.name!r} is for model {self.model[:16]}, this one is {fingerprint[:16]}",
+                fix="train a plan for this model: dejavu train MODEL --text FILE -o PLAN",
+            )
+        if len(self.layers) != config.n_layers:
+            raise PlanError(f"the plan has {len(self.layers)} layers, the model {config.n_layers}")
+        for i, layer in enumerate(self.layers):
+            _check_selector(f"layer {i}: neurons", layer.neurons, config.base_neurons, config.d_model)
+            _check_selector(f"layer {i}: heads", layer.heads, config.n_heads, config.d_model)
+            if layer.compensator is not None:
+                checks.shape(f"layer {i}: compensator bias", layer.compensator.bias.shape, (config.d_model,))
+
+
+def _check_selector(what: str, selector: NeuronSelector, n: int, d: int) -> None:
+    """Whether arrays fit `n` neurons or heads and a residual stream of width `d`."""
+    if isinstance(selector, LowRank):
+        checks.shape(f"{what}: a", selector.a.shape, (selector.rank, d))
+        checks.shape(f"{what}: bias", selector.bias.shape, (n,))
+    if isinstance(selector, Static) and selector.indices.size and selector.indices[-1] >= n:
+        raise PlanError(f"{what}: index {selector.indices[-1]} of {n}")

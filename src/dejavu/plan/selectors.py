@@ -1,0 +1,151 @@
+"""Selectors: which neurons or heads of a layer a token touches.
+
+A selector scores each neuron (or head) and picks by the scores. y is the input that it reads: the residual stream
+entering the same kind of block (MLP or attention) `lookahead` layers before, under this layer's own norm. g, u are the
+gate and up products of a neuron, act the activation, h = act(g) * u (ungated: h = act(u)).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dejavu.errors import PlanError
+from dejavu.plan import checks
+
+Array = NDArray[np.float32]
+
+MAX_LOOKAHEAD = 2
+
+
+@dataclass(frozen=True)
+class Dense:
+    """All of them."""
+
+    kind: ClassVar = "dense"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Static:
+    """Always the same ones."""
+
+    kind: ClassVar = "static"
+    indices: NDArray[np.int32] = field(metadata={"stored": "int32"})
+    """Ascending, [k]."""
+
+    def __post_init__(self) -> None:
+        indices = checks.array("indices", self.indices, np.int32, 1)
+        if indices.size and (indices[0] < 0 or not (indices[1:] > indices[:-1]).all()):
+            raise PlanError("static indices must ascend from 0 on, each once")
+        object.__setattr__(self, "indices", indices)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pick:
+    """How scores become a selection: exactly one of the two.
+
+    `density` takes, per token, the k = max(1, ceil(density * n - 1e-9)) largest of n scores; among equal scores the
+    lower index. `threshold` takes the scores strictly above it (in float32).
+    """
+
+    density: float | None = None
+    threshold: float | None = None
+
+    def __post_init__(self) -> None:
+        if (self.density is None) == (self.threshold is None):
+            raise PlanError("a selector needs either a density or a threshold, and not both")
+        if self.density is not None:
+            checks.density("density", self.density)
+        else:
+            checks.finite("threshold", self.threshold)
+
+    def count(self, n: int) -> int:
+        """How many of `n` the density takes (all, with a threshold)."""
+        return n if self.density is None else max(1, math.ceil(self.density * n - 1e-9))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Random(Pick):
+    """A hash of (seed, layer, position, index) as the score: the floor, for analysis."""
+
+    kind: ClassVar = "random"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        checks.whole("seed", self.seed, 0, 2**63 - 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Oracle(Pick):
+    """The size of what a neuron or head contributes, computed in full: the ceiling, for analysis.
+
+    Neurons: abs(h). Heads: L2 norm of the mixed values, before the output rows.
+    """
+
+    kind: ClassVar = "oracle"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Threshold(Pick):
+    """abs(act(g)), ungated act(u): the first row of every neuron is computed, the others for the selected."""
+
+    kind: ClassVar = "threshold"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LowRank(Pick):
+    """A trained predictor of two layers: ``b @ hidden(a @ y) + bias``.
+
+    `a` and `b` are rounded to int8 (groups of 32 along a row), as they are stored.
+    """
+
+    kind: ClassVar = "low_rank"
+    a: Array = field(metadata={"stored": "int8"})
+    """[r, d_model]"""
+    b: Array = field(metadata={"stored": "int8"})
+    """[n, r], n neurons or heads."""
+    bias: Array = field(metadata={"stored": "float32"})
+    """[n]"""
+    hidden: Literal["linear", "relu"] = "linear"
+    lookahead: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        checks.one_of("hidden", self.hidden, ("linear", "relu"))
+        checks.whole("lookahead", self.lookahead, 0, MAX_LOOKAHEAD)
+        object.__setattr__(self, "a", checks.int8_rows("a", self.a))
+        object.__setattr__(self, "b", checks.int8_rows("b", self.b))
+        object.__setattr__(self, "bias", checks.array("bias", self.bias, np.float32, 1))
+        checks.shape("b", self.b.shape, (len(self.bias), self.rank))
+
+    @property
+    def rank(self) -> int:
+        """Rows of a."""
+        return len(self.a)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sketch(Pick):
+    """abs(act(g') * u') (ungated with ReLU: u' itself), g' and u' from the leading bits of the stored weights.
+
+    Needs weights in int8 or int4. No parameters, no training.
+    """
+
+    kind: ClassVar = "sketch"
+    bits: int
+    """Leading bits of the code: 2, 3 or 4."""
+    lookahead: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        checks.one_of("bits", self.bits, (2, 3, 4))
+        checks.whole("lookahead", self.lookahead, 0, MAX_LOOKAHEAD)
+
+
+NeuronSelector = Dense | Static | Random | Oracle | Threshold | LowRank | Sketch
+HeadSelector = Dense | Static | Random | Oracle | LowRank
