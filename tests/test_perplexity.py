@@ -6,7 +6,7 @@ import json
 import math
 from dataclasses import dataclass, field
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -18,6 +18,7 @@ from dejavu.evaluation.perplexity import (
     Document,
     DocumentScore,
     Perplexity,
+    ScoringPath,
     encode_documents,
     measure_perplexity,
     token_nll,
@@ -55,18 +56,21 @@ class ListExecutor:
     config = SimpleNamespace(max_context=64, vocab_size=VOCAB)
 
     def __init__(self) -> None:
-        self.decoded = self.prefilled = self.longest = 0
+        self.decoded = self.prefilled = self.masked = self.longest = 0
 
     def new_cache(self) -> ListCache:
         return ListCache()
 
-    def prefill(self, tokens: np.ndarray, cache: ListCache, *, all_logits: bool = False) -> np.ndarray:
+    def prefill(
+        self, tokens: np.ndarray, cache: ListCache, *, all_logits: bool = False, sparse: bool = False
+    ) -> np.ndarray:
         assert tokens.size
         rows = []
         for token in tokens:
             cache.tokens.append(int(token))
             rows.append(logits_after(cache.tokens))
         self.prefilled += tokens.size
+        self.masked += tokens.size * sparse
         self.longest = max(self.longest, cache.length)
         return np.stack(rows if all_logits else rows[-1:])
 
@@ -98,7 +102,7 @@ def direct_document(document: Document, window: int, stride: int) -> float:
     return total
 
 
-@pytest.mark.parametrize("path", ["prefill", "decode"])
+@pytest.mark.parametrize("path", get_args(ScoringPath))
 @given(
     lengths=st.lists(st.integers(1, 40), min_size=1, max_size=4),
     bos=st.booleans(),
@@ -132,6 +136,7 @@ def test_equals_the_definition(
     np.testing.assert_allclose(result.perplexity, math.exp(sum(wanted) / result.tokens), rtol=1e-5)
     assert executor.longest <= window
     assert (executor.decoded > 0) == (path == "decode")
+    assert executor.masked == (executor.prefilled if path == "masked" else 0)
 
 
 def test_default_windows_do_not_overlap() -> None:
@@ -169,7 +174,9 @@ def test_token_nll_matches_float64() -> None:
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_nan_logits_are_an_error(value: float) -> None:
     class Broken(ListExecutor):
-        def prefill(self, tokens: np.ndarray, cache: ListCache, *, all_logits: bool = False) -> np.ndarray:
+        def prefill(
+            self, tokens: np.ndarray, cache: ListCache, *, all_logits: bool = False, sparse: bool = False
+        ) -> np.ndarray:
             logits = super().prefill(tokens, cache, all_logits=all_logits)
             logits[:, 3] = value
             return logits
@@ -265,7 +272,7 @@ def test_reference_executor_equals_a_direct_computation(tmp_path: Any, stride: i
                     total -= logs[row, tokens[position]]
                     done = position + 1
         wanted.append(total)
-    for path in ("prefill", "decode"):
+    for path in get_args(ScoringPath):
         result = measure_perplexity(executor, documents, path=path, window=window, stride=stride)
         np.testing.assert_allclose([d.nll for d in result.documents], wanted, rtol=1e-5)
     model.close()

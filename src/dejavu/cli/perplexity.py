@@ -18,6 +18,7 @@ class PathName(str, Enum):
 
     prefill = "prefill"
     decode = "decode"
+    masked = "masked"
 
 
 def perplexity(
@@ -26,7 +27,10 @@ def perplexity(
         Path, typer.Option(help='A .txt file (one document) or .jsonl lines with a "text" field.')
     ],
     path: Annotated[
-        PathName, typer.Option(help="Score blocks of tokens, or one token at a time as in generation.")
+        PathName,
+        typer.Option(
+            help="Score blocks densely, one token at a time as in generation, or blocks by the plan."
+        ),
     ] = PathName.prefill,
     window: Annotated[
         int | None, typer.Option("--window", "--context", help="Most tokens of context; default: 1024.")

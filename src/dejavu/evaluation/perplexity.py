@@ -14,8 +14,9 @@ tokens apart. Each token is scored exactly once, in the first window that reache
 (`stride` < `window`) the earlier tokens of a window are context. No token is lost at a border: the last input
 of a window predicts the token after the window.
 
-Paths. "prefill" feeds blocks of tokens, "decode" one token at a time, the way text is generated. Both must
-give the same figure, up to rounding.
+Paths. "prefill" feeds blocks of tokens densely, "decode" one token at a time, the way text is generated: by the
+executor's plan, if it has one. "masked" feeds blocks in which each token selects for itself by that plan. Decode and
+masked must give the same figure up to rounding, and without a plan prefill too.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -36,7 +38,7 @@ if TYPE_CHECKING:
     from dejavu.executor import Cache, Executor
     from dejavu.tokenizer import Tokenizer
 
-ScoringPath = Literal["prefill", "decode"]
+ScoringPath = Literal["prefill", "decode", "masked"]
 
 DEFAULT_WINDOW = 1024
 
@@ -158,7 +160,7 @@ def measure_perplexity(
     Args:
         executor: the model.
         documents: from `encode_documents`.
-        path: which path of the executor the scored tokens go through.
+        path: which path of the executor the scored tokens go through (see the module).
         window: most tokens fed before the cache is emptied; at most the model's context. None: 1024, or the
             context where that is shorter.
         stride: distance between the starts of windows, 1 to `window` (less one with BOS). None: windows do
@@ -179,7 +181,7 @@ def measure_perplexity(
         stride = widest
     elif not 1 <= stride <= widest:
         raise InputError(f"stride of {stride} tokens", fix=f"choose 1 to {widest}")
-    feed = _prefill if path == "prefill" else _decode
+    feed = _FEEDS[path]
     scores = []
     for number, document in enumerate(documents):
         total = 0.0
@@ -225,16 +227,21 @@ def _document_nlls(
 
 
 def _prefill(
-    executor: Executor, cache: Cache, inputs: NDArray[np.int32], targets: NDArray[np.int32]
+    executor: Executor,
+    cache: Cache,
+    inputs: NDArray[np.int32],
+    targets: NDArray[np.int32],
+    *,
+    sparse: bool = False,
 ) -> Iterator[NDArray[np.float64]]:
     """Feed blocks; the logits of the last `targets.size` inputs predict `targets`."""
     chunk = max(16, min(CHUNK, _LOGITS_BYTES // (4 * executor.config.vocab_size)))
     context = inputs.size - targets.size
     for start in range(0, context, CHUNK):
-        executor.prefill(inputs[start : min(start + CHUNK, context)], cache)
+        executor.prefill(inputs[start : min(start + CHUNK, context)], cache, sparse=sparse)
     for start in range(0, targets.size, chunk):
         block = inputs[context + start : context + start + chunk]
-        logits = executor.prefill(block, cache, all_logits=True)  # [t, vocab]
+        logits = executor.prefill(block, cache, all_logits=True, sparse=sparse)  # [t, vocab]
         yield token_nll(logits, targets[start : start + chunk])
 
 
@@ -247,6 +254,13 @@ def _decode(
         logits = executor.decode(inputs[position : position + 1], [cache])  # [1, vocab]
         if position >= context:
             yield token_nll(logits, targets[position - context : position - context + 1])
+
+
+_FEEDS: dict[ScoringPath, Feed] = {
+    "prefill": _prefill,
+    "decode": _decode,
+    "masked": partial(_prefill, sparse=True),
+}
 
 
 def token_nll(logits: NDArray[np.float32], targets: NDArray[np.int32]) -> NDArray[np.float64]:
