@@ -1,0 +1,24 @@
+"""Drawing results: SVG charts and self-contained HTML pages, in plain strings, light and dark."""
+
+from __future__ import annotations
+
+from dejavu.report.axes import Axis
+from dejavu.report.bars import bar_chart
+from dejavu.report.heat import heat_map
+from dejavu.report.lines import Series, line_chart
+from dejavu.report.page import Page, Table, standalone_svg
+from dejavu.report.scatter import Group, Point, scatter_chart
+
+__all__ = [
+    "Axis",
+    "Group",
+    "Page",
+    "Point",
+    "Series",
+    "Table",
+    "bar_chart",
+    "heat_map",
+    "line_chart",
+    "scatter_chart",
+    "standalone_svg",
+]
