@@ -15,6 +15,7 @@ WIDTH, HEIGHT = 440.0, 300.0
 LEFT, RIGHT, BOTTOM = 52.0, 22.0, 46.0
 """Margins around the plotting area."""
 _LETTER = 6.4  # mean width of a letter at 12 px
+_TINY = 1e-100  # nothing on a log axis is smaller
 
 
 @dataclass(frozen=True)
@@ -63,11 +64,13 @@ class Scale:
 
 def fit(axis: Axis, values: Iterable[float], start: float, stop: float) -> Scale:
     """The scale of `axis` for `values`; those that are not finite (or not positive on a log axis) are ignored."""
-    known = [v for v in values if math.isfinite(v) and (v > 0 or not axis.log)] or [1.0]
+    known = [v for v in values if math.isfinite(v) and (v > _TINY or not axis.log)] or [1.0]
     low = min(known) if axis.low is None else axis.low
     high = max(known) if axis.high is None else axis.high
-    if high <= low:  # one value only: any range around it will do
-        low, high = (low / 2, low * 2) if axis.log else (low - 0.5, low + 0.5)
+    if axis.log:
+        low = max(low, 1e-12 * high)
+    if high - low <= 1e-12 * max(abs(low), abs(high), 1e-12):  # one value only: any range around it will do
+        low, high = (low / 2, low * 2) if axis.log else (low - max(0.5, abs(low)), low + max(0.5, abs(low)))
     return Scale(axis, low, high, start, stop)
 
 
