@@ -22,6 +22,7 @@ Activation parse_activation(const std::string& name);
 
 void bind_gemm(nb::module_& m);
 void bind_rows(nb::module_& m);
+void bind_planes(nb::module_& m);
 void bind_kernels(nb::module_& m);
 void bind_engine(nb::module_& m);
 

@@ -7,6 +7,7 @@
 
 #include "isa.h"
 #include "layout.h"
+#include "planes.h"
 
 namespace dejavu {
 
@@ -43,9 +44,20 @@ struct RowKernels {
   void (*decode)(const RowLayout&, Row row, int begin, int end, float* out);
 };
 
+// `input` is what RowKernels::prepare makes for int8 and int4.
+struct PlaneKernels {
+  // out[(i - begin) * rows + r] = estimate(last) - estimate(first) of row r of unit list[i] . x, where estimate(n)
+  // knows the first n planes (estimate(0) = 0). `units` null: unit i is i.
+  void (*dot)(const Planes&, const int32_t* units, int begin, int end, int first, int last, const void* input,
+              float* out);
+  // Weights [begin, end) of a row in stored order, from all planes; begin and end are multiples of 64, or `padded`.
+  void (*decode)(const Planes&, int unit, int row, int begin, int end, float* out);
+};
+
 struct Kernels {
   const char* name;
   RowKernels rows[kCodecCount];
+  PlaneKernels planes;
 
   void (*rms_norm)(const float* x, const float* weight, float eps, int n, float* out);
   void (*layer_norm)(const float* x, const float* weight, const float* bias, float eps, int n,

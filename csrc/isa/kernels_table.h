@@ -5,6 +5,7 @@
 
 #include "attention.h"
 #include "math.h"
+#include "planes.h"
 #include "rows.h"
 
 #define DEJAVU_KV(function) \
@@ -15,6 +16,7 @@ extern const Kernels DEJAVU_TABLE;
 const Kernels DEJAVU_TABLE = {
     DEJAVU_TABLE_NAME,
     {row_kernels<Codec::f32>(), row_kernels<Codec::bf16>(), row_kernels<Codec::int8>(), row_kernels<Codec::int4>()},
+    plane_kernels(),
     rms_norm,
     layer_norm,
     ::add,
