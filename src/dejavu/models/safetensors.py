@@ -13,13 +13,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+import numpy as np
+
 from dejavu.errors import DejavuError, ModelFormatError, SourceError, UnsupportedModelError
 from dejavu.models.mapped import FLOAT_BYTES, MappedFile, fingerprint, read_floats
 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-    import numpy as np
     from numpy.typing import NDArray
 
     from dejavu.models.weights import Rows
@@ -36,6 +37,7 @@ _DTYPE_BYTES = FLOAT_BYTES | {
     "U64": 8,
     "I64": 8,
 }
+_NUMPY_TYPES = {"F32": "<f4", "F16": "<f2", "I8": "i1", "U8": "u1", "I32": "<i4", "I64": "<i8"}
 _MAX_HEADER = 100_000_000  # the limit of the safetensors library
 _MAX_INDEX = 100_000_000
 _MAX_SHARDS = 1024
@@ -149,6 +151,24 @@ class SafeTensors:
             )
         return read_floats(shard.file, info.offset, info.shape, info.dtype, rows, cols)
 
+    def read(self, name: str) -> NDArray[Any]:
+        """The whole tensor, of any rank, as a fresh array of its own dtype.
+
+        Raises:
+            UnsupportedModelError: the dtype is none of F32, F16, I8, U8, I32 and I64.
+        """
+        self._check_open()
+        shard = self._where[name]
+        info = shard.infos[name]
+        if info.dtype not in _NUMPY_TYPES:
+            raise UnsupportedModelError(
+                f"{shard.file.path}: tensor {name!r} is {info.dtype}; supported: {', '.join(_NUMPY_TYPES)}"
+            )
+        dtype = _NUMPY_TYPES[info.dtype]
+        if not info.nbytes:
+            return np.empty(info.shape, dtype)
+        return np.array(shard.file.array(info.offset, info.shape, dtype))
+
     def release(self) -> None:
         """Drop the mapped pages from the resident set."""
         for shard in self._shards:
@@ -183,8 +203,12 @@ def _choose(path: Path) -> Path:
     )
 
 
-def _load_json(data: bytes, where: str) -> dict[str, Any]:
-    """Parse a JSON object, refusing duplicate keys, NaN and absurd numbers."""
+def load_json(data: bytes, where: str) -> dict[str, Any]:
+    """Parse a JSON object, refusing duplicate keys, NaN and absurd numbers.
+
+    Raises:
+        ModelFormatError: it is none; `where` names it.
+    """
 
     def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
         result = dict(items)
@@ -220,7 +244,7 @@ def _read_index(index: Path) -> dict[str, str]:
         raise SourceError(f"cannot read {index}: {error.strerror}", fix="check the path") from error
     if len(data) > _MAX_INDEX:
         raise ModelFormatError(f"{index}: more than {_MAX_INDEX} bytes")
-    weight_map = _load_json(data, str(index)).get("weight_map")
+    weight_map = load_json(data, str(index)).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise ModelFormatError(f"{index}: 'weight_map' (tensor name -> shard) is missing or empty")
     for name, file_name in weight_map.items():
@@ -251,7 +275,7 @@ def _parse_header(file: MappedFile) -> tuple[int, dict[str, _Info]]:
     if length > min(_MAX_HEADER, file.size - 8):
         raise bad(f"offset 0: header of {length} bytes in a file of {file.size} (limit {_MAX_HEADER})")
     start = 8 + length
-    header = _load_json(file.map[8:start], f"{file.path}: header at offset 8")
+    header = load_json(file.map[8:start], f"{file.path}: header at offset 8")
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise bad("__metadata__ must map strings to strings")

@@ -19,6 +19,7 @@ from dejavu.plan.selectors import (
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
     from dejavu.models.config import ModelConfig
 
@@ -118,23 +119,47 @@ class AccessPlan:
             vocabulary=vocabulary or Dense(),
         )
 
+    @classmethod
+    def load(cls, folder: Path, *, fingerprint: str | None = None) -> AccessPlan:
+        """Read a saved plan; `fingerprint`: of the model that it must be for.
+
+        Raises:
+            PlanError: the files are missing, damaged, of another schema, or for another model.
+        """
+        from dejavu.plan.storage import read_plan
+
+        plan = read_plan(folder)
+        if fingerprint is not None:
+            plan.check_model(fingerprint)
+        return plan
+
+    def save(self, folder: Path) -> None:
+        """Write ``plan.json`` and ``predictors.safetensors`` into `folder`, whole or not at all.
+
+        Raises:
+            PlanError: the folder cannot be written, the disk is full, or `evidence` is not JSON-able.
+        """
+        from dejavu.plan.storage import write_plan
+
+        write_plan(self, folder)
+
     @property
     def needs_planes(self) -> bool:
         """Whether leading bits of weights are read: the model must be packed in bit planes."""
         sketched = any(isinstance(layer.neurons, Sketch) for layer in self.layers)
         return sketched or isinstance(self.vocabulary, VocabularySketch)
 
-    def check_fits(self, config: ModelConfig, fingerprint: str) -> None:
-        """Whether the plan is for this model.
-
-        Raises:
-            PlanError: it is for another one, or its arrays have other shapes than the model needs.
-        """
+    def check_model(self, fingerprint: str) -> None:
+        """Whether the plan is for the model of that fingerprint; raises `PlanError`."""
         if self.model != fingerprint:
             raise PlanError(
                 f"the plan {self.name!r} is for model {self.model[:16]}, this one is {fingerprint[:16]}",
                 fix="train a plan for this model: dejavu train MODEL --text FILE -o PLAN",
             )
+
+    def check_fits(self, config: ModelConfig, fingerprint: str) -> None:
+        """Whether the plan is for this model, and its arrays have the shapes that it needs; raises `PlanError`."""
+        self.check_model(fingerprint)
         if len(self.layers) != config.n_layers:
             raise PlanError(f"the plan has {len(self.layers)} layers, the model {config.n_layers}")
         for i, layer in enumerate(self.layers):

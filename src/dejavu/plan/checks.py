@@ -47,9 +47,15 @@ def array(what: str, value: object, dtype: type[Any], rank: int) -> NDArray[Any]
 
 
 def int8_rows(what: str, value: object) -> NDArray[np.float32]:
-    """Rows [n, width], rounded as they are stored: int8 with a float16 scale per 32 values."""
+    """Rows [n, width], rounded as they are stored: int8 with a float16 scale per 32 values.
+
+    Encoding the result gives back exactly the result. One rounding is not enough for that where a scale is so small
+    (below 6e-5) that float16 rounds it coarsely.
+    """
+    rows = array(what, value, np.float32, 2)
     try:
-        rows = roundtrip("int8", array(what, value, np.float32, 2))
+        while not np.array_equal(rounded := roundtrip("int8", rows), rows):
+            rows = rounded
     except NumericsError as error:
         raise PlanError(f"{what} does not fit into int8 with float16 scales", fix="train it again") from error
     rows.flags.writeable = False
