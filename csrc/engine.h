@@ -1,6 +1,6 @@
 // The native executor: a model's weights as views into one packed buffer, and the forward passes over them.
 // decode.cc runs one token of one sequence (matrix-vector, every thread in step through the layers);
-// batch.cc runs many tokens at once (prefill, several sequences; blocked matrix products over the same weights).
+// batch.h runs many tokens at once (prefill, several sequences; blocked matrix products over the same weights).
 #pragma once
 
 #include <cstdint>
@@ -77,7 +77,8 @@ class Engine {
   struct Worker {
     Buffer x, normed, branch, input, head, scores, rope, scratch, packed, c0, c1;
   };
-  struct Batch;  // batch.cc
+  struct Batch;        // batch.h
+  struct BatchThread;  // batch.h
 
   // Pieces that both passes share. Vectors have d floats in natural order unless they say otherwise.
   void norm(const float* x, const float* weight, const float* bias, float* out) const;
@@ -97,10 +98,6 @@ class Engine {
   // decode.cc
   void decode_on(int thread, int32_t token, Cache& cache, float* logits);
   void reduce(int thread, std::vector<float>& partials, float* branch);
-
-  // batch.cc
-  void attend_many(int thread, const Segment& segment, int layer, const float* q, float* mixed, float* keys,
-                   size_t keys_head, float* values, size_t values_head);
 
   const Config c_;
   const Isa isa_;
