@@ -1,4 +1,5 @@
 // The engine and its caches. Everything that comes from Python is checked here, before any kernel reads memory.
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/unique_ptr.h>
 #include <nanobind/stl/vector.h>
@@ -36,6 +37,8 @@ Config parse_config(const nb::dict& v) {
   c.vocab = positive(v, "vocab"), c.d = positive(v, "d"), c.layers = positive(v, "layers");
   c.heads = positive(v, "heads"), c.kv_heads = positive(v, "kv_heads"), c.head_dim = positive(v, "head_dim");
   c.ff = positive(v, "ff"), c.max_context = positive(v, "max_context"), c.embed_dim = positive(v, "embed_dim");
+  c.refined = field<int>(v, "refined");
+  if (c.refined < 0 || c.refined >= c.ff) throw std::invalid_argument("config field refined is out of range");
   c.activation = parse_activation(field<std::string>(v, "activation"));
   c.gated = field<bool>(v, "gated"), c.rms = field<bool>(v, "rms"), c.pre_norm = field<bool>(v, "pre_norm");
   c.parallel_residual = field<bool>(v, "parallel_residual"), c.post_norms = field<bool>(v, "post_norms");
@@ -180,15 +183,42 @@ void bind_engine(nb::module_& m) {
           },
           nb::arg("kv"))
       .def(
-          "decode",
-          [](NativeEngine& e, int64_t token, Cache& cache, Array<float, 1> logits) {
-            check_token(e.engine, token, cache, 1);
-            if (int(logits.shape(0)) != e.engine.config().vocab) throw std::invalid_argument("logits is not [vocab]");
-            nb::gil_scoped_release release;
-            e.engine.decode(int32_t(token), cache, logits.data());
+          "set_plan",
+          [](NativeEngine& e, const std::optional<nb::dict>& plan) {
+            e.engine.set_plan(plan ? parse_plan(*plan, e.engine.config()) : nullptr);
           },
-          nb::arg("token"), nb::arg("cache"), nb::arg("logits").noconvert(),
-          "Appends one token; writes its logits, float32 [vocab].")
+          nb::arg("plan").none(), "The access plan of the next calls, or None: dense.")
+      .def("counters",
+           [](const NativeEngine& e) {
+             const Counters& c = e.engine.counters;
+             nb::dict found;
+             found["tokens"] = c.tokens, found["neurons"] = c.neurons, found["heads"] = c.heads;
+             found["recomputed"] = c.recomputed, found["seconds"] = c.seconds, found["predicting"] = c.predicting;
+             return found;
+           })
+      .def("reset_counters", [](NativeEngine& e) { e.engine.reset_counters(); })
+      .def(
+          "decode",
+          [](NativeEngine& e, Array<const int32_t, 1> tokens, const std::vector<Cache*>& caches, bool sparse,
+             Array<float, 2> logits) {
+            if (caches.empty() || caches.size() != tokens.shape(0)) {
+              throw std::invalid_argument("one token per cache is needed");
+            }
+            for (size_t i = 0; i < caches.size(); ++i) {
+              if (!caches[i]) throw std::invalid_argument("a cache is None");
+              check_token(e.engine, tokens.data()[i], *caches[i], 1);
+              for (size_t j = 0; j < i; ++j) {
+                if (caches[i] == caches[j]) throw std::invalid_argument("a cache can be in a batch once");
+              }
+            }
+            if (logits.shape(0) != caches.size() || int(logits.shape(1)) != e.engine.config().vocab) {
+              throw std::invalid_argument("logits is not [tokens, vocab]");
+            }
+            nb::gil_scoped_release release;
+            e.engine.decode(tokens.data(), caches.data(), int(caches.size()), sparse, logits.data());
+          },
+          nb::arg("tokens").noconvert(), nb::arg("caches"), nb::arg("sparse"), nb::arg("logits").noconvert(),
+          "Appends one token to each cache, under the plan if `sparse`; writes the logits, float32 [tokens, vocab].")
       .def(
           "forward",
           [](NativeEngine& e, Array<const int32_t, 1> tokens, const std::vector<Cache*>& caches,

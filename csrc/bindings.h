@@ -4,9 +4,11 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 
+#include <memory>
 #include <string>
 
-#include "kernels.h"
+#include "config.h"
+#include "plan.h"
 
 namespace dejavu {
 
@@ -19,6 +21,8 @@ Isa parse_isa(const std::string& name);  // std::invalid_argument: unknown, or n
 Codec parse_codec(const std::string& name);
 KvType parse_kv(const std::string& name);
 Activation parse_activation(const std::string& name);
+
+std::unique_ptr<Plan> parse_plan(const nb::dict& plan, const Config& config);
 
 void bind_gemm(nb::module_& m);
 void bind_rows(nb::module_& m);

@@ -28,6 +28,25 @@ std::shared_ptr<void> Cache::allocate() const {
 void Cache::truncate(int length) {
   length_ = length;
   blocks_.resize(size_t(block_count(length)));
+  for (int& have : have_) have = have < length ? have : length;
+}
+
+void Cache::track(int buffer, int d) {
+  if (tracking()) return;
+  buffer_ = buffer, d_ = d;
+  have_.assign(size_t(layers_) * size_t(kv_heads_), length_);
+  inputs_.resize(size_t(layers_) * size_t(buffer) * size_t(d));
+}
+
+int Cache::complete(int layer, int head, int length) {
+  int& have = have_[size_t(layer * kv_heads_ + head)];
+  const int were = length - have;
+  have = length;
+  return were;
+}
+
+void Cache::keep_input(int layer, int position, const float* x) {
+  std::memcpy(const_cast<float*>(kept_input(layer, position)), x, size_t(d_) * sizeof(float));
 }
 
 std::unique_ptr<Cache> Cache::fork() const {
@@ -35,11 +54,14 @@ std::unique_ptr<Cache> Cache::fork() const {
   copy->length_ = length_;
   copy->blocks_ = blocks_;
   copy->blocks_.resize(size_t(block_count(length_)));
+  copy->buffer_ = buffer_, copy->d_ = d_, copy->have_ = have_, copy->inputs_ = inputs_;
   return copy;
 }
 
 void Cache::reserve(int count) {
-  const int first = length_ / kCacheBlock;
+  int from = length_;  // the first position that may be written
+  for (int have : have_) from = tracking() && have < from ? have : from;
+  const int first = from / kCacheBlock;
   for (int b = first; b < block_count(length_ + count); ++b) {
     if (size_t(b) >= blocks_.size()) {
       blocks_.push_back(allocate());

@@ -24,6 +24,18 @@ class Cache {
   void reserve(int count);
   void advance(int count) { length_ += count; }
 
+  // Policy `recompute`: which trailing positions lack K and V, per layer and head, and the layer inputs [d] to compute
+  // them from, for the last `buffer` positions. `length` counts the position that is being added.
+  void track(int buffer, int d);  // starts with nothing missing; no effect if already tracking
+  bool tracking() const { return buffer_ > 0; }
+  void stop_tracking() { buffer_ = 0; }
+  int missing(int layer, int head, int length) const { return length - have_[size_t(layer * kv_heads_ + head)]; }
+  int complete(int layer, int head, int length);  // all up to `length` are there now; returns how many were missing
+  void keep_input(int layer, int position, const float* x);
+  const float* kept_input(int layer, int position) const {
+    return inputs_.data() + size_t(layer * buffer_ + position % buffer_) * size_t(d_);
+  }
+
   int block_count(int length) const { return (length + kCacheBlock - 1) / kCacheBlock; }
   // Base of one head's piece of a block; positions inside are 0..127.
   void* keys(int block, int layer, int head) const { return at(block, layer, head, 0); }
@@ -48,7 +60,9 @@ class Cache {
 
   KvType type_;
   int layers_, kv_heads_, head_dim_;
-  int length_ = 0;
+  int length_ = 0, buffer_ = 0, d_ = 0;
+  std::vector<int> have_;      // [layers, kv_heads] positions that have K and V
+  std::vector<float> inputs_;  // [layers, buffer, d]
   size_t piece_bytes_, block_bytes_;
   std::vector<std::shared_ptr<void>> blocks_;
 };

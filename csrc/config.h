@@ -11,6 +11,7 @@ enum class Position : int { rope = 0, alibi = 1, learned = 2 };
 
 struct Config {
   int vocab, d, layers, heads, kv_heads, head_dim, ff, max_context, embed_dim;
+  int refined;  // of the ff neurons: second copies, the last ones
   Activation activation;
   bool gated, rms, pre_norm, parallel_residual, post_norms, final_norm, embed_norm, qk_norm;
   float norm_eps, embed_scale, scale, attn_softcap, logit_softcap;

@@ -1,9 +1,10 @@
-// One token of one sequence. Each thread keeps the residual stream to itself and repeats the cheap steps (norms,
-// reductions), so that a layer needs three barriers: after q, k, v; after attention; after the MLP.
+// The walk of a decoding step through the layers; see decoder.h.
+#include <algorithm>
+#include <chrono>
 #include <cstring>
 
 #include "batch.h"
-#include "engine.h"
+#include "decoder.h"
 
 namespace dejavu {
 
@@ -12,135 +13,218 @@ namespace {
 constexpr int kRepeatedReduction = 4;
 }  // namespace
 
-void Engine::decode(int32_t token, Cache& cache, float* logits) {
+void Engine::decode(const int32_t* tokens, Cache* const* caches, int n, bool sparse, float* logits) {
   std::lock_guard<std::mutex> lock(mutex_);
-  cache.reserve(1);
-  const size_t hd = size_t(c_.head_dim);
-  q_.get(size_t(c_.heads) * hd);
-  const size_t room = size_t(cache.block_count(cache.length() + 1)) * kCacheBlock;
+  for (int first = 0; first < n; first += kMaxTokens) {
+    const int count = n - first < kMaxTokens ? n - first : kMaxTokens;
+    Step step{tokens + first, caches + first, count, sparse && plan_,
+              logits ? logits + size_t(first) * size_t(c_.vocab) : nullptr};
+    decode_step(step);
+  }
+}
+
+void Engine::decode_step(const Step& s) {
+  const size_t n = size_t(s.n), hd = size_t(c_.head_dim), heads = size_t(c_.heads), ff = size_t(c_.ff);
   const size_t widest = size_t(c_.d > c_.embed_dim ? c_.d : c_.embed_dim) + kGroup;
+  const bool recompute = s.sparse && plan_->recompute;
+  size_t room = 0;
+  for (int t = 0; t < s.n; ++t) {
+    Cache& cache = *s.caches[t];
+    if (recompute) {
+      cache.track(plan_->buffer, c_.d);
+    } else {
+      catch_up(cache);
+    }
+    cache.reserve(1);
+    room = std::max(room, size_t(cache.block_count(cache.length() + 1)) * kCacheBlock);
+  }
+  q_.get(n * heads * hd);
+  if (s.sparse) mixed_.get(n * heads * hd);
+  attn_partials_.resize(partial_floats_ * size_t(threads()) * kMaxTokens);
+  mlp_partials_.resize(partial_floats_ * size_t(threads()) * kMaxTokens);
   for (Worker& w : workers_) {
-    w.x.get(widest);
-    w.normed.get(widest);
+    w.x.get(n * widest);
+    w.normed.get(n * widest);
     w.branch.get(partial_floats_ + 2 * widest);
-    const size_t bytes = layout_.input_bytes() + head_.layout.input_bytes() + widest * sizeof(float);
-    w.input.get(bytes / sizeof(float) + 16);
-    w.head.get(2 * hd + 16);
+    const size_t prepared = (layout_.input_bytes() + head_.layout.input_bytes() + widest * sizeof(float)) / 4 + 16;
+    w.input.get(n * ((prepared + 15) / 16 * 16));
+    w.scratch.get(2 * prepared + ff * 2 + 4 * widest);
+    w.head.get((n + 1) * hd + 16);
     w.scores.get(room);
-    w.rope.get(size_t(c_.rope_dim) * 2 + 16);
+    w.rope.get(n * size_t(c_.rope_dim) * 2 + 16);
+    w.predictor.get(size_t(widest_rank_) + 3 * widest + size_t(c_.rope_dim) + 64);
+    w.picking.get(2 * std::max(ff, size_t(c_.vocab)) + 3 * heads + 16);
+    w.chosen.resize(n * ff);
   }
-  pool_.run([&](int thread) { decode_on(thread, token, cache, logits); });
-  cache.advance(1);
+  const auto start = std::chrono::steady_clock::now();
+  pool_.run([&](int thread) { Decoder(*this, s, thread).run(); });
+  if (s.sparse) {
+    counters.seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    counters.tokens += s.n;
+  }
+  for (int t = 0; t < s.n; ++t) s.caches[t]->advance(1);
 }
 
-// branch = sum of all threads' accumulators, natural order.
-void Engine::reduce(int thread, std::vector<float>& partials, float* branch) {
-  const int threads = pool_.size();
-  const int floats = int(layout_.output_floats());
-  pool_.barrier();
-  float* first = partials.data();
-  if (threads > kRepeatedReduction) {
-    const Range mine = share(floats, 64, thread, threads);
-    for (int t = 1; t < threads; ++t) {
-      k_.add(first + mine.begin, first + size_t(t) * partial_floats_ + mine.begin, mine.end - mine.begin);
-    }
-    pool_.barrier();
-    to_natural(first, branch);
-    return;
+Engine::Decoder::Decoder(Engine& engine, const Step& step, int thread_)
+    : e(engine),
+      s(step),
+      thread(thread_),
+      threads(engine.pool_.size()),
+      w(engine.workers_[size_t(thread_)]),
+      c(engine.c_),
+      rows(engine.k_.rows[int(engine.layout_.codec)]),
+      plan(step.sparse ? engine.plan_.get() : nullptr) {
+  const size_t widest = size_t(c.d > c.embed_dim ? c.d : c.embed_dim) + kGroup;
+  const size_t prepared = (e.layout_.input_bytes() + e.head_.layout.input_bytes() + widest * sizeof(float)) / 4 + 16;
+  for (int t = 0; t < s.n; ++t) {
+    x[t] = w.x.get(0) + size_t(t) * widest;
+    block_input[t] = c.pre_norm ? w.normed.get(0) + size_t(t) * widest : x[t];
+    input[t] = w.input.get(0) + size_t(t) * ((prepared + 15) / 16 * 16);
+    const size_t slot = (size_t(thread) * kMaxTokens + size_t(t)) * e.partial_floats_;
+    attn_partial[t] = e.attn_partials_.data() + slot;
+    mlp_partial[t] = e.mlp_partials_.data() + slot;
+    rope[t] = w.rope.get(0) + size_t(t) * size_t(c.rope_dim) * 2;
+    position[t] = s.caches[t]->length();
+    chosen[t] = w.chosen.data() + size_t(t) * size_t(c.ff);
   }
-  float* total = first;
-  if (threads > 1) {
-    total = workers_[size_t(thread)].branch.get(0) + c_.d;
-    std::memcpy(total, first, size_t(floats) * sizeof(float));
-    for (int t = 1; t < threads; ++t) k_.add(total, first + size_t(t) * partial_floats_, floats);
-  }
-  to_natural(total, branch);
 }
 
-void Engine::decode_on(int thread, int32_t token, Cache& cache, float* logits) {
-  Worker& w = workers_[size_t(thread)];
-  const int threads = pool_.size(), hd = c_.head_dim, position = cache.length();
-  float *x = w.x.get(0), *normed = w.normed.get(0), *branch = w.branch.get(0), *head = w.head.get(0);
-  float *scores = w.scores.get(0), *rope = w.rope.get(0), *local_rope_table = rope + c_.rope_dim;
-  void* input = w.input.get(0);
-  const RowKernels& rows = k_.rows[int(layout_.codec)];
-  float* attn_partial = attn_partials_.data() + size_t(thread) * partial_floats_;
-  float* mlp_partial = mlp_partials_.data() + size_t(thread) * partial_floats_;
-  float* q = q_.get(0);
-
-  embed(token, position, branch, x);
-  if (c_.position == Position::rope) {
-    rope_table(position, position + 1, false, rope);
-    if (!c_.local_inv_freq.empty()) rope_table(position, position + 1, true, local_rope_table);
+void Engine::Decoder::run() {
+  for (int t = 0; t < s.n; ++t) {
+    e.embed(s.tokens[t], position[t], w.branch.get(0), x[t]);
+    if (c.position != Position::rope) continue;
+    e.rope_table(position[t], position[t] + 1, false, rope[t]);
+    if (!c.local_inv_freq.empty()) e.rope_table(position[t], position[t] + 1, true, rope[t] + c.rope_dim);
   }
-  const Range units = share(c_.heads + 2 * c_.kv_heads, 1, thread, threads);
-  const Range my_heads = share(c_.heads, 1, thread, threads);
-  const Range neurons = share(c_.ff, 4, thread, threads);
-
-  for (int i = 0; i < c_.layers; ++i) {
-    const Layer& layer = layers_[size_t(i)];
-    const float* turn = c_.position != Position::rope ? nullptr : local_rope(i) ? local_rope_table : rope;
-    auto prepare = [&](const float* weight, const float* bias) {
-      if (c_.pre_norm) norm(x, weight, bias, normed);
-      rows.prepare(layout_, c_.pre_norm ? normed : x, input);
-    };
-    auto mlp = [&](float* output) {
-      rows.mlp({&layer.mlp, nullptr, neurons.begin, neurons.end, c_.gated, c_.activation, layer.gate_bias,
-                layer.up_bias, input, output});
-    };
-
-    prepare(layer.attn_norm, layer.attn_norm_bias);
-    for (int u = units.begin; u < units.end; ++u) {
-      if (u < c_.heads) {
-        rows.dot(layer.heads, u, 0, hd, input, q + u * hd);
-        finish_query(layer, u, turn, q + u * hd);
-      } else if (u < c_.heads + c_.kv_heads) {
-        const int g = u - c_.heads;
-        rows.dot(layer.kv, g, 0, hd, input, head);
-        finish_key(layer, g, turn, head);
-        store(cache, i, g, position, head, nullptr);
-      } else {
-        const int g = u - c_.heads - c_.kv_heads;
-        rows.dot(layer.kv, g, hd, hd, input, head);
-        if (layer.v_bias) k_.add(head, layer.v_bias + g * hd, hd);
-        store(cache, i, g, position, nullptr, head);
-      }
-    }
-    pool_.barrier();
-
-    std::memset(attn_partial, 0, partial_floats_ * sizeof(float));
-    for (int h = my_heads.begin; h < my_heads.end; ++h) {
-      attend(cache, i, h, position, q + h * hd, scores, head);
-      rows.axpy(layer.heads, h, hd, hd, head, attn_partial);
-    }
-    if (c_.parallel_residual) {
+  for (int i = 0; i < c.layers; ++i) {
+    const Layer& layer = e.layers_[size_t(i)];
+    attention(i);
+    if (c.parallel_residual) {
       prepare(layer.mlp_norm, layer.mlp_norm_bias);
-      mlp(attn_partial);
-      reduce(thread, attn_partials_, branch);
-      if (layer.o_bias) k_.add(branch, layer.o_bias, c_.d);
-      add_branch(x, branch, layer.down_bias, nullptr, nullptr, nullptr);
+      mlp(i, attn_partial);
+      finish(e.attn_partials_, layer.o_bias, layer.down_bias, nullptr, nullptr, nullptr);
       continue;
     }
-    reduce(thread, attn_partials_, branch);
-    add_branch(x, branch, layer.o_bias, layer.attn_post_norm, layer.attn_norm, layer.attn_norm_bias);
-
+    finish(e.attn_partials_, nullptr, layer.o_bias, layer.attn_post_norm, layer.attn_norm, layer.attn_norm_bias);
     prepare(layer.mlp_norm, layer.mlp_norm_bias);
-    std::memset(mlp_partial, 0, partial_floats_ * sizeof(float));
-    mlp(mlp_partial);
-    reduce(thread, mlp_partials_, branch);
-    add_branch(x, branch, layer.down_bias, layer.mlp_post_norm, layer.mlp_norm, layer.mlp_norm_bias);
+    for (int t = 0; t < s.n; ++t) std::memset(mlp_partial[t], 0, e.partial_floats_ * sizeof(float));
+    mlp(i, mlp_partial);
+    finish(e.mlp_partials_, nullptr, layer.down_bias, layer.mlp_post_norm, layer.mlp_norm, layer.mlp_norm_bias);
   }
-  if (!logits) return;
+  if (s.logits) logits();
+}
 
-  const RowKernels& head_rows = k_.rows[int(head_.layout.codec)];
-  const float* last = head_input(x, normed, branch);
-  head_rows.prepare(head_.layout, last, input);
-  const Range bundles = share(head_.count, 1, thread, threads);
-  for (int b = bundles.begin; b < bundles.end; ++b) {
-    const int first = b * kPlainRows, n = c_.vocab - first < kPlainRows ? c_.vocab - first : kPlainRows;
-    head_rows.dot(head_, b, 0, n, input, logits + first);
-    finish_logits(logits + first, first, n);
+void Engine::Decoder::prepare(const float* weight, const float* bias) {
+  for (int t = 0; t < s.n; ++t) {
+    if (c.pre_norm) e.norm(x[t], weight, bias, block_input[t]);
+    rows.prepare(e.layout_, block_input[t], input[t]);
   }
+}
+
+const float* Engine::Decoder::turn(int i, int t) const {
+  if (c.position != Position::rope) return nullptr;
+  return rope[t] + (e.local_rope(i) ? c.rope_dim : 0);
+}
+
+// x += the branch whose shares lie in `partials`, once all threads have written theirs.
+void Engine::Decoder::finish(std::vector<float>& partials, const float* first_bias, const float* bias,
+                             const float* post_norm, const float* norm_weight, const float* norm_bias) {
+  const int floats = int(e.layout_.output_floats());
+  const size_t step = e.partial_floats_;
+  float *branch = w.branch.get(0), *total = branch + c.d;
+  e.pool_.barrier();
+  if (threads > kRepeatedReduction) {
+    const Range mine = share(floats, 64, thread, threads);
+    for (int t = 0; t < s.n; ++t) {
+      float* first = partials.data() + size_t(t) * step + mine.begin;
+      for (int from = 1; from < threads; ++from) {
+        e.k_.add(first, first + size_t(from * kMaxTokens) * step, mine.end - mine.begin);
+      }
+    }
+    e.pool_.barrier();
+  }
+  for (int t = 0; t < s.n; ++t) {
+    const float* first = partials.data() + size_t(t) * step;
+    if (threads == 1 || threads > kRepeatedReduction) {
+      e.to_natural(first, branch);
+    } else {
+      std::memcpy(total, first, size_t(floats) * sizeof(float));
+      for (int from = 1; from < threads; ++from) e.k_.add(total, first + size_t(from * kMaxTokens) * step, floats);
+      e.to_natural(total, branch);
+    }
+    if (first_bias) e.k_.add(branch, first_bias, c.d);
+    e.add_branch(x[t], branch, bias, post_norm, norm_weight, norm_bias);
+  }
+}
+
+void Engine::Decoder::dot(const Bundles& b, int bundle, int first, int n, const void* const* in, int tokens,
+                          float* const* out) const {
+  const RowKernels& kernels = e.k_.rows[int(b.layout.codec)];
+  if (tokens == 1) {
+    kernels.dot(b, bundle, first, n, in[0], out[0]);
+  } else if (tokens > 1) {
+    kernels.dot_many(b, bundle, first, n, in, tokens, out);
+  }
+}
+
+void Engine::Decoder::axpy(const Bundles& b, int bundle, int first, int n, const float* const* by, int tokens,
+                           float* const* out) const {
+  if (tokens == 1) {
+    rows.axpy(b, bundle, first, n, by[0], out[0]);
+  } else if (tokens > 1) {
+    rows.axpy_many(b, bundle, first, n, by, tokens, out);
+  }
+}
+
+void Engine::Decoder::logits() {
+  const RowKernels& head_rows = e.k_.rows[int(e.head_.layout.codec)];
+  float* out[kMaxTokens];
+  for (int t = 0; t < s.n; ++t) {
+    out[t] = s.logits + size_t(t) * size_t(c.vocab);
+    const float* last = e.head_input(x[t], w.branch.get(0), w.branch.get(0) + c.d);
+    head_rows.prepare(e.head_.layout, last, input[t]);
+  }
+  if (e.head_planes_.planes) return logits_from_planes(out);
+  const Range mine = share(e.head_.count, 1, thread, threads);
+  for (int b = mine.begin; b < mine.end; ++b) {
+    const int first = b * kPlainRows, n = c.vocab - first < kPlainRows ? c.vocab - first : kPlainRows;
+    float* to[kMaxTokens];
+    for (int t = 0; t < s.n; ++t) to[t] = out[t] + first;
+    dot(e.head_, b, 0, n, input, s.n, to);
+    for (int t = 0; t < s.n; ++t) e.finish_logits(to[t], first, n);
+  }
+}
+
+// The head as bit planes: all of them, or (vocabulary sketch) the leading ones for every row and the rest for the rows
+// that look best. `input` is prepared.
+void Engine::Decoder::logits_from_planes(float* const* out) {
+  constexpr int kTogether = 256;
+  const Planes& head = e.head_planes_;
+  const bool sketch = plan && plan->head_planes && plan->exact < c.vocab;
+  const Range mine = share(c.vocab, 16, thread, threads);
+  for (int begin = mine.begin; begin < mine.end; begin += kTogether) {
+    const int end = begin + kTogether < mine.end ? begin + kTogether : mine.end;
+    for (int t = 0; t < s.n; ++t) {
+      e.k_.planes.dot(head, nullptr, begin, end, 0, sketch ? plan->head_planes : head.planes, input[t], out[t] + begin);
+    }
+  }
+  if (sketch) {
+    e.pool_.barrier();
+    Selector best;
+    best.k = plan->exact;
+    int32_t* list = reinterpret_cast<int32_t*>(w.picking.get(0) + c.vocab);
+    std::vector<float> rest(static_cast<size_t>(plan->exact));
+    for (int t = 0; t < s.n; ++t) {
+      const int n = pick(best, out[t], c.vocab, w.picking.get(0), list);
+      const Range some = share(n, 16, thread, threads);
+      e.pool_.barrier();  // all have picked before anybody changes the scores
+      if (some.begin == some.end) continue;
+      e.k_.planes.dot(head, list, some.begin, some.end, plan->head_planes, head.planes, input[t], rest.data());
+      for (int j = some.begin; j < some.end; ++j) out[t][list[j]] += rest[size_t(j - some.begin)];
+    }
+    e.pool_.barrier();
+  }
+  for (int t = 0; t < s.n; ++t) e.finish_logits(out[t] + mine.begin, mine.begin, mine.end - mine.begin);
 }
 
 }  // namespace dejavu

@@ -32,7 +32,27 @@ class Reader {
     return b;
   }
 
+  NestedMlp nested(const std::string& layer, const RowLayout& layout, int dots, int count) const {
+    const Section leading = find(layer + "planes"), bundles = find(layer + "mlp");
+    const NestedMlp mlp(layout, dots, count, leading.data, bundles.data);
+    check(layer + "planes", leading, mlp.planes.bytes);
+    check(layer + "mlp", bundles, mlp.down.bytes());
+    return mlp;
+  }
+
+  Planes planes(const std::string& name, const RowLayout& layout, int rows) const {
+    const Section section = find(name);
+    const Planes planes(layout, 1, rows, plane_count(layout.codec), section.data);
+    check(name, section, planes.bytes);
+    return planes;
+  }
+
  private:
+  Section find(const std::string& name) const {
+    auto it = sections_.find(name);
+    if (it == sections_.end()) throw std::invalid_argument("section " + name + " is missing");
+    return it->second;
+  }
   static void check(const std::string& name, const Section& section, size_t bytes) {
     if (section.bytes != bytes) {
       throw std::invalid_argument("section " + name + " has " + std::to_string(section.bytes) + " bytes instead of " +
@@ -81,6 +101,9 @@ Engine::Engine(const Config& config, Codec codec, Codec head_codec, const Sectio
   embed_ = read.bundles("embed.weight", embed_layout, kPlainRows, plain_bundles(c_.vocab));
   head_ = sections.count("head.weight") ? read.bundles("head.weight", embed_layout, kPlainRows, plain_bundles(c_.vocab))
                                         : embed_;
+  if (sections.count("head.planes")) {
+    head_planes_ = read.planes("head.planes", embed_layout, c_.vocab);
+  }
   if (c_.embed_dim != d) {
     proj_in_ = read.bundles("embed.proj_in", RowLayout(Codec::f32, c_.embed_dim), kPlainRows, plain_bundles(d));
     proj_out_ = read.bundles("embed.proj_out", RowLayout(Codec::f32, d), kPlainRows, plain_bundles(c_.embed_dim));
@@ -116,13 +139,62 @@ Engine::Engine(const Config& config, Codec codec, Codec head_codec, const Sectio
     l.down_bias = read.vector(p + "down.bias", width, false);
     l.heads = read.bundles(p + "heads", layout_, 2 * hd, c_.heads);
     l.kv = read.bundles(p + "kv", layout_, 2 * hd, c_.kv_heads);
-    l.mlp = read.bundles(p + "mlp", layout_, c_.gated ? 3 : 2, c_.ff);
+    const int dots = c_.gated ? 2 : 1;
+    l.nested = sections.count(p + "planes") > 0;
+    if (l.nested) {
+      const NestedMlp mlp = read.nested(p, layout_, dots, c_.ff);
+      l.planes = mlp.planes, l.down = mlp.down;
+    } else {
+      l.mlp = read.bundles(p + "mlp", layout_, dots + 1, c_.ff);
+    }
     layers_.push_back(l);
   }
 
   partial_floats_ = (layout_.output_floats() + 15) / 16 * 16;
-  attn_partials_.resize(partial_floats_ * size_t(threads));
-  mlp_partials_.resize(partial_floats_ * size_t(threads));
+  set_plan(nullptr);
+}
+
+void Engine::set_plan(std::unique_ptr<Plan> plan) {
+  std::lock_guard<std::mutex> lock(mutex_);
+  neuron_targets_.assign(size_t(c_.layers), {});
+  head_targets_.assign(size_t(c_.layers), {});
+  widest_rank_ = 0;
+  for (int i = 0; plan && i < c_.layers; ++i) {
+    const LayerPlan& layer = plan->layers[size_t(i)];
+    if (layer.neurons.rule == Rule::sketch && !layers_[size_t(i)].nested) {
+      throw std::invalid_argument("the plan selects by sketches, but the model was not packed as bit planes");
+    }
+    widest_rank_ = layer.compensator.rank > widest_rank_ ? layer.compensator.rank : widest_rank_;
+    for (const bool heads : {false, true}) {
+      const Selector& selector = heads ? layer.heads : layer.neurons;
+      const int rank = selector.low_rank.rank;
+      widest_rank_ = rank > widest_rank_ ? rank : widest_rank_;
+      const bool ahead = selector.rule == Rule::low_rank || selector.rule == Rule::sketch;
+      if (ahead && selector.source(i) < i) {
+        (heads ? head_targets_ : neuron_targets_)[size_t(selector.source(i))].push_back(i);
+      }
+    }
+  }
+  if (plan && plan->head_planes && !head_planes_.planes) {
+    throw std::invalid_argument(
+        "the plan reads the vocabulary by sketches, but the model was not packed as bit planes");
+  }
+  plan_ = std::move(plan);
+  const size_t layers = plan_ ? size_t(c_.layers) * kMaxTokens : 0, ff = size_t(c_.ff);
+  widest_rank_ = (widest_rank_ + 15) / 16 * 16;
+  neuron_scores_.get(layers * ff + 16);
+  head_scores_.get(layers * size_t(c_.heads) + 16);
+  neuron_hidden_.get(layers * size_t(widest_rank_) + 16);
+  head_hidden_.get(layers * size_t(widest_rank_) + 16);
+  gate_.get(kMaxTokens * ff + 16);
+  up_.get(kMaxTokens * ff + 16);
+  reset_counters();
+}
+
+void Engine::reset_counters() {
+  counters = Counters();
+  counters.neurons.assign(size_t(c_.layers), 0);
+  counters.heads.assign(size_t(c_.layers), 0);
 }
 
 Engine::~Engine() = default;

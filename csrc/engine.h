@@ -1,6 +1,7 @@
 // The native executor: a model's weights as views into one packed buffer, and the forward passes over them.
-// decode.cc runs one token of one sequence (matrix-vector, every thread in step through the layers);
-// batch.h runs many tokens at once (prefill, several sequences; blocked matrix products over the same weights).
+// decoder.h runs one token of each of a few sequences (matrix-vector, every thread in step through the layers), under
+// an access plan if one is set; batch.cc runs many tokens at once (prefill; blocked matrix products over the same
+// weights).
 #pragma once
 
 #include <cstdint>
@@ -13,6 +14,8 @@
 #include "cache.h"
 #include "config.h"
 #include "gemm.h"
+#include "plan.h"
+#include "planes.h"
 #include "pool.h"
 
 namespace dejavu {
@@ -30,12 +33,23 @@ struct Layer {
   Bundles heads;  // per query head: head_dim rows of q, head_dim rows of o (transposed)
   Bundles kv;     // per K/V head: head_dim rows of k, head_dim rows of v
   Bundles mlp;    // per neuron: gate, up, down (transposed), or up, down
+  bool nested = false;
+  Planes planes;  // nested: gate and up, or up
+  Bundles down;   // nested: the down rows
 };
 
 // A piece of a batch: `count` tokens of one sequence, rows [row, row + count) of the batch.
 struct Segment {
   Cache* cache;
   int row, count;
+};
+
+// What decoding did since the counters were last set to zero.
+struct Counters {
+  int64_t tokens = 0;
+  std::vector<int64_t> neurons, heads;  // per layer: touched, summed over tokens
+  int64_t recomputed = 0;               // pairs of K and V that were computed late
+  double seconds = 0, predicting = 0;   // of thread 0: in all, and in scoring and picking
 };
 
 enum class Logits { none, last, all };  // last: of each segment's last token
@@ -59,8 +73,13 @@ class Engine {
   Isa isa() const { return isa_; }
   int threads() const { return pool_.size(); }
 
-  // One token of one sequence. `logits` [vocab], or null.
-  void decode(int32_t token, Cache& cache, float* logits);
+  // Throws std::invalid_argument when the plan does not fit the model. Null: dense.
+  void set_plan(std::unique_ptr<Plan> plan);
+  Counters counters;
+  void reset_counters();
+
+  // One token of each of `n` sequences. `logits` [n, vocab], or null. `sparse`: by the plan.
+  void decode(const int32_t* tokens, Cache* const* caches, int n, bool sparse, float* logits);
   // Many tokens. `logits` [segments or tokens, vocab] as `which` says.
   void forward(const int32_t* tokens, const std::vector<Segment>& segments, Logits which, float* logits,
                const Capture& capture = {});
@@ -76,9 +95,27 @@ class Engine {
   };
   struct Worker {
     Buffer x, normed, branch, input, head, scores, rope, scratch, packed, c0, c1;
+    Buffer predictor, picking, late;
+    std::vector<int32_t> chosen;  // [tokens, neurons]
+    std::vector<uint8_t> heads;   // [tokens, heads] 1: chosen
+    std::vector<int32_t> units;
+    std::vector<uint8_t> masks;
   };
-  struct Batch;        // batch.h
-  struct BatchThread;  // batch.h
+  struct Step {  // of decoding
+    const int32_t* tokens;
+    Cache* const* caches;
+    int n;
+    bool sparse;
+    float* logits;
+  };
+  struct Decoder;  // decoder.h
+  void decode_step(const Step& step);
+  void put_key_or_value(Cache& cache, int layer, int group, bool values, int position, const float* rope,
+                        float* row) const;
+  // K or V of a group at positions [begin, end), from the layer inputs that the cache kept.
+  void late_keys_or_values(Worker& w, Cache& cache, int layer, int group, bool values, int begin, int end) const;
+  void catch_up(Cache& cache);  // computes all that `recompute` left out, and ends it
+  struct Batch;                 // batch.cc
 
   // Pieces that both passes share. Vectors have d floats in natural order unless they say otherwise.
   void norm(const float* x, const float* weight, const float* bias, float* out) const;
@@ -95,9 +132,20 @@ class Engine {
   void finish_logits(float* logits, int first, int n) const;
   bool local_rope(int layer) const { return !c_.local_inv_freq.empty() && c_.windowed[size_t(layer)]; }
 
-  // decode.cc
-  void decode_on(int thread, int32_t token, Cache& cache, float* logits);
-  void reduce(int thread, std::vector<float>& partials, float* branch);
+  // score.cc; one token. `input` is prepared for rows of the model, `input8` for rows of int8.
+  void hidden_of(const LowRank& predictor, Range range, const void* input8, float* hidden) const;
+  void scores_of(const LowRank& predictor, Range range, const float* hidden, void* scratch, float* scores) const;
+  // oracle, threshold, sketch: scores [begin, end) and what was computed on the way, without biases: gate and up, exact
+  // (threshold: gate alone) or from the leading planes (sketch). Pointers are to the first of all neurons.
+  void score_neurons(const Layer& layer, const Selector& selector, Range range, const void* input, float* gate,
+                     float* up, float* scores) const;
+  void dots(const Bundles& b, int row, const int32_t* list, int begin, int end, const void* input, float* out) const;
+  const void* to_input8(const void* input, void* scratch) const;  // int8's form of what f32 and bf16 take as floats
+  int own_neurons() const { return c_.ff - c_.refined; }
+
+  // batch.cc
+  void attend_many(int thread, const Segment& segment, int layer, const float* q, float* mixed, float* keys,
+                   size_t keys_head, float* values, size_t values_head);
 
   const Config c_;
   const Isa isa_;
@@ -107,15 +155,24 @@ class Engine {
   std::vector<int32_t> natural_;  // stored order -> natural order
   std::vector<Layer> layers_;
   Bundles embed_, head_, proj_in_, proj_out_;
+  Planes head_planes_;  // nested models: the head as bit planes
   const float *positions_, *embed_norm_, *embed_norm_bias_, *final_norm_, *final_norm_bias_, *head_bias_;
   Pool pool_;
   std::mutex mutex_;  // one forward pass at a time
   std::vector<Worker> workers_;
   // Per thread one accumulator of a branch's output; attention and MLP alternate, so that a thread may start the next
   // branch while others still read the last.
-  std::vector<float> attn_partials_, mlp_partials_;
+  std::vector<float> attn_partials_, mlp_partials_;  // [threads, tokens, partial_floats_]
   size_t partial_floats_;
-  Buffer q_;
+  Buffer q_, mixed_;
+  // Shared by the threads while the sets of a step are found; scores and hidden values per layer, because look-ahead
+  // computes them before the layer's turn. [layers, tokens, units]
+  Buffer neuron_scores_, head_scores_, neuron_hidden_, head_hidden_;
+  Buffer gate_, up_;  // [tokens, neurons]
+  int widest_rank_ = 0;
+  std::unique_ptr<Plan> plan_;
+  // Per layer: the later layers whose scores are computed from this one's input.
+  std::vector<std::vector<int>> neuron_targets_, head_targets_;
   std::unique_ptr<Batch> batch_;
 
  public:

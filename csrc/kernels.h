@@ -31,6 +31,25 @@ struct MlpArgs {
   float* output;           // accumulator, stored order; added to
 };
 
+// Tokens that the kernels named `many` take at once: 1 to this many.
+inline constexpr int kMaxTokens = 8;
+
+// As MlpArgs, for several tokens.
+struct MlpManyArgs {
+  const Bundles* bundles;
+  const int32_t* selected;  // the union of what the tokens use
+  const uint8_t* masks;     // null, or by index of the list (of the neurons): bit t says that token t uses the neuron
+  int begin, end;
+  bool gated;
+  Activation activation;
+  const float* gate_bias;
+  const float* up_bias;
+  int tokens;
+  const void* const* inputs;  // [tokens]
+  float* const* outputs;      // [tokens]
+};
+
+// Kernels named `many` give each token the bits that the one for a single token gives; weights are read once for all.
 struct RowKernels {
   // x[d] -> the form that dot products take; int8 and int4: int16 codes with one scale per group.
   void (*prepare)(const RowLayout&, const float* x, void* input);
@@ -40,6 +59,21 @@ struct RowKernels {
   void (*axpy)(const Bundles&, int bundle, int first, int n, const float* coefficients, float* output);
   // A whole MLP over a list of neurons: dots, activation, axpys, bundle by bundle.
   void (*mlp)(const MlpArgs&);
+  // outs[t][i] = row(bundle, first + i) . x_t
+  void (*dot_many)(const Bundles&, int bundle, int first, int n, const void* const* inputs, int tokens,
+                   float* const* outs);
+  // outputs[t] += sum over i < n of coefficients[t][i] * row(bundle, first + i)
+  void (*axpy_many)(const Bundles&, int bundle, int first, int n, const float* const* coefficients, int tokens,
+                    float* const* outputs);
+  // Without masks, or where a token's list is the union, the bits of `mlp`.
+  void (*mlp_many)(const MlpManyArgs&);
+  // The same over row `row` of each bundle of a list.
+  void (*dot_list)(const Bundles&, int row, const int32_t* list, int n, const void* input, float* out);
+  void (*axpy_list)(const Bundles&, int row, const int32_t* list, int n, const float* coefficients, float* output);
+  void (*dot_list_many)(const Bundles&, int row, const int32_t* list, int n, const void* const* inputs, int tokens,
+                        float* const* outs);
+  void (*axpy_list_many)(const Bundles&, int row, const int32_t* list, int n, const float* const* coefficients,
+                         int tokens, float* const* outputs);
   // Weights [begin, end) of a row in stored order; begin and end are multiples of 64, or `padded`.
   void (*decode)(const RowLayout&, Row row, int begin, int end, float* out);
 };

@@ -505,9 +505,45 @@ void decode(const RowLayout& layout, Row row, int begin, int end, float* out) {
 }
 
 template <Codec C>
+void dot_many(const Bundles& b, int bundle, int first, int n, const void* const* in, int tokens, float* const* outs) {
+  for (int t = 0; t < tokens; ++t) dot_range<C>(b, bundle, first, n, in[t], outs[t]);
+}
+template <Codec C>
+void axpy_many(const Bundles& b, int bundle, int first, int n, const float* const* co, int tokens, float* const* outs) {
+  for (int t = 0; t < tokens; ++t) axpy_range<C>(b, bundle, first, n, co[t], outs[t]);
+}
+template <Codec C>
+void mlp_many(const dejavu::MlpManyArgs& a) {
+  for (int i = a.begin; i < a.end; ++i)
+    for (int t = 0; t < a.tokens; ++t) {
+      if (a.masks && !(a.masks[i] >> t & 1)) continue;
+      mlp<C>(
+          {a.bundles, a.selected, i, i + 1, a.gated, a.activation, a.gate_bias, a.up_bias, a.inputs[t], a.outputs[t]});
+    }
+}
+template <Codec C>
+void dot_list(const Bundles& b, int row, const int32_t* list, int n, const void* in, float* out) {
+  for (int i = 0; i < n; ++i) dot_range<C>(b, list[i], row, 1, in, out + i);
+}
+template <Codec C>
+void axpy_list(const Bundles& b, int row, const int32_t* list, int n, const float* co, float* out) {
+  for (int i = 0; i < n; ++i) axpy_range<C>(b, list[i], row, 1, co + i, out);
+}
+template <Codec C>
 constexpr dejavu::RowKernels row_kernels() {
   constexpr bool grouped = C == Codec::int8 || C == Codec::int4;
-  return {grouped ? prepare_grouped : prepare_f32, dot_range<C>, axpy_range<C>, mlp<C>, decode<C>};
+  return {grouped ? prepare_grouped : prepare_f32,
+          dot_range<C>,
+          axpy_range<C>,
+          mlp<C>,
+          dot_many<C>,
+          axpy_many<C>,
+          mlp_many<C>,
+          dot_list<C>,
+          axpy_list<C>,
+          nullptr,
+          nullptr,
+          decode<C>};
 }
 
 }  // namespace

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dejavu.engine.core import chosen_isa, load_core
+from dejavu.engine.lowering import lower
 from dejavu.engine.packed import VERSION, Packed, pack_in_memory, read_packed, write_packed
 from dejavu.environment import physical_cores, usable_cpus
 from dejavu.errors import InputError, PlanError, UnsupportedModelError
@@ -48,6 +49,7 @@ class NativeExecutor:
         if not 1 <= self.threads <= 1024:
             raise InputError(f"threads is {self.threads}; from 1 to 1024 are possible")
         self.isa = chosen_isa()
+        self._plan: AccessPlan | None = None
         self._engine: Any = load_core().Engine(
             _engine_config(packed.config),
             packed.codec,
@@ -104,39 +106,63 @@ class NativeExecutor:
         return self._engine.new_cache(self.kv_dtype)
 
     def set_plan(self, plan: AccessPlan | None) -> None:
-        """Decode by `plan` from now on; None: dense."""
-        if plan is not None:
-            raise _no_plans()
+        """Decode by `plan` from now on; None: dense. Caches may be kept.
+
+        Raises:
+            PlanError: the plan is for another model, or reads bit planes that this one was not packed in.
+        """
+        if plan is None:
+            self._engine.set_plan(None)
+        else:
+            plan.check_fits(self.config, self.packed.fingerprint)
+            if plan.needs_planes and not getattr(self.packed, "nested", False):
+                raise PlanError(
+                    "the plan reads the leading bits of weights, and the model is not packed in bit planes",
+                    fix="load it with nested=True and codec int8 or int4",
+                )
+            self._engine.set_plan(lower(plan, self.config))
+        self._plan = plan
 
     @property
     def last_stats(self) -> dict[str, Any]:
-        """Mean densities of the last call that ran a plan."""
-        return {}
+        """What ran under the plan since it was set or `reset_stats` was called.
+
+        tokens; neurons, heads: mean density per layer; recomputed: keys and values computed late; predictor_share:
+        of the time, in scoring and picking.
+        """
+        counters = self._engine.counters()
+        tokens = max(counters["tokens"], 1)
+        return {
+            "tokens": counters["tokens"],
+            "neurons": [n / (tokens * self.config.base_neurons) for n in counters["neurons"]],
+            "heads": [n / (tokens * self.config.n_heads) for n in counters["heads"]],
+            "recomputed": counters["recomputed"],
+            "predictor_share": counters["predicting"] / counters["seconds"] if counters["seconds"] else 0.0,
+        }
+
+    def reset_stats(self) -> None:
+        """Set the counters behind `last_stats` to zero."""
+        self._engine.reset_counters()
 
     def prefill(
         self, tokens: NDArray[np.int32], cache: Any, *, all_logits: bool = False, sparse: bool = False
     ) -> NDArray[np.float32]:
         """Append `tokens` [t] to `cache`; logits float32 [1, vocab] of the last, or [t, vocab] of all."""
-        if sparse:
-            raise _no_plans()
         logits = np.empty((len(tokens) if all_logits else 1, self.config.vocab_size), np.float32)
+        tokens = np.ascontiguousarray(tokens, np.int32)
         if len(tokens) == 1:
-            self._engine.decode(int(tokens[0]), cache, logits[0])
+            self._engine.decode(tokens, [cache], sparse, logits)
+        elif sparse and self._plan is not None:
+            raise _no_plans()
         else:
             which = "all" if all_logits else "last"
-            self._engine.forward(
-                np.ascontiguousarray(tokens, np.int32), [cache], [len(tokens)], which, logits
-            )
+            self._engine.forward(tokens, [cache], [len(tokens)], which, logits)
         return logits
 
     def decode(self, tokens: NDArray[np.int32], caches: Sequence[Any]) -> NDArray[np.float32]:
         """Append one token to each of b caches; logits float32 [b, vocab]. Weights are read once for all."""
         logits = np.empty((len(tokens), self.config.vocab_size), np.float32)
-        if len(tokens) == 1:
-            self._engine.decode(int(tokens[0]), caches[0], logits[0])
-        else:
-            tokens = np.ascontiguousarray(tokens, np.int32)
-            self._engine.forward(tokens, list(caches), [1] * len(tokens), "last", logits)
+        self._engine.decode(np.ascontiguousarray(tokens, np.int32), list(caches), True, logits)
         return logits
 
     def trace(self, tokens: NDArray[np.int32], *, want: Collection[TraceField] = TRACE_FIELDS) -> Trace:
@@ -182,7 +208,7 @@ class NativeExecutor:
 
 
 def _no_plans() -> PlanError:
-    return PlanError("the native executor cannot run access plans yet", fix="use --executor reference")
+    return PlanError("the native executor cannot prefill by an access plan yet", fix="decode token by token")
 
 
 def default_threads() -> int:
@@ -227,6 +253,7 @@ def _engine_config(config: ModelConfig) -> dict[str, object]:
         "kv_heads": config.n_kv_heads,
         "head_dim": config.head_dim,
         "ff": config.d_ff,
+        "refined": config.refined,
         "max_context": config.max_context,
         "embed_dim": config.embed_dim,
         "activation": config.activation,

@@ -1,0 +1,262 @@
+"""Speed of sparse execution: kernels against the own dense ones and against gather-then-matmul, and whole models.
+
+    python benchmarks/sparse.py kernels --codec int8 --densities .05,.1,.2,.3,.5
+    python benchmarks/sparse.py gather
+    python benchmarks/sparse.py model --shape opt-1.3b --codec int8 --neurons .1 --heads .5
+
+Weights are synthetic: speed does not depend on their values when the selected sets have the stated size. Sparse and dense
+run over the same weights in one process, step by step in turn; figures are medians and, after ±, half the distance
+between the quartiles. Before anything is printed, the plan that selects everything must give the dense logits.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import statistics
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dejavu.bench.shapes import shape
+from dejavu.engine import synthetic
+from dejavu.environment import describe_machine
+from dejavu.inspection import read_bandwidth
+from dejavu.plan import AccessPlan, Dense, KvPolicy, LayerPlan, LowRank, Static
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from dejavu.engine import NativeExecutor
+    from dejavu.models.config import ModelConfig
+
+TOLERANCE = 1e-3
+
+
+def main() -> None:
+    """Run the part that the command line names."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("part", choices=("kernels", "gather", "model"))
+    parser.add_argument("--shape", default="opt-1.3b")
+    parser.add_argument("--codec", default="int8")
+    parser.add_argument("--densities", default=".05,.1,.2,.3,.5")
+    parser.add_argument("--neurons", type=float, default=0.1)
+    parser.add_argument("--heads", type=float, default=0.5)
+    parser.add_argument("--rank", type=int, default=64, help="of the neuron predictors")
+    parser.add_argument("--context", type=int, default=1024)
+    parser.add_argument("--repeats", type=int, default=30)
+    parser.add_argument("--threads", type=int, default=None)
+    args = parser.parse_args()
+    rows = {"kernels": kernels, "gather": gather, "model": model}[args.part](args)
+    machine = {"cpu": describe_machine().cpu, "date": time.strftime("%Y-%m-%d")}
+    print(json.dumps({"machine": machine, "command": " ".join(sys.argv), "rows": rows}, indent=1))
+
+
+def kernels(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """MLP blocks alone and attention blocks alone: time at density k over time of the own dense block."""
+    base, rows = shape(args.shape), []
+    small = {"n_layers": 8, "vocab_size": 64}
+    only_mlp = dataclasses.replace(base, n_heads=1, n_kv_heads=1, head_dim=base.head_dim, **small)
+    only_attention = dataclasses.replace(base, d_ff=16, **small)
+    for name, config, context in (("mlp", only_mlp, 8), ("attention", only_attention, args.context)):
+        executor = synthetic(config, args.codec, threads=args.threads)
+        check(executor)
+        for density in map(float, args.densities.split(",")):
+            plan = static_plan(executor, density, name)
+            dense, sparse = interleaved(executor, [None, plan], context, args.repeats)
+            rows.append(
+                {
+                    "block": name,
+                    "codec": args.codec,
+                    "density": density,
+                    "dense_ms": summary(dense),
+                    "sparse_ms": summary(sparse),
+                    "share": round(statistics.median(sparse) / statistics.median(dense), 3),
+                }
+            )
+        executor.close()
+    return rows
+
+
+def static_plan(executor: NativeExecutor, density: float, block: str) -> AccessPlan:
+    """Another random set in every layer, for the block named."""
+    config, random = executor.config, np.random.default_rng(1)
+
+    def some(n: int) -> Static:
+        chosen = random.choice(n, max(1, round(density * n)), replace=False)
+        return Static(indices=np.sort(chosen).astype(np.int32))
+
+    layers = tuple(
+        LayerPlan(
+            some(config.base_neurons) if block == "mlp" else Dense(),
+            some(config.n_heads) if block == "attention" else Dense(),
+        )
+        for _ in range(config.n_layers)
+    )
+    return AccessPlan(model=executor.packed.fingerprint, layers=layers, kv=KvPolicy("recompute", 64))
+
+
+def model(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """A whole model under low-rank predictors of neurons and heads, predictors included."""
+    config = shape(args.shape)
+    executor = synthetic(config, args.codec, threads=args.threads)
+    check(executor)
+    plan = predicted_plan(executor, args.neurons, args.heads, args.rank)
+    executor.set_plan(plan)
+    dense, sparse = interleaved(executor, [None, plan], args.context, args.repeats)
+    stats, bandwidth = executor.last_stats, read_bandwidth()
+    return [
+        {
+            "shape": args.shape,
+            "weights": "synthetic",
+            "codec": args.codec,
+            "neurons": args.neurons,
+            "heads": args.heads,
+            "rank": args.rank,
+            "context": args.context,
+            "dense_ms": summary(dense),
+            "sparse_ms": summary(sparse),
+            "speedup": round(statistics.median(dense) / statistics.median(sparse), 2),
+            "predictor_share": round(stats["predictor_share"], 3),
+            "read_bandwidth_GB_s": round(bandwidth(executor.threads) / 1e9, 1) if bandwidth else None,
+        }
+    ]
+
+
+def predicted_plan(executor: NativeExecutor, neurons: float, heads: float, rank: int) -> AccessPlan:
+    """Predictors of random weights: a set of the stated size that changes with every token."""
+    config, random = executor.config, np.random.default_rng(2)
+
+    def predictor(n: int, density: float, rank: int) -> LowRank:
+        a, b = (random.standard_normal(s).astype(np.float32) for s in ((rank, config.d_model), (n, rank)))
+        return LowRank(a=a, b=b, bias=np.zeros(n, np.float32), density=density, lookahead=1)
+
+    first = LayerPlan(predictor(config.base_neurons, neurons, rank), predictor(config.n_heads, heads, 16))
+    return AccessPlan(
+        model=executor.packed.fingerprint,
+        layers=(first,) * config.n_layers,
+        kv=KvPolicy("recompute", 64),
+    )
+
+
+def interleaved(
+    executor: NativeExecutor, plans: list[AccessPlan | None], context: int, repeats: int
+) -> list[list[float]]:
+    """Milliseconds per decoded token after `context` tokens, for each plan in turn."""
+    random = np.random.default_rng(3)
+    tokens = random.integers(0, executor.config.vocab_size, context + 4, dtype=np.int32)
+    base = executor.new_cache()
+    executor.set_plan(None)
+    for start in range(0, context, 512):
+        executor.prefill(tokens[start : min(start + 512, context)], base)
+    caches = [base.fork() for _ in plans]
+    times: list[list[float]] = [[] for _ in plans]
+    for repeat in range(repeats + 2):
+        for plan, cache, found in zip(plans, caches, times, strict=True):
+            executor.set_plan(plan)
+            for step in range(4):  # the first of them warms the plan's own data up
+                start = time.perf_counter()
+                executor.decode(tokens[context + step : context + step + 1], [cache])
+                if repeat >= 2 and step:
+                    found.append(1000 * (time.perf_counter() - start))
+            cache.truncate(context)
+    return times
+
+
+def check(executor: NativeExecutor) -> None:
+    """Refuse to go on unless the plan that selects everything gives what no plan gives."""
+    config = executor.config
+    everything = LayerPlan(
+        Static(indices=np.arange(config.base_neurons, dtype=np.int32)),
+        Static(indices=np.arange(config.n_heads, dtype=np.int32)),
+    )
+    plan = AccessPlan(model=executor.packed.fingerprint, layers=(everything,) * config.n_layers)
+    logits = []
+    for candidate in (None, plan):
+        executor.set_plan(candidate)
+        cache = executor.new_cache()
+        for token in (5, 6, 7):
+            last = executor.decode(np.array([token], np.int32), [cache])
+        logits.append(last)
+    error = np.abs(logits[0] - logits[1]).max() / np.abs(logits[0]).max()
+    if not error <= TOLERANCE:
+        raise SystemExit(f"selecting everything differs from dense by {error:.2e}; no figures")
+
+
+def gather(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """One MLP of the shape: our kernel against index_select followed by products, in NumPy and torch."""
+    import torch  # noqa: PLC0415  only this part needs it
+
+    config: ModelConfig = dataclasses.replace(
+        shape(args.shape), n_layers=8, vocab_size=64, n_heads=1, n_kv_heads=1, head_dim=64
+    )
+    d, f, rows = config.d_model, config.d_ff, []
+    random = np.random.default_rng(0)
+    up = [random.standard_normal((f, d)).astype(np.float32) for _ in range(config.n_layers)]
+    down = [random.standard_normal((f, d)).astype(np.float32) for _ in range(config.n_layers)]
+    x = random.standard_normal(d).astype(np.float32)
+    half = [
+        (torch.from_numpy(u).bfloat16(), torch.from_numpy(w).bfloat16())
+        for u, w in zip(up, down, strict=True)
+    ]
+    if args.threads:
+        torch.set_num_threads(args.threads)
+
+    def by_numpy(chosen: list[np.ndarray]) -> None:
+        for u, w, index in zip(up, down, chosen, strict=True):
+            np.maximum(u[index] @ x, 0) @ w[index]
+
+    def by_torch(chosen: list[Any], dtype: Any) -> None:
+        y = torch.from_numpy(x).to(dtype)
+        for i, index in enumerate(chosen):
+            u, w = (
+                half[i] if dtype == torch.bfloat16 else (torch.from_numpy(up[i]), torch.from_numpy(down[i]))
+            )
+            torch.relu(u.index_select(0, index) @ y) @ w.index_select(0, index)
+
+    for codec in ("f32", "bf16"):
+        executor = synthetic(config, codec, threads=args.threads)
+        check(executor)
+        for density in map(float, args.densities.split(",")):
+            plan = static_plan(executor, density, "mlp")
+            chosen = [layer.neurons.indices for layer in plan.layers if isinstance(layer.neurons, Static)]
+            as_torch = [torch.from_numpy(index.astype(np.int64)) for index in chosen]
+            candidates: dict[str, Callable[[], None]] = {
+                "torch": lambda t=as_torch, c=codec: by_torch(
+                    t, torch.bfloat16 if c == "bf16" else torch.float32
+                )
+            }
+            if codec == "f32":
+                candidates["numpy"] = lambda c=chosen: by_numpy(c)
+            times: dict[str, list[float]] = {name: [] for name in ("dejavu", *candidates)}
+            for _ in range(args.repeats):
+                (ours,) = interleaved(executor, [plan], 8, 1)
+                times["dejavu"].append(statistics.median(ours))
+                for name, run in candidates.items():
+                    start = time.perf_counter()
+                    run()
+                    times[name].append(1000 * (time.perf_counter() - start))
+            best = statistics.median(times["dejavu"])
+            rows.append(
+                {"codec": codec, "density": density, "ms": {k: summary(v) for k, v in times.items()}}
+                | {
+                    f"over_{k}": round(statistics.median(v) / best, 1)
+                    for k, v in times.items()
+                    if k != "dejavu"
+                }
+            )
+        executor.close()
+    return rows
+
+
+def summary(values: list[float]) -> str:
+    """Median ± half the distance between the quartiles, in milliseconds."""
+    low, high = np.quantile(values, [0.25, 0.75])
+    return f"{statistics.median(values):.3f} ± {(high - low) / 2:.3f}"
+
+
+if __name__ == "__main__":
+    main()

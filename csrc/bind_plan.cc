@@ -1,0 +1,129 @@
+// An access plan from Python: every number and shape is checked here, before the engine reads memory by it.
+#include <nanobind/stl/string.h>
+
+#include <cmath>
+#include <stdexcept>
+
+#include "bindings.h"
+#include "config.h"
+#include "plan.h"
+
+namespace dejavu {
+namespace {
+
+using Matrix = Array<const float, 2>;
+using Vector = Array<const float, 1>;
+
+template <typename T>
+T field(const nb::dict& values, const char* name) {
+  if (!values.contains(name)) throw std::invalid_argument(std::string("plan field ") + name + " is missing");
+  try {
+    return nb::cast<T>(values[name]);
+  } catch (const nb::cast_error&) {
+    throw std::invalid_argument(std::string("plan field ") + name + " has the wrong type or shape");
+  }
+}
+
+int between(const nb::dict& values, const char* name, int low, int high) {
+  const int value = field<int>(values, name);
+  if (value < low || value > high) throw std::invalid_argument(std::string("plan field ") + name + " is out of range");
+  return value;
+}
+
+void check_finite(const float* values, size_t n, const char* what) {
+  for (size_t i = 0; i < n; ++i) {
+    if (!std::isfinite(values[i])) throw std::invalid_argument(std::string(what) + " holds NaN or infinity");
+  }
+}
+
+// `b` is [units, rank] (predictor), or [rank, d] (compensator).
+LowRank parse_low_rank(const nb::dict& v, int d, int units) {
+  LowRank p;
+  const bool predictor = units > 0;
+  const Matrix a = field<Matrix>(v, "a"), b = field<Matrix>(v, "b");
+  const Vector bias = field<Vector>(v, "bias");
+  p.rank = int(a.shape(0));
+  const size_t rank = size_t(p.rank), rows = predictor ? size_t(units) : rank, width = predictor ? rank : size_t(d);
+  if (p.rank > (1 << 20) || (predictor && !p.rank) || int(a.shape(1)) != d || b.shape(0) != rows ||
+      b.shape(1) != width || bias.shape(0) != size_t(predictor ? units : d)) {
+    throw std::invalid_argument("a, b and bias of a low-rank map have shapes that do not fit");
+  }
+  p.relu = predictor && field<bool>(v, "relu");
+  check_finite(a.data(), rank * size_t(d), "a");
+  check_finite(b.data(), rows * width, "b");
+  check_finite(bias.data(), bias.shape(0), "bias");
+  if (p.rank) p.a = Rows(a.data(), p.rank, d), p.b = Rows(b.data(), int(rows), int(width));
+  p.bias.assign(bias.data(), bias.data() + bias.shape(0));
+  return p;
+}
+
+Selector parse_selector(const nb::dict& v, int d, int units) {
+  Selector s;
+  const std::string kind = field<std::string>(v, "kind");
+  if (kind == "dense") return s;
+  if (kind == "static") {
+    s.rule = Rule::fixed;
+    const auto indices = field<Array<const int32_t, 1>>(v, "indices");
+    int last = -1;
+    for (size_t i = 0; i < indices.shape(0); ++i) {
+      const int32_t index = indices.data()[i];
+      if (index <= last || index >= units) throw std::invalid_argument("indices are not ascending and in range");
+      s.indices.push_back(last = index);
+    }
+    return s;
+  }
+  s.k = between(v, "k", 0, units);
+  s.threshold = field<float>(v, "threshold");
+  if (std::isnan(s.threshold)) throw std::invalid_argument("threshold is NaN");
+  if (kind == "random") {
+    s.rule = Rule::random;
+    s.seed = field<uint64_t>(v, "seed");
+  } else if (kind == "oracle") {
+    s.rule = Rule::oracle;
+  } else if (kind == "threshold") {
+    s.rule = Rule::threshold;
+  } else if (kind == "low_rank") {
+    s.rule = Rule::low_rank;
+    s.lookahead = between(v, "lookahead", 0, 8);
+    s.low_rank = parse_low_rank(v, d, units);
+  } else if (kind == "sketch") {
+    s.rule = Rule::sketch;
+    s.lookahead = between(v, "lookahead", 0, 8);
+    s.planes = between(v, "bits", 2, 4) - 1;
+  } else {
+    throw std::invalid_argument("selector kind " + kind + " is unknown");
+  }
+  return s;
+}
+
+}  // namespace
+
+std::unique_ptr<Plan> parse_plan(const nb::dict& v, const Config& c) {
+  auto plan = std::make_unique<Plan>();
+  plan->recompute = field<bool>(v, "recompute");
+  plan->buffer = between(v, "buffer", 1, 1 << 16);
+  const int bits = between(v, "vocabulary_bits", 0, 4);
+  if (bits == 1) throw std::invalid_argument("vocabulary_bits is 1; there are 0, 2, 3, 4");
+  plan->head_planes = bits ? bits - 1 : 0;
+  plan->exact = between(v, "exact", 0, c.vocab);
+  if (bits && !plan->exact) throw std::invalid_argument("exact is 0");
+  const nb::list layers = field<nb::list>(v, "layers");
+  if (int(nb::len(layers)) != c.layers) throw std::invalid_argument("the plan has another number of layers");
+  for (nb::handle item : layers) {
+    const nb::dict values = nb::cast<nb::dict>(item);
+    LayerPlan layer;
+    layer.neurons = parse_selector(field<nb::dict>(values, "neurons"), c.d, c.ff - c.refined);
+    layer.heads = parse_selector(field<nb::dict>(values, "heads"), c.d, c.heads);
+    if (layer.heads.rule == Rule::threshold || layer.heads.rule == Rule::sketch) {
+      throw std::invalid_argument("heads cannot be selected by threshold or sketch");
+    }
+    if (!values["compensator"].is_none()) {
+      layer.compensated = true;
+      layer.compensator = parse_low_rank(field<nb::dict>(values, "compensator"), c.d, 0);
+    }
+    plan->layers.push_back(std::move(layer));
+  }
+  return plan;
+}
+
+}  // namespace dejavu

@@ -1,0 +1,252 @@
+// The attention block of a decoding step: choose heads; their q; k and v of the groups that need them; attention; o.
+#include <chrono>
+#include <cmath>
+#include <cstring>
+
+#include "decoder.h"
+
+namespace dejavu {
+
+void Engine::Decoder::attention(int i) {
+  const Layer& layer = e.layers_[size_t(i)];
+  const int hd = c.head_dim, heads = c.heads, groups = c.kv_heads;
+  prepare(layer.attn_norm, layer.attn_norm_bias);
+  w.heads.assign(size_t(s.n * heads), 1);
+  if (plan) {
+    const auto start = std::chrono::steady_clock::now();
+    for (int target : e.neuron_targets_[size_t(i > 0 ? i - 1 : 0)]) {
+      if (i > 0 && plan->layers[size_t(target)].neurons.rule == Rule::low_rank) score_hidden(target, false);
+    }
+    for (int target : e.head_targets_[size_t(i)]) score(target, true);
+    choose_heads(i);
+    if (thread == 0) {
+      e.counters.predicting += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+      if (plan->recompute) {
+        for (int t = 0; t < s.n; ++t) s.caches[t]->keep_input(i, position[t], block_input[t]);
+      }
+    }
+  }
+
+  // Units of work: query heads that a token chose, then keys, then values of groups that a token needs.
+  w.units.clear();
+  for (int u = 0; u < heads + 2 * groups; ++u) {
+    bool wanted = false;
+    for (int t = 0; t < s.n && !wanted; ++t) {
+      wanted = u < heads ? head_chosen(t, u) : group_needed(i, t, (u - heads) % groups);
+    }
+    if (wanted) w.units.push_back(u);
+  }
+  const Range mine = share(int(w.units.size()), 1, thread, threads);
+  for (int j = mine.begin; j < mine.end; ++j) {
+    const int u = w.units[size_t(j)];
+    if (u >= heads) {
+      keys_or_values(i, (u - heads) % groups, u >= heads + groups);
+      continue;
+    }
+    const void* in[kMaxTokens];
+    float* out[kMaxTokens];
+    int n = 0;
+    for (int t = 0; t < s.n; ++t) {
+      if (!head_chosen(t, u)) continue;
+      in[n] = input[t], out[n++] = e.q_.get(0) + size_t(t * heads + u) * size_t(hd);
+    }
+    dot(layer.heads, u, 0, hd, in, n, out);
+    for (int t = 0; t < s.n; ++t) {
+      if (head_chosen(t, u)) e.finish_query(layer, u, turn(i, t), e.q_.get(0) + size_t(t * heads + u) * size_t(hd));
+    }
+  }
+  e.pool_.barrier();
+
+  if (plan) {
+    for (int target : e.head_targets_[size_t(i)]) {
+      if (plan->layers[size_t(target)].heads.rule == Rule::low_rank) score_hidden(target, true);
+    }
+    if (plan->recompute && thread == 0) {
+      for (int t = 0; t < s.n; ++t) {
+        for (int g = 0; g < groups; ++g) {
+          if (group_needed(i, t, g)) e.counters.recomputed += s.caches[t]->complete(i, g, position[t] + 1) - 1;
+        }
+      }
+    }
+  }
+  for (int t = 0; t < s.n; ++t) std::memset(attn_partial[t], 0, e.partial_floats_ * sizeof(float));
+  attend_all(i);
+}
+
+// Fills `heads` of this thread; the oracle chooses later, when the heads' outputs are known.
+void Engine::Decoder::choose_heads(int i) {
+  const Selector& selector = plan->layers[size_t(i)].heads;
+  if (selector.rule == Rule::low_rank && selector.source(i) == i) {
+    score(i, true);
+    e.pool_.barrier();
+    score_hidden(i, true);
+    e.pool_.barrier();
+  }
+  if (selector.rule != Rule::oracle) pick_heads(i);
+}
+
+void Engine::Decoder::pick_heads(int i) {
+  const Selector& selector = plan->layers[size_t(i)].heads;
+  const int heads = c.heads;
+  if (selector.rule == Rule::dense) {
+    if (thread == 0) e.counters.heads[size_t(i)] += int64_t(heads) * s.n;
+    return;
+  }
+  float *scratch = w.picking.get(0), *values = scratch + heads;
+  int32_t* list = reinterpret_cast<int32_t*>(values + heads);
+  w.heads.assign(size_t(s.n * heads), 0);
+  for (int t = 0; t < s.n; ++t) {
+    const int32_t* found = list;
+    int n;
+    if (selector.rule == Rule::fixed) {
+      found = selector.indices.data(), n = int(selector.indices.size());
+    } else {
+      const float* scores = e.head_scores_.get(0) + size_t(i * kMaxTokens + t) * size_t(heads);
+      if (selector.rule == Rule::random) {
+        for (int h = 0; h < heads; ++h) values[h] = random_score(selector.seed, i + kRandomHeads, position[t], h);
+        scores = values;
+      }
+      n = pick(selector, scores, heads, scratch, list);
+    }
+    for (int j = 0; j < n; ++j) w.heads[size_t(t * heads + found[j])] = 1;
+    if (thread == 0) e.counters.heads[size_t(i)] += n;
+  }
+}
+
+// K and V of a group are written always, or (recompute) when one of its heads is chosen or its inputs would be lost.
+bool Engine::Decoder::group_needed(int i, int t, int group) const {
+  if (!plan || !plan->recompute) return true;
+  if (s.caches[t]->missing(i, group, position[t] + 1) >= plan->buffer) return true;
+  const int size = c.heads / c.kv_heads;
+  for (int h = group * size; h < (group + 1) * size; ++h) {
+    if (head_chosen(t, h)) return true;
+  }
+  return false;
+}
+
+// Keys (or values) of a group: of this step's tokens, and before them those that were left out.
+void Engine::Decoder::keys_or_values(int i, int group, bool values) {
+  const int hd = c.head_dim;
+  float* room = w.head.get(0);
+  const void* in[kMaxTokens];
+  float* out[kMaxTokens];
+  int tokens[kMaxTokens], n = 0;
+  for (int t = 0; t < s.n; ++t) {
+    if (!group_needed(i, t, group)) continue;
+    if (plan && plan->recompute) {
+      const int missing = s.caches[t]->missing(i, group, position[t]);
+      e.late_keys_or_values(w, *s.caches[t], i, group, values, position[t] - missing, position[t]);
+    }
+    in[n] = input[t], out[n] = room + n * hd, tokens[n++] = t;
+  }
+  dot(e.layers_[size_t(i)].kv, group, values ? hd : 0, hd, in, n, out);
+  for (int j = 0; j < n; ++j) {
+    const int t = tokens[j];
+    e.put_key_or_value(*s.caches[t], i, group, values, position[t], turn(i, t), out[j]);
+  }
+}
+
+// attn_partial += what the chosen heads give.
+void Engine::Decoder::attend_all(int i) {
+  const Layer& layer = e.layers_[size_t(i)];
+  const int hd = c.head_dim, heads = c.heads;
+  float* scores = w.scores.get(0);
+  const bool oracle = plan && plan->layers[size_t(i)].heads.rule == Rule::oracle;
+  if (oracle) {
+    const Range mine = share(heads, 1, thread, threads);
+    for (int t = 0; t < s.n; ++t) {
+      float* norms = e.head_scores_.get(0) + size_t(i * kMaxTokens + t) * size_t(heads);
+      for (int h = mine.begin; h < mine.end; ++h) {
+        const size_t at = size_t(t * heads + h) * size_t(hd);
+        float* mixed = e.mixed_.get(0) + at;
+        e.attend(*s.caches[t], i, h, position[t], e.q_.get(0) + at, scores, mixed);
+        float total = 0;
+        for (int j = 0; j < hd; ++j) total += mixed[j] * mixed[j];
+        norms[h] = std::sqrt(total);
+      }
+    }
+    e.pool_.barrier();
+    pick_heads(i);
+  }
+  w.units.clear();
+  for (int h = 0; h < heads; ++h) {
+    for (int t = 0; t < s.n; ++t) {
+      if (head_chosen(t, h)) {
+        w.units.push_back(h);
+        break;
+      }
+    }
+  }
+  const Range mine = share(int(w.units.size()), 1, thread, threads);
+  float* room = w.head.get(0);
+  for (int j = mine.begin; j < mine.end; ++j) {
+    const int h = w.units[size_t(j)];
+    const float* by[kMaxTokens];
+    float* out[kMaxTokens];
+    int n = 0;
+    for (int t = 0; t < s.n; ++t) {
+      if (!head_chosen(t, h)) continue;
+      const size_t at = size_t(t * heads + h) * size_t(hd);
+      float* mixed = oracle ? e.mixed_.get(0) + at : room + n * hd;
+      if (!oracle) e.attend(*s.caches[t], i, h, position[t], e.q_.get(0) + at, scores, mixed);
+      by[n] = mixed, out[n++] = attn_partial[t];
+    }
+    axpy(layer.heads, h, hd, hd, by, n, out);
+  }
+}
+
+// A key or value straight from its rows: bias, norm and RoPE, and into the cache.
+void Engine::put_key_or_value(Cache& cache, int i, int group, bool values, int position, const float* rope,
+                              float* row) const {
+  const Layer& layer = layers_[size_t(i)];
+  if (values) {
+    if (layer.v_bias) k_.add(row, layer.v_bias + group * c_.head_dim, c_.head_dim);
+    store(cache, i, group, position, nullptr, row);
+  } else {
+    finish_key(layer, group, rope, row);
+    store(cache, i, group, position, row, nullptr);
+  }
+}
+
+void Engine::late_keys_or_values(Worker& w, Cache& cache, int i, int group, bool values, int begin, int end) const {
+  const RowKernels& rows = k_.rows[int(layout_.codec)];
+  const int hd = c_.head_dim;
+  const size_t prepared = (layout_.input_bytes() + 63) / 64 * 16;
+  float* inputs = w.late.get(kMaxTokens * (prepared + size_t(hd)) + size_t(c_.rope_dim) + 64);
+  float *out = inputs + kMaxTokens * prepared, *rope = nullptr;
+  for (int p0 = begin; p0 < end; p0 += kMaxTokens) {
+    const int n = end - p0 < kMaxTokens ? end - p0 : kMaxTokens;
+    const void* in[kMaxTokens];
+    float* to[kMaxTokens];
+    for (int j = 0; j < n; ++j) {
+      rows.prepare(layout_, cache.kept_input(i, p0 + j), inputs + size_t(j) * prepared);
+      in[j] = inputs + size_t(j) * prepared, to[j] = out + j * hd;
+    }
+    rows.dot_many(layers_[size_t(i)].kv, group, values ? hd : 0, hd, in, n, to);
+    for (int j = 0; j < n; ++j) {
+      if (c_.position == Position::rope && !values) {
+        rope = out + kMaxTokens * hd;
+        rope_table(p0 + j, p0 + j + 1, local_rope(i), rope);
+      }
+      put_key_or_value(cache, i, group, values, p0 + j, rope, to[j]);
+    }
+  }
+}
+
+void Engine::catch_up(Cache& cache) {
+  if (!cache.tracking()) return;
+  cache.reserve(0);
+  pool_.run([&](int thread) {
+    const Range mine = share(c_.layers * c_.kv_heads, 1, thread, pool_.size());
+    for (int item = mine.begin; item < mine.end; ++item) {
+      const int layer = item / c_.kv_heads, group = item % c_.kv_heads, end = cache.length();
+      const int begin = end - cache.missing(layer, group, end);
+      for (const bool values : {false, true}) {
+        late_keys_or_values(workers_[size_t(thread)], cache, layer, group, values, begin, end);
+      }
+    }
+  });
+  cache.stop_tracking();
+}
+
+}  // namespace dejavu

@@ -1,0 +1,276 @@
+// The MLP block of a decoding step: choose neurons, and add up what they and their stand-in give.
+#include <algorithm>
+#include <chrono>
+#include <cstring>
+
+#include "decoder.h"
+
+namespace dejavu {
+namespace {
+
+constexpr int kTogether = 64;  // neurons worked on at a time: their values stay in the first-level cache
+
+double now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
+
+}  // namespace
+
+// output[t] += the block's result for token t, this thread's share of it.
+void Engine::Decoder::mlp(int i, float* const* output) {
+  const Selector* selector = plan ? &plan->layers[size_t(i)].neurons : nullptr;
+  if (plan) {
+    const double start = thread == 0 ? now() : 0;
+    for (int target : e.neuron_targets_[size_t(i)]) score(target, false);
+    choose_neurons(i);
+    if (thread == 0) e.counters.predicting += now() - start;
+  }
+  if (!selector || selector->rule == Rule::dense) {
+    dense_mlp(i, output);
+  } else {
+    listed_mlp(i, output);
+  }
+  if (plan && plan->layers[size_t(i)].compensated) compensate(i, output);
+}
+
+// Fills `chosen`; neurons that were added to the model's own (second copies) always run.
+void Engine::Decoder::choose_neurons(int i) {
+  const Selector& selector = plan->layers[size_t(i)].neurons;
+  const int own = e.own_neurons();
+  if (selector.rule == Rule::dense) {
+    if (thread == 0) e.counters.neurons[size_t(i)] += int64_t(own) * s.n;
+    return;
+  }
+  if (selector.rule != Rule::fixed && selector.rule != Rule::random && selector.source(i) == i) {
+    score(i, false);
+    if (selector.rule == Rule::low_rank) {
+      e.pool_.barrier();
+      score_hidden(i, false);
+    }
+    e.pool_.barrier();
+  }
+  float* scores = e.neuron_scores_.get(0) + size_t(i) * kMaxTokens * size_t(c.ff);
+  float* scratch = w.picking.get(size_t(c.ff));
+  for (int t = 0; t < s.n; ++t) {
+    int n;
+    if (selector.rule == Rule::fixed) {
+      n = int(selector.indices.size());
+      std::memcpy(chosen[t], selector.indices.data(), size_t(n) * sizeof(int32_t));
+    } else {
+      const float* from = scores + size_t(t) * size_t(c.ff);
+      if (selector.rule == Rule::random) {
+        float* values = scratch + c.ff;
+        for (int j = 0; j < own; ++j) values[j] = random_score(selector.seed, i, position[t], j);
+        from = values;
+      }
+      n = pick(selector, from, own, scratch, chosen[t]);
+    }
+    if (thread == 0) e.counters.neurons[size_t(i)] += n;
+    for (int j = own; j < c.ff; ++j) chosen[t][n++] = j;
+    chosen_count[t] = n;
+  }
+}
+
+void Engine::Decoder::dense_mlp(int i, float* const* output) {
+  const Layer& layer = e.layers_[size_t(i)];
+  const Range mine = share(c.ff, 4, thread, threads);
+  if (layer.nested) {
+    const Selector all;
+    for (int begin = mine.begin; begin < mine.end; begin += kTogether) {
+      const int end = begin + kTogether < mine.end ? begin + kTogether : mine.end;
+      for (int t = 0; t < s.n; ++t) sum_neurons(layer, all, t, begin, end, output[t]);
+    }
+  } else if (s.n == 1) {
+    rows.mlp({&layer.mlp, nullptr, mine.begin, mine.end, c.gated, c.activation, layer.gate_bias, layer.up_bias,
+              input[0], output[0]});
+  } else {
+    rows.mlp_many({&layer.mlp, nullptr, nullptr, mine.begin, mine.end, c.gated, c.activation, layer.gate_bias,
+                   layer.up_bias, s.n, input, output});
+  }
+}
+
+// The chosen neurons. Tokens choose for themselves; the union of their sets is walked in pieces, so that a bundle that
+// several tokens chose comes from memory once.
+void Engine::Decoder::listed_mlp(int i, float* const* output) {
+  const Layer& layer = e.layers_[size_t(i)];
+  const Selector& selector = plan->layers[size_t(i)].neurons;
+  const bool by_parts = layer.nested || selector.rule == Rule::threshold || selector.rule == Rule::oracle;
+  if (s.n == 1) {
+    const Range mine = share(chosen_count[0], 4, thread, threads);
+    if (by_parts) {
+      for (int begin = mine.begin; begin < mine.end; begin += kTogether) {
+        const int end = begin + kTogether < mine.end ? begin + kTogether : mine.end;
+        sum_neurons(layer, selector, 0, begin, end, output[0]);
+      }
+    } else {
+      rows.mlp({&layer.mlp, chosen[0], mine.begin, mine.end, c.gated, c.activation, layer.gate_bias, layer.up_bias,
+                input[0], output[0]});
+    }
+    return;
+  }
+  w.masks.assign(size_t(c.ff), 0);
+  for (int t = 0; t < s.n; ++t) {
+    for (int j = 0; j < chosen_count[t]; ++j) w.masks[size_t(chosen[t][j])] |= uint8_t(1u << t);
+  }
+  w.units.clear();
+  for (int j = 0; j < c.ff; ++j) {
+    if (w.masks[size_t(j)]) w.units.push_back(j);
+  }
+  const Range mine = share(int(w.units.size()), 4, thread, threads);
+  if (mine.begin == mine.end) return;
+  if (!by_parts) {
+    for (size_t u = 0; u < w.units.size(); ++u) w.masks[u] = w.masks[size_t(w.units[u])];  // in the list's order
+    rows.mlp_many({&layer.mlp, w.units.data(), w.masks.data(), mine.begin, mine.end, c.gated, c.activation,
+                   layer.gate_bias, layer.up_bias, s.n, input, output});
+    return;
+  }
+  int at[kMaxTokens];
+  for (int t = 0; t < s.n; ++t) {
+    const int32_t* list = chosen[t];
+    at[t] = int(std::lower_bound(list, list + chosen_count[t], w.units[size_t(mine.begin)]) - list);
+  }
+  for (int begin = mine.begin; begin < mine.end; begin += kTogether) {
+    const int end = begin + kTogether < mine.end ? begin + kTogether : mine.end;
+    const int last = w.units[size_t(end - 1)];
+    for (int t = 0; t < s.n; ++t) {
+      int stop = at[t];
+      while (stop < chosen_count[t] && chosen[t][stop] <= last) ++stop;
+      sum_neurons(layer, selector, t, at[t], stop, output[t]);
+      at[t] = stop;
+    }
+  }
+}
+
+// output += what the neurons at [begin, end) of token t's list (of all neurons, where there is none) give; at most
+// kTogether of them. What scoring already computed of gate and up is completed, not computed again.
+void Engine::Decoder::sum_neurons(const Layer& layer, const Selector& selector, int t, int begin, int end,
+                                  float* output) {
+  const int n = end - begin, parts = c.gated ? 2 : 1, own = e.own_neurons();
+  if (n <= 0) return;
+  const int32_t* list = selector.rule == Rule::dense ? nullptr : chosen[t];
+  const float *gate_known = e.gate_.get(0) + size_t(t) * size_t(c.ff),
+              *up_known = e.up_.get(0) + size_t(t) * size_t(c.ff);
+  alignas(64) float found[2 * kTogether], gate[kTogether], up[kTogether];
+  int32_t ids[kTogether];
+  int scored = 0;  // of the list, neurons that have a score; second copies, the last ones, have none
+  for (int j = 0; j < n; ++j) {
+    ids[j] = list ? list[begin + j] : begin + j;
+    scored += ids[j] < own;
+  }
+  if (layer.nested) {
+    // Leading planes that scoring has read for this very input.
+    const int known = selector.rule == Rule::sketch && selector.lookahead == 0            ? selector.planes
+                      : selector.rule == Rule::oracle || selector.rule == Rule::threshold ? layer.planes.planes
+                                                                                          : 0;
+    const int first[2] = {0, known ? scored : 0};  // [0, first[1]): completed; the rest: read whole
+    if (first[1] && known < layer.planes.planes) {
+      e.k_.planes.dot(layer.planes, ids, 0, first[1], known, layer.planes.planes, input[t], found);
+    } else {
+      std::memset(found, 0, sizeof(found));
+    }
+    if (first[1] < n) {
+      e.k_.planes.dot(layer.planes, ids, first[1], n, 0, layer.planes.planes, input[t], found + first[1] * parts);
+    }
+    for (int j = 0; j < n; ++j) {
+      const bool completed = j < first[1];
+      if (c.gated) gate[j] = found[j * parts] + (completed ? gate_known[ids[j]] : 0);
+      up[j] = found[j * parts + parts - 1] + (completed ? up_known[ids[j]] : 0);
+    }
+  } else {
+    const bool have_up = selector.rule == Rule::oracle || (selector.rule == Rule::threshold && !c.gated);
+    for (int j = 0; j < scored; ++j) {
+      if (c.gated) gate[j] = gate_known[ids[j]];
+      if (have_up) up[j] = up_known[ids[j]];
+    }
+    if (c.gated) e.dots(layer.mlp, 0, ids, scored, n, input[t], gate + scored);
+    const int from = have_up ? scored : 0;
+    e.dots(layer.mlp, parts - 1, ids, from, n, input[t], up + from);
+  }
+  for (int j = 0; j < n; ++j) {
+    if (layer.gate_bias) gate[j] += layer.gate_bias[ids[j]];
+    if (layer.up_bias) up[j] += layer.up_bias[ids[j]];
+  }
+  float* h = up;
+  e.k_.activate(c.activation, c.gated ? gate : up, c.gated ? up : nullptr, n, h);
+  int kept = 0;  // exact zeros need no second half
+  for (int j = 0; j < n; ++j) {
+    ids[kept] = ids[j], h[kept] = h[j];
+    kept += h[j] != 0;
+  }
+  if (layer.nested) {
+    rows.axpy_list(layer.down, 0, ids, kept, h, output);
+  } else {
+    rows.axpy_list(layer.mlp, parts, ids, kept, h, output);
+  }
+}
+
+// The stand-in for skipped neurons: output += bias + B^T (A y). Thread 0 adds the bias; rows are shared out.
+void Engine::Decoder::compensate(int i, float* const* output) {
+  const LowRank& stand_in = plan->layers[size_t(i)].compensator;
+  const RowKernels& int8 = e.k_.rows[int(Codec::int8)];
+  const Range mine = share(stand_in.rank, kPlainRows, thread, threads);
+  const RowLayout layout(Codec::int8, c.d);
+  float* hidden = w.predictor.get(0);                    // [rank]
+  float* sum = hidden + (stand_in.rank + 15) / 16 * 16;  // [padded], stored order of int8
+  for (int t = 0; t < s.n; ++t) {
+    std::memset(sum, 0, layout.output_floats() * sizeof(float));
+    if (mine.begin < mine.end) {
+      e.hidden_of(stand_in, mine, e.to_input8(input[t], w.scratch.get(0)), hidden);
+      for (int first = mine.begin; first < mine.end; first += kPlainRows) {
+        const int n = mine.end - first < kPlainRows ? mine.end - first : kPlainRows;
+        int8.axpy(stand_in.b.view(), first / kPlainRows, 0, n, hidden + first, sum);
+      }
+    }
+    // The branch's accumulator is in the stored order of the model's codec.
+    float* natural = sum + layout.output_floats();
+    for (int o = 0; o < layout.padded; ++o) {
+      if (layout.natural(o) < c.d) natural[layout.natural(o)] = sum[o];
+    }
+    if (thread == 0) e.k_.add(natural, stand_in.bias.data(), c.d);
+    for (int o = 0; o < e.layout_.padded; ++o) {
+      if (e.natural_[size_t(o)] < c.d) output[t][o] += natural[e.natural_[size_t(o)]];
+    }
+  }
+}
+
+// The first stage of scoring the neurons or heads of layer `target` from this block's input, which is x.
+void Engine::Decoder::score(int target, bool heads) {
+  const LayerPlan& layer_plan = plan->layers[size_t(target)];
+  const Selector& selector = heads ? layer_plan.heads : layer_plan.neurons;
+  const Layer& layer = e.layers_[size_t(target)];
+  float* y = w.branch.get(0);
+  for (int t = 0; t < s.n; ++t) {
+    const float* from = x[t];
+    if (c.pre_norm) {
+      e.norm(x[t], heads ? layer.attn_norm : layer.mlp_norm, heads ? layer.attn_norm_bias : layer.mlp_norm_bias, y);
+      from = y;
+    }
+    void* prepared = w.scratch.get(0);
+    rows.prepare(e.layout_, from, prepared);
+    if (selector.rule == Rule::low_rank) {
+      const LowRank& predictor = selector.low_rank;
+      Buffer& all = heads ? e.head_hidden_ : e.neuron_hidden_;
+      float* hidden = all.get(0) + size_t(target * kMaxTokens + t) * size_t(e.widest_rank_);
+      void* other = (char*)prepared + (e.layout_.input_bytes() + 63) / 64 * 64;
+      e.hidden_of(predictor, share(predictor.rank, kPlainRows, thread, threads), e.to_input8(prepared, other), hidden);
+    } else {
+      const Range mine = share(e.own_neurons(), 16, thread, threads);
+      float* scores = e.neuron_scores_.get(0) + size_t(target * kMaxTokens + t) * size_t(c.ff);
+      const size_t at = size_t(t) * size_t(c.ff);
+      e.score_neurons(layer, selector, mine, prepared, e.gate_.get(0) + at, e.up_.get(0) + at, scores);
+    }
+  }
+}
+
+// The second stage, of low-rank predictors: scores from hidden values.
+void Engine::Decoder::score_hidden(int target, bool heads) {
+  const LayerPlan& layer_plan = plan->layers[size_t(target)];
+  const LowRank& predictor = (heads ? layer_plan.heads : layer_plan.neurons).low_rank;
+  const int units = heads ? c.heads : e.own_neurons(), width = heads ? c.heads : c.ff;
+  for (int t = 0; t < s.n; ++t) {
+    const size_t row = size_t(target * kMaxTokens + t);
+    const float* hidden = (heads ? e.head_hidden_ : e.neuron_hidden_).get(0) + row * size_t(e.widest_rank_);
+    float* scores = (heads ? e.head_scores_ : e.neuron_scores_).get(0) + row * size_t(width);
+    e.scores_of(predictor, share(units, kPlainRows, thread, threads), hidden, w.scratch.get(0), scores);
+  }
+}
+
+}  // namespace dejavu

@@ -1,0 +1,70 @@
+// One step of decoding, as one thread sees it: one token of each of up to kMaxTokens sequences through all layers.
+// Each thread keeps the residual streams to itself and repeats the cheap steps (norms, picking, adding up partial
+// sums), so that a dense layer needs three barriers: after q, k, v; after attention; after the MLP.
+//   decode.cc            the walk through the layers
+//   decode_attention.cc  one attention block: which heads, their q, k, v, attention, o
+//   decode_mlp.cc        one MLP block: which neurons, and their sum
+#pragma once
+
+#include "engine.h"
+#include "select.h"
+
+namespace dejavu {
+
+struct Engine::Decoder {
+  Engine& e;
+  const Step& s;
+  const int thread, threads;
+  Worker& w;
+  const Config& c;
+  const RowKernels& rows;
+  const Plan* const plan;  // null: dense
+
+  float* x[kMaxTokens];            // residual streams
+  float* block_input[kMaxTokens];  // of the current block: the norm of x
+  void* input[kMaxTokens];         // the same, prepared for dot products
+  float *attn_partial[kMaxTokens], *mlp_partial[kMaxTokens];
+  float* rope[kMaxTokens];  // cos and sin; then those of layers with a local RoPE
+  int position[kMaxTokens];
+  int32_t* chosen[kMaxTokens];  // neurons, ascending
+  int chosen_count[kMaxTokens];
+
+  Decoder(Engine& engine, const Step& step, int thread);
+  void run();
+
+ private:
+  // decode.cc
+  void logits();
+  void logits_from_planes(float* const* out);
+  void prepare(const float* weight, const float* bias);
+  const float* turn(int layer, int token) const;
+  void finish(std::vector<float>& partials, const float* first_bias, const float* bias, const float* post_norm,
+              const float* norm_weight, const float* norm_bias);
+  // Dots and weighted sums of rows for several tokens.
+  void dot(const Bundles& b, int bundle, int first, int n, const void* const* in, int tokens, float* const* out) const;
+  void axpy(const Bundles& b, int bundle, int first, int n, const float* const* by, int tokens,
+            float* const* out) const;
+
+  // decode_attention.cc
+  void attention(int i);
+  void choose_heads(int i);
+  void pick_heads(int i);
+  bool head_chosen(int token, int head) const { return w.heads[size_t(token * c.heads + head)] != 0; }
+  bool group_needed(int i, int token, int group) const;
+  void keys_or_values(int i, int group, bool values);
+  void attend_all(int i);
+
+  // decode_mlp.cc
+  void mlp(int i, float* const* output);
+  void choose_neurons(int i);
+  void dense_mlp(int i, float* const* output);
+  void listed_mlp(int i, float* const* output);
+  void sum_neurons(const Layer& layer, const Selector& selector, int token, int begin, int end, float* output);
+  void compensate(int i, float* const* output);
+
+  // The two stages of scoring; a barrier lies between them, and another before the scores are read.
+  void score(int target, bool heads);         // hidden values of low-rank predictors; scores of everything else
+  void score_hidden(int target, bool heads);  // scores of low-rank predictors
+};
+
+}  // namespace dejavu

@@ -1,0 +1,69 @@
+// An access plan as the engine runs it: which neurons and heads of each layer a token touches, and what stands in for
+// the rest. The C++ side of dejavu.plan.AccessPlan, which documents the fields.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "layout.h"
+
+namespace dejavu {
+
+enum class Rule : int { dense, fixed, random, oracle, threshold, low_rank, sketch };
+
+// Bytes of a predictor's rows, aligned to cache lines.
+class Rows {
+ public:
+  // float32 [rows, width], rounded through int8 groups, in bundles of kPlainRows.
+  Rows() = default;
+  Rows(const float* values, int rows, int width);
+  const Bundles& view() const { return view_; }
+  size_t bytes() const { return view_.bytes(); }
+
+ private:
+  struct Free {
+    void operator()(uint8_t* p) const;
+  };
+  std::unique_ptr<uint8_t[], Free> data_;
+  Bundles view_;
+};
+
+// A^T in, B out: hidden = A y [rank], result = hidden . B's rows.
+struct LowRank {
+  int rank = 0;
+  bool relu = false;        // of the hidden values
+  Rows a;                   // [rank, d]
+  Rows b;                   // predictor: [units, rank]; compensator: [rank, d]
+  std::vector<float> bias;  // predictor: [units]; compensator: [d]
+};
+
+struct Selector {
+  Rule rule = Rule::dense;
+  int k = 0;  // > 0: the k highest scores; 0: all scores above `threshold`
+  float threshold = 0;
+  int lookahead = 0;             // of low_rank and sketch
+  int planes = 0;                // sketch: leading bit planes
+  uint64_t seed = 0;             // random
+  std::vector<int32_t> indices;  // fixed, ascending
+  LowRank low_rank;
+
+  // The layer whose block input the scores of layer `layer` are computed from.
+  int source(int layer) const { return layer - (lookahead < layer ? lookahead : layer); }
+};
+
+struct LayerPlan {
+  Selector neurons, heads;
+  bool compensated = false;
+  LowRank compensator;
+};
+
+struct Plan {
+  std::vector<LayerPlan> layers;
+  bool recompute = false;  // K/V of groups without a selected head are computed when they are next needed
+  int buffer = 0;          // recompute: positions that may be missing
+  int head_planes = 0;     // > 0: logits from the vocabulary's leading bit planes, exact for the best `exact`
+  int exact = 0;
+};
+
+}  // namespace dejavu

@@ -1,0 +1,88 @@
+// Scores of neurons and heads; the specification is dejavu/reference/selection.py. Functions here work on one token and
+// a range of units, so that decoding shares them out to threads and the batched pass takes them token by token.
+#include <cmath>
+
+#include "engine.h"
+
+namespace dejavu {
+namespace {
+
+constexpr int kTogether = 64;  // neurons per call of a kernel
+
+void absolute(float* x, int n) {
+  for (int i = 0; i < n; ++i) x[i] = std::fabs(x[i]);
+}
+
+// Rows [begin, end) in bundles of kPlainRows; `begin` is a multiple of it.
+void plain_dots(const RowKernels& rows, const Bundles& b, Range range, const void* input, float* out) {
+  for (int first = range.begin; first < range.end; first += kPlainRows) {
+    const int n = range.end - first < kPlainRows ? range.end - first : kPlainRows;
+    rows.dot(b, first / kPlainRows, 0, n, input, out + first);
+  }
+}
+
+}  // namespace
+
+const void* Engine::to_input8(const void* input, void* scratch) const {
+  if (layout_.codec == Codec::int8 || layout_.codec == Codec::int4) return input;  // the same form
+  k_.rows[int(Codec::int8)].prepare(RowLayout(Codec::int8, c_.d), (const float*)input, scratch);
+  return scratch;
+}
+
+void Engine::hidden_of(const LowRank& predictor, Range range, const void* input8, float* hidden) const {
+  plain_dots(k_.rows[int(Codec::int8)], predictor.a.view(), range, input8, hidden);
+  if (!predictor.relu) return;
+  for (int i = range.begin; i < range.end; ++i) hidden[i] = hidden[i] > 0 ? hidden[i] : 0;
+}
+
+void Engine::scores_of(const LowRank& predictor, Range range, const float* hidden, void* scratch, float* scores) const {
+  if (range.begin == range.end) return;
+  const RowKernels& rows = k_.rows[int(Codec::int8)];
+  rows.prepare(predictor.b.view().layout, hidden, scratch);
+  plain_dots(rows, predictor.b.view(), range, scratch, scores);
+  k_.add(scores + range.begin, predictor.bias.data() + range.begin, range.end - range.begin);
+}
+
+void Engine::dots(const Bundles& b, int row, const int32_t* list, int begin, int end, const void* input,
+                  float* out) const {
+  for (int i = begin; i < end; ++i) {
+    k_.rows[int(b.layout.codec)].dot(b, list ? list[i] : i, row, 1, input, out + (i - begin));
+  }
+}
+
+void Engine::score_neurons(const Layer& layer, const Selector& selector, Range range, const void* input, float* gate,
+                           float* up, float* scores) const {
+  const bool sketch = selector.rule == Rule::sketch, gate_only = selector.rule == Rule::threshold && c_.gated;
+  const int rows = c_.gated ? 2 : 1;
+  alignas(64) float parts[2 * kTogether], biased[2][kTogether];
+  for (int begin = range.begin; begin < range.end; begin += kTogether) {
+    const int n = range.end - begin < kTogether ? range.end - begin : kTogether;
+    float *g = gate + begin, *u = up + begin, *out = scores + begin;
+    if (layer.nested) {
+      const int last = sketch ? selector.planes : layer.planes.planes;
+      k_.planes.dot(layer.planes, nullptr, begin, begin + n, 0, last, input, parts);
+      for (int i = 0; i < n; ++i) {
+        if (c_.gated) g[i] = parts[i * rows];
+        u[i] = parts[i * rows + rows - 1];
+      }
+    } else {
+      if (c_.gated) dots(layer.mlp, 0, nullptr, begin, begin + n, input, g);
+      if (!gate_only) dots(layer.mlp, rows - 1, nullptr, begin, begin + n, input, u);
+    }
+    for (int i = 0; c_.gated && i < n; ++i) biased[0][i] = g[i] + (layer.gate_bias ? layer.gate_bias[begin + i] : 0);
+    for (int i = 0; !gate_only && i < n; ++i) biased[1][i] = u[i] + (layer.up_bias ? layer.up_bias[begin + i] : 0);
+    if (gate_only) {
+      k_.activate(c_.activation, biased[0], nullptr, n, out);
+    } else if (c_.gated) {
+      k_.activate(c_.activation, biased[0], biased[1], n, out);
+    } else if (sketch && c_.activation == Activation::relu) {
+      for (int i = 0; i < n; ++i) out[i] = biased[1][i];  // its sign says who is active, its size how surely
+      continue;
+    } else {
+      k_.activate(c_.activation, biased[1], nullptr, n, out);
+    }
+    absolute(out, n);
+  }
+}
+
+}  // namespace dejavu
