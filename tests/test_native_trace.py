@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -13,7 +13,6 @@ from dejavu.engine.packed import pack_in_memory
 from dejavu.executor import TRACE_FIELDS
 from dejavu.models.loading import open_model
 from dejavu.reference import ReferenceExecutor
-from dejavu.reference.ops import activate
 from tiny_models import CASES, prompt, relative_error
 from tolerances import TOLERANCES
 
@@ -21,52 +20,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from numpy.typing import NDArray
-
     Folder = Callable[[str], Path]
 
 
-class Recorder(ReferenceExecutor):
-    """The reference, noting what passes through its blocks."""
-
-    def record(self, tokens: NDArray[np.int32]) -> dict[str, NDArray[np.float32]]:
-        self.seen: dict[str, list[NDArray[np.float32]]] = {name: [] for name in TRACE_FIELDS}
-        logits = self.prefill(tokens, self.new_cache(), all_logits=True)
-        return {name: np.stack(values) for name, values in self.seen.items() if values} | {"logits": logits}
-
-    def _layer(self, i: int, x: NDArray[np.float32], *rest: Any) -> NDArray[np.float32]:
-        self.seen["attn_input"].append(x)
-        return super()._layer(i, x, *rest)
-
-    def _norm(self, name: str, x: NDArray[np.float32]) -> NDArray[np.float32]:
-        if self.config.pre_norm and name.endswith("mlp_norm"):
-            self.seen["mlp_input"].append(x)
-        return super()._norm(name, x)
-
-    def _mlp(self, i: int, x: NDArray[np.float32]) -> NDArray[np.float32]:
-        if not self.config.pre_norm:
-            self.seen["mlp_input"].append(x)
-        return super()._mlp(i, x)
-
-    def _linear(self, name: str, x: NDArray[np.float32]) -> NDArray[np.float32]:
-        out = super()._linear(name, x)
-        if name.endswith(".o"):
-            heads = x.reshape(len(x), self.config.n_heads, -1)
-            self.seen["head_norm"].append(np.linalg.norm(heads, axis=-1))
-        elif name.endswith(".gate"):
-            self.seen["gate"].append(activate(out, self.config.activation))
-        elif name.endswith(".down"):
-            self.seen["hidden"].append(x)
-            if not self.config.gated:
-                self.seen["gate"].append(x)
-        return out
-
-
-def pair(folder: Path, codec: str) -> tuple[NativeExecutor, Recorder]:
+def pair(folder: Path, codec: str) -> tuple[NativeExecutor, ReferenceExecutor]:
     model = open_model(folder)
     packed = pack_in_memory(model.config, model.weights, codec, 1)
     native = NativeExecutor(packed, kv_dtype="f32", threads=2)
-    return native, Recorder(model.config, model.weights, codec=codec)
+    return native, ReferenceExecutor(model.config, model.weights, codec=codec)
 
 
 @pytest.mark.parametrize(
@@ -75,9 +36,11 @@ def pair(folder: Path, codec: str) -> tuple[NativeExecutor, Recorder]:
 def test_trace_equals_the_reference(name: str, tiny_folder: Folder) -> None:
     native, reference = pair(tiny_folder(name), "f32")
     tokens = prompt(CASES[name])
-    found, expected = native.trace(tokens), reference.record(tokens)
+    found, expected = native.trace(tokens), reference.trace(tokens)
     for field in TRACE_FIELDS:
-        assert relative_error(getattr(found, field), expected[field]) <= TOLERANCES["native_f32"], field
+        assert relative_error(getattr(found, field), getattr(expected, field)) <= TOLERANCES["native_f32"], (
+            field
+        )
 
 
 @pytest.mark.parametrize("codec", CODECS)
@@ -85,9 +48,9 @@ def test_trace_of_every_codec(codec: str, tiny_folder: Folder) -> None:
     name = "llama-head-dim"
     native, reference = pair(tiny_folder(name), codec)
     tokens = prompt(CASES[name])
-    found, expected = native.trace(tokens), reference.record(tokens)
+    found, expected = native.trace(tokens), reference.trace(tokens)
     for field in TRACE_FIELDS:
-        error = relative_error(getattr(found, field), expected[field])
+        error = relative_error(getattr(found, field), getattr(expected, field))
         assert error <= TOLERANCES[f"native_{codec}_prefill"], field
 
 

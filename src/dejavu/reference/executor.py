@@ -9,29 +9,30 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from dejavu.codecs import CODECS, Codec, embed_codec, roundtrip
-from dejavu.errors import InputError, NumericsError, PlanError
-from dejavu.executor import KV_DTYPES, TRACE_FIELDS, KvDtype
+from dejavu.codecs import CODECS, Codec
+from dejavu.errors import InputError, PlanError
+from dejavu.executor import KV_DTYPES, TRACE_FIELDS, KvDtype, Trace
 from dejavu.models.alibi import alibi_slopes
 from dejavu.models.rope import is_local, tables
-from dejavu.models.tensors import tensor_shapes
+from dejavu.plan import Dense, LowRank, Oracle, Random, Sketch, Static, Threshold, VocabularySketch
+from dejavu.reference import selection
 from dejavu.reference.cache import ReferenceCache
 from dejavu.reference.ops import activate, attention, layer_norm, rms_norm, rotate, softcap
+from dejavu.reference.run import Run
+from dejavu.reference.tensors import Tensors
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
     from numpy.typing import NDArray
 
-    from dejavu.executor import Cache, Trace, TraceField
+    from dejavu.executor import Cache, TraceField
     from dejavu.models.config import ModelConfig
     from dejavu.models.weights import Weights
-    from dejavu.plan import AccessPlan
+    from dejavu.plan import AccessPlan, HeadSelector, NeuronSelector
 
     Array = NDArray[np.float32]
-
-_ROWS = {"q.weight", "k.weight", "v.weight", "gate.weight", "up.weight"}  # bundled by row
-_COLUMNS = {"o.weight", "down.weight"}  # bundled by column
+    Mask = NDArray[np.bool_]
 
 
 class ReferenceExecutor:
@@ -55,9 +56,12 @@ class ReferenceExecutor:
             if value not in known:
                 raise InputError(f"{what} {value!r} is unknown; there are: {', '.join(known)}")
         self.config = config
+        self.fingerprint = weights.fingerprint
         self._kv_dtype = kv_dtype
         self._slopes = alibi_slopes(config.n_heads) if config.position == "alibi" else None  # [H]
-        self._w = {name: _read(name, weights, codec) for name in tensor_shapes(config)}
+        self._w = Tensors(config, weights, codec)
+        self._plan: AccessPlan | None = None
+        self._stats: dict[str, Any] = {}
         weights.release()
 
     def new_cache(self) -> ReferenceCache:
@@ -65,120 +69,265 @@ class ReferenceExecutor:
         return ReferenceCache(self.config, self._kv_dtype)
 
     def set_plan(self, plan: AccessPlan | None) -> None:
-        """Decode by `plan` from now on; None: dense."""
+        """Decode by `plan` from now on; None: dense. Raises `PlanError` if it does not fit."""
         if plan is not None:
-            raise PlanError("the reference executor cannot run access plans yet")
+            plan.check_fits(self.config, self.fingerprint)
+            if plan.needs_planes and not self._w.sketchable:
+                raise PlanError(
+                    "the plan reads leading bits of the weights; only int8 and int4 have such",
+                    fix="use --codec int8 or int4",
+                )
+        self._w.forget_leading()
+        self._plan, self._stats = plan, {}
 
     @property
     def last_stats(self) -> dict[str, Any]:
-        """Mean densities of the last call that ran a plan."""
-        return {}
-
-    def trace(self, tokens: NDArray[np.int32], *, want: Collection[TraceField] = TRACE_FIELDS) -> Trace:
-        """What happens inside the dense model."""
-        raise PlanError("the reference executor cannot trace yet")
+        """Of the last call that ran the plan: "neurons" and "heads", mean density per layer (lists of L floats)."""
+        return self._stats
 
     def prefill(
         self, tokens: NDArray[np.int32], cache: Cache, *, all_logits: bool = False, sparse: bool = False
     ) -> Array:
-        """Append `tokens` [t]; logits after the last one [1, V] or after each [t, V]."""
-        x = self._forward(tokens, cast("ReferenceCache", cache))  # [t, d]
-        return self._logits(x if all_logits else x[-1:])  # [t or 1, V]
+        """Append `tokens` [t]; logits after the last one [1, V] or after each [t, V].
+
+        `sparse`: each token selects for itself, as in `decode`; keys and values are all written.
+        """
+        run = self._start(tokens, cache, self._plan if sparse else None)
+        x = self._forward(tokens, run)  # [t, d]
+        self._note_stats([run])
+        return self._logits(x if all_logits else x[-1:], run)  # [t or 1, V]
 
     def decode(self, tokens: NDArray[np.int32], caches: Sequence[Cache]) -> Array:
         """Append one token to each of b sequences: `tokens` [b] -> logits [b, V]."""
         if len(tokens) != len(caches) or not len(tokens):
             raise InputError(f"{len(tokens)} tokens for {len(caches)} sequences")
-        steps = [self.prefill(tokens[i : i + 1], cache) for i, cache in enumerate(caches)]  # b of [1, V]
-        return np.concatenate(steps)  # [b, V]
+        runs, logits = [], []
+        for i, cache in enumerate(caches):
+            run = self._start(tokens[i : i + 1], cache, self._plan)
+            run.write = self._plan is None or self._plan.kv.kind == "write"
+            logits.append(self._logits(self._forward(tokens[i : i + 1], run), run))  # [1, V]
+            runs.append(run)
+        self._note_stats(runs)
+        return np.concatenate(logits)  # [b, V]
+
+    def trace(self, tokens: NDArray[np.int32], *, want: Collection[TraceField] = TRACE_FIELDS) -> Trace:
+        """Run `tokens` [t] as a fresh sequence, densely; fields not in `want` come with t = 0."""
+        c = self.config
+        run = self._start(tokens, self.new_cache(), None)
+        run.trace = {}
+        logits = self._logits(self._forward(tokens, run), run)  # [t, V]
+        layers = run.trace | {"attn_input": run.attn_input, "mlp_input": run.mlp_input}  # L of [t, ...] each
+        t: dict[str, int] = {name: len(tokens) if name in want else 0 for name in TRACE_FIELDS}
+        stacked = {name: np.stack([x[: t[name]] for x in parts]) for name, parts in layers.items()}
+        for name in ("gate", "hidden"):
+            stacked[name] = stacked[name][..., : c.base_neurons]  # [L, t, base]
+        return Trace(**stacked, logits=logits[: t["logits"]])
 
     def close(self) -> None:
         """Drop the weights."""
         self._w.clear()
 
-    def _forward(self, tokens: NDArray[np.int32], cache: ReferenceCache) -> Array:
-        """Hidden states after the last layer, [t, d]; the cache grows by t."""
-        c, w = self.config, self._w
-        start, stop = cache.length, cache.length + len(tokens)
+    def _start(self, tokens: NDArray[np.int32], cache: Cache, plan: AccessPlan | None) -> Run:
+        """Check `tokens` [t] and the room for them."""
+        c, mine = self.config, cast("ReferenceCache", cache)
+        start, stop = mine.length, mine.length + len(tokens)
         if not len(tokens):
             raise InputError("there are no tokens to run")
         if tokens.min() < 0 or tokens.max() >= c.vocab_size:
             raise InputError(f"a token id is outside the vocabulary of {c.vocab_size}")
         if stop > c.max_context:
             raise InputError(f"{stop} tokens exceed the context of {c.max_context}")
-        positions = np.arange(start, stop)  # [t]
+        mine.truncate(start)  # what an interrupted call wrote does not count
+        return Run(np.arange(start, stop), mine, plan)
+
+    def _note_stats(self, runs: Sequence[Run]) -> None:
+        """Mean densities per layer over the runs."""
+        if runs[0].plan is not None:
+            self._stats = {
+                "neurons": np.mean([run.neurons for run in runs], axis=0).tolist(),
+                "heads": np.mean([run.heads for run in runs], axis=0).tolist(),
+            }
+
+    def _forward(self, tokens: NDArray[np.int32], run: Run) -> Array:
+        """Hidden states after the last layer, [t, d]; the cache grows by t."""
+        c, w = self.config, self._w
         x: Array = w["embed.weight"][tokens] * np.float32(c.embed_scale)  # [t, E]
         if c.d_embed:
             x = x @ w["embed.proj_in"].T  # [t, d]
         if c.position == "learned":
-            x = x + w["embed.position"][positions + c.position_offset]  # [t, d]
+            x = x + w["embed.position"][run.positions + c.position_offset]  # [t, d]
         if c.embed_norm:
             x = self._norm("embed.norm", x)  # [t, d]
         for i in range(c.n_layers):
-            x = self._layer(i, x, positions, cache)  # [t, d]
-        cache.length = stop
+            x = self._layer(i, x, run)  # [t, d]
+        run.cache.length += len(tokens)
         return x
 
-    def _layer(self, i: int, x: Array, positions: NDArray[np.int64], cache: ReferenceCache) -> Array:
+    def _layer(self, i: int, x: Array, run: Run) -> Array:
         """One layer, [t, d] -> [t, d]."""
         c, p = self.config, f"layers.{i}."
+        run.attn_input.append(x)
         if not c.pre_norm:
-            x = self._norm(p + "attn_norm", x + self._attention(i, x, positions, cache))  # [t, d]
-            return self._norm(p + "mlp_norm", x + self._mlp(i, x))  # [t, d]
-        branch = self._attention(i, self._norm(p + "attn_norm", x), positions, cache)  # [t, d]
+            x = self._norm(p + "attn_norm", x + self._attention(i, x, run))  # [t, d]
+            run.mlp_input.append(x)
+            return self._norm(p + "mlp_norm", x + self._mlp(i, x, run))  # [t, d]
+        branch = self._attention(i, self._norm(p + "attn_norm", x), run)  # [t, d]
         if c.post_norms:
             branch = self._norm(p + "attn_post_norm", branch)  # [t, d]
         after = x + branch  # [t, d]
-        branch = self._mlp(i, self._norm(p + "mlp_norm", x if c.parallel_residual else after))  # [t, d]
+        run.mlp_input.append(x if c.parallel_residual else after)
+        branch = self._mlp(i, self._norm(p + "mlp_norm", run.mlp_input[i]), run)  # [t, d]
         if c.post_norms:
             branch = self._norm(p + "mlp_post_norm", branch)  # [t, d]
         return after + branch  # [t, d]
 
-    def _attention(self, i: int, x: Array, positions: NDArray[np.int64], cache: ReferenceCache) -> Array:
-        """All heads of a layer, [t, d] -> [t, d]."""
+    def _attention(self, i: int, x: Array, run: Run) -> Array:
+        """The heads of a layer, [t, d] -> [t, d]."""
         c, p, t = self.config, f"layers.{i}.", len(x)
+        selector = run.plan.layers[i].heads if run.plan else Dense()
+        chosen = self._choose_heads(i, selector, run)  # [t, H]; None: known once all are computed
+        self._fill_cache(i, x, None if run.write else chosen, run)
         q = self._linear(p + "q", x).reshape(t, c.n_heads, c.head_dim)  # [t, H, e]
-        k = self._linear(p + "k", x).reshape(t, c.n_kv_heads, c.head_dim)  # [t, K, e]
-        v = self._linear(p + "v", x).reshape(t, c.n_kv_heads, c.head_dim)  # [t, K, e]
         if c.qk_norm:
             q = rms_norm(q, self._w[p + "q_norm.weight"], c.norm_eps)  # [t, H, e]
-            k = rms_norm(k, self._w[p + "k_norm.weight"], c.norm_eps)  # [t, K, e]
-        start, stop = cache.length, cache.length + t
+        stop = run.cache.length + t
         if c.position == "rope":
-            cos, sin = tables(c, positions, local=is_local(c, i), length=stop)  # [t, r/2]
-            q, k = rotate(q, cos, sin), rotate(k, cos, sin)  # [t, H, e], [t, K, e]
-        keys, values = cache.put(i, start, k, v)  # [n, K, e], n = start + t
+            q = rotate(q, *tables(c, run.positions, local=is_local(c, i), length=stop))  # [t, H, e]
+        keys, values = run.cache.get(i, stop)  # [n, K, e], n = start + t
         window = c.sliding_window if c.windowed(i) else 0
-        heads = attention(
+        mixed = attention(
             q, keys, values, scale=c.scale, window=window, cap=c.attn_softcap, slopes=self._slopes
         )  # [t, H, e]
-        return self._linear(p + "o", heads.reshape(t, -1))  # [t, d]
+        run.note("head_norm", selection.head_norms(mixed))
+        if isinstance(selector, Oracle):
+            chosen = selection.pick(selection.head_norms(mixed), selector)  # [t, H]
+        if chosen is not None:
+            mixed = np.where(chosen[:, :, None], mixed, np.float32(0))  # [t, H, e]
+        run.heads.append(1.0 if chosen is None else float(chosen.mean()))
+        return self._linear(p + "o", mixed.reshape(t, -1))  # [t, d]
 
-    def _mlp(self, i: int, x: Array) -> Array:
+    def _choose_heads(self, i: int, selector: HeadSelector, run: Run) -> Mask | None:
+        """[t, H]; None: all of them, or (oracle) to be chosen after they are computed."""
+        n = self.config.n_heads
+        if isinstance(selector, Static):
+            return selection.always(selector.indices, len(run.positions), n)  # [t, H]
+        if isinstance(selector, Random):
+            layer = i + selection.HEADS_OF_LAYER
+            return selection.pick(selection.random_scores(selector, layer, run.positions, n), selector)
+        if isinstance(selector, LowRank):
+            y = self._ahead("attn_norm", i, selector.lookahead, run.attn_input)  # [t, d]
+            return selection.pick(selection.low_rank_scores(selector, y), selector)  # [t, H]
+        return None
+
+    def _fill_cache(self, i: int, x: Array, chosen: Mask | None, run: Run) -> None:
+        """Write keys and values for the inputs x [t, d], and those that are still missing.
+
+        With `chosen` [1, H], a group without a chosen head waits: until one is, or until `buffer` positions are missing,
+        this one included.
+        """
+        c, cache, start = self.config, run.cache, run.cache.length
+        due = np.ones(c.n_kv_heads, np.bool_)  # [K]
+        if chosen is not None and run.plan is not None:
+            missing = start + 1 - cache.filled(i)  # [K]
+            due = chosen.reshape(c.n_kv_heads, -1).any(axis=1) | (missing >= run.plan.kv.buffer)  # [K]
+        for position in range(int(cache.filled(i)[due].min(initial=start)), start):
+            late = due & (cache.filled(i) == position)  # [K]
+            k, v = self._keys_values(i, cache.kept_input(i, position)[None], np.array([position]))
+            cache.put(i, position, k, v, late)
+        if not due.all():
+            cache.keep_input(i, start, x[0])
+        k, v = self._keys_values(i, x, run.positions)  # [t, K, e]
+        cache.put(i, start, k, v, due)
+
+    def _keys_values(self, i: int, x: Array, positions: NDArray[np.int64]) -> tuple[Array, Array]:
+        """Keys and values at `positions` [t] from the block's input x [t, d], each [t, K, e]."""
+        c, p = self.config, f"layers.{i}."
+        k = self._linear(p + "k", x).reshape(len(x), c.n_kv_heads, c.head_dim)  # [t, K, e]
+        v = self._linear(p + "v", x).reshape(len(x), c.n_kv_heads, c.head_dim)  # [t, K, e]
+        if c.qk_norm:
+            k = rms_norm(k, self._w[p + "k_norm.weight"], c.norm_eps)  # [t, K, e]
+        if c.position == "rope":
+            length = int(positions[-1]) + 1
+            k = rotate(k, *tables(c, positions, local=is_local(c, i), length=length))  # [t, K, e]
+        return k, v
+
+    def _mlp(self, i: int, x: Array, run: Run) -> Array:
         """The neurons of a layer, [t, d] -> [t, d]."""
         c, p = self.config, f"layers.{i}."
-        up = self._linear(p + "up", x)  # [t, f]
+        hidden = gate = self._gate(p, x)  # [t, f]
         if c.gated:
-            hidden = activate(self._linear(p + "gate", x), c.activation) * up  # [t, f]
-        else:
-            hidden = activate(up, c.activation)  # [t, f]
-        return self._linear(p + "down", hidden)  # [t, d]
+            hidden = gate * self._linear(p + "up", x)  # [t, f]
+        run.note("gate", gate)
+        run.note("hidden", hidden)
+        if run.plan is None:
+            return self._linear(p + "down", hidden)  # [t, d]
+        layer = run.plan.layers[i]
+        chosen = self._choose_neurons(i, layer.neurons, gate, hidden, run)  # [t, f]
+        out = self._linear(p + "down", np.where(chosen, hidden, np.float32(0)))  # [t, d]
+        if layer.compensator is not None:
+            stand_in = layer.compensator
+            out = out + (stand_in.bias + x @ stand_in.a.T @ stand_in.b)  # [t, d]
+        return out
 
-    def _logits(self, x: Array) -> Array:
+    def _gate(self, p: str, x: Array) -> Array:
+        """act(g), ungated act(u): [t, d] -> [t, f]."""
+        return activate(self._linear(p + ("gate" if self.config.gated else "up"), x), self.config.activation)
+
+    def _choose_neurons(self, i: int, selector: NeuronSelector, gate: Array, hidden: Array, run: Run) -> Mask:
+        """[t, f]; refined copies, the last ones, are always chosen."""
+        n, t = self.config.base_neurons, len(hidden)
+        chosen = np.ones(hidden.shape, np.bool_)  # [t, f]
+        if isinstance(selector, Static):
+            chosen[:, :n] = selection.always(selector.indices, t, n)
+        elif isinstance(selector, Random):
+            chosen[:, :n] = selection.pick(selection.random_scores(selector, i, run.positions, n), selector)
+        elif isinstance(selector, Oracle):
+            chosen[:, :n] = selection.pick(np.abs(hidden[:, :n]), selector)
+        elif isinstance(selector, Threshold):
+            chosen[:, :n] = selection.pick(np.abs(gate[:, :n]), selector)
+        elif isinstance(selector, LowRank):
+            y = self._ahead("mlp_norm", i, selector.lookahead, run.mlp_input)  # [t, d]
+            chosen[:, :n] = selection.pick(selection.low_rank_scores(selector, y), selector)
+        elif isinstance(selector, Sketch):
+            y = self._ahead("mlp_norm", i, selector.lookahead, run.mlp_input)  # [t, d]
+            chosen[:, :n] = selection.pick(self._sketch(i, selector, y), selector)
+        run.neurons.append(float(chosen[:, :n].mean()))
+        return chosen
+
+    def _sketch(self, i: int, selector: Sketch, y: Array) -> Array:
+        """Scores of the model's own neurons: y [t, d] -> [t, base]."""
+        c, p = self.config, f"layers.{i}."
+        up = self._linear(p + "up", y, bits=selector.bits)[:, : c.base_neurons]  # [t, base]
+        gate = self._linear(p + "gate", y, bits=selector.bits)[:, : c.base_neurons] if c.gated else None
+        return selection.sketch_scores(gate, up, c.activation)  # [t, base]
+
+    def _ahead(self, norm: str, i: int, distance: int, inputs: Sequence[Array]) -> Array:
+        """What a selector reads: layer i's norm of what enters the block `distance` layers before, [t, d]."""
+        x = inputs[i - min(distance, i)]  # [t, d]
+        return self._norm(f"layers.{i}.{norm}", x) if self.config.pre_norm else x  # [t, d]
+
+    def _logits(self, x: Array, run: Run) -> Array:
         """[t, d] -> [t, V]."""
         c, w = self.config, self._w
         if c.final_norm:
             x = self._norm("final_norm", x)  # [t, d]
         if c.d_embed:
             x = x @ w["embed.proj_out"].T  # [t, E]
-        logits = x @ w["embed.weight" if c.tied_head else "head.weight"].T  # [t, V]
-        if "head" in c.biases:
-            logits = logits + w["head.bias"]  # [t, V]
+        name = "embed.weight" if c.tied_head else "head.weight"
+        bias = w["head.bias"] if "head" in c.biases else np.float32(0)  # [V]
+        logits = x @ w[name].T + bias  # [t, V]
+        if run.plan is not None and isinstance(run.plan.vocabulary, VocabularySketch):
+            sketch = run.plan.vocabulary
+            rough = x @ w.leading(name, sketch.bits).T + bias  # [t, V]
+            best = np.argsort(-rough, axis=1, kind="stable")[:, : sketch.exact]  # [t, exact]
+            np.put_along_axis(rough, best, np.take_along_axis(logits, best, axis=1), axis=1)
+            logits = rough  # [t, V]
         return softcap(logits, c.logit_softcap)  # [t, V]
 
-    def _linear(self, name: str, x: Array) -> Array:
-        """[t, in] -> [t, out]."""
-        y: Array = x @ self._w[name + ".weight"].T  # [t, out]
+    def _linear(self, name: str, x: Array, *, bits: int | None = None) -> Array:
+        """[t, in] -> [t, out]; with `bits`, by the leading bits of the weights."""
+        weight = self._w[name + ".weight"] if bits is None else self._w.leading(name + ".weight", bits)
+        y: Array = x @ weight.T  # [t, out]
         return y + self._w[name + ".bias"] if name.rpartition(".")[2] in self.config.biases else y
 
     def _norm(self, name: str, x: Array) -> Array:
@@ -186,18 +335,3 @@ class ReferenceExecutor:
         if self.config.norm == "rms":
             return rms_norm(x, self._w[name + ".weight"], self.config.norm_eps)
         return layer_norm(x, self._w[name + ".weight"], self._w[name + ".bias"], self.config.norm_eps)
-
-
-def _read(name: str, weights: Weights, codec: Codec) -> Array:
-    """A tensor, rounded as `codec` stores it: in rows of length d_model (head: embed_dim)."""
-    values = weights.read(name)
-    if not np.isfinite(values).all():
-        raise NumericsError(f"{name} holds NaN or infinity", fix="fetch or export the model again")
-    part = ".".join(name.split(".")[-2:])
-    if name in ("embed.weight", "head.weight"):
-        return roundtrip(embed_codec(codec), values)
-    if part in _ROWS:
-        return roundtrip(codec, values)
-    if part in _COLUMNS:
-        return np.ascontiguousarray(roundtrip(codec, values.T).T)
-    return values

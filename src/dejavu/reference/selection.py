@@ -1,0 +1,83 @@
+"""Which neurons and heads a token touches: scores [t, n], and the picks [t, n] (bool) that follow from them.
+
+Shapes: t tokens, d = d_model, n neurons or heads, r the rank of a predictor.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from dejavu.reference.ops import activate
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from dejavu.models.config import Activation
+    from dejavu.plan import LowRank, Pick, Random
+
+    Array = NDArray[np.float32]
+    Mask = NDArray[np.bool_]
+
+HEADS_OF_LAYER = 32768
+"""Added to the layer's number where random scores are for heads."""
+
+
+def pick(scores: Array, rule: Pick) -> Mask:
+    """Scores [t, n] -> the chosen [t, n]; see `dejavu.plan.Pick`."""
+    if rule.threshold is not None:
+        return np.asarray(scores > np.float32(rule.threshold))  # [t, n]
+    best = np.argsort(-scores, axis=1, kind="stable")[:, : rule.count(scores.shape[1])]  # [t, k]
+    chosen = np.zeros(scores.shape, np.bool_)  # [t, n]
+    np.put_along_axis(chosen, best, True, axis=1)
+    return chosen
+
+
+def always(indices: NDArray[np.int32], t: int, n: int) -> Mask:
+    """The same ones for each of t tokens, [t, n]."""
+    chosen = np.zeros((t, n), np.bool_)
+    chosen[:, indices] = True
+    return chosen
+
+
+def random_scores(selector: Random, layer: int, positions: NDArray[np.int64], n: int) -> Array:
+    """A hash per position and neuron or head, in [0, 1): positions [t] -> [t, n].
+
+    ``splitmix64(seed ^ layer << 48 ^ position << 24 ^ index)`` in uint64 that wraps around; its 24 highest bits / 2^24.
+    """
+    key = np.uint64(selector.seed ^ (layer << 48))
+    where = positions.astype(np.uint64)[:, None] << np.uint64(24)  # [t, 1]
+    return _top24(splitmix64(key ^ where ^ np.arange(n, dtype=np.uint64)))  # [t, n]
+
+
+def splitmix64(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Steele, Lea and Flood's generator (2014): its state advanced once and mixed."""
+    z = x + np.uint64(0x9E3779B97F4A7C15)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return np.asarray(z ^ (z >> np.uint64(31)), np.uint64)
+
+
+def _top24(bits: NDArray[np.uint64]) -> Array:
+    return np.asarray((bits >> np.uint64(40)) / np.float64(1 << 24), np.float32)  # exact
+
+
+def low_rank_scores(selector: LowRank, y: Array) -> Array:
+    """What the predictor says of y [t, d]: [t, n]."""
+    hidden = y @ selector.a.T  # [t, r]
+    if selector.hidden == "relu":
+        hidden = np.maximum(hidden, 0)  # [t, r]
+    return np.asarray(hidden @ selector.b.T + selector.bias, np.float32)  # [t, n]
+
+
+def sketch_scores(gate: Array | None, up: Array, activation: Activation) -> Array:
+    """From the estimated products g' and u' [t, n] (gate None: ungated) -> [t, n]."""
+    if gate is not None:
+        return np.asarray(np.abs(activate(gate, activation) * up))  # [t, n]
+    return up if activation == "relu" else np.asarray(np.abs(activate(up, activation)))  # [t, n]
+
+
+def head_norms(mixed: Array) -> Array:
+    """L2 norm of each head's mixed values: [t, H, e] -> [t, H]."""
+    return np.asarray(np.sqrt((mixed * mixed).sum(axis=-1)), np.float32)
