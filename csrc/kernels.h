@@ -119,7 +119,8 @@ struct Kernels {
 
   // dst[c][r] = src[r][c]
   void (*transpose)(const float* src, size_t src_ld, int rows, int cols, float* dst, size_t dst_ld);
-  uint64_t (*sum)(const void* data, size_t bytes);  // reads every byte once: measures read bandwidth
+  // Reads every byte once, as 1, 4 or 8 sequences side by side: measures read bandwidth.
+  uint64_t (*read)(const void* data, size_t bytes, int streams);
 };
 
 const Kernels& kernels(Isa isa);

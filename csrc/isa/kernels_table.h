@@ -30,6 +30,6 @@ const Kernels DEJAVU_TABLE = {
     DEJAVU_KV(load_keys),
     DEJAVU_KV(load_value),
     transpose,
-    ::sum,
+    ::read,
 };
 }  // namespace dejavu
