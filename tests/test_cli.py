@@ -110,7 +110,7 @@ def test_no_arguments_is_help(dejavu: Callable[..., Result]) -> None:
     [
         ["nonsense"],
         ["--nonsense"],
-        ["generate", "hi", "--plan", "off"],
+        ["generate", "hi", "--plans", "off"],
         ["generate", "hi", "--codec", "int3"],
         ["generate"],
         ["info", "a", "b"],

@@ -13,6 +13,7 @@ import numpy as np
 from dejavu.errors import InputError
 from dejavu.models.loading import open_model
 from dejavu.models.sources import DEFAULT_MODEL, resolve
+from dejavu.plan.choice import choose_plan
 from dejavu.refinement import refine
 from dejavu.sampling import SamplingParams
 from dejavu.sequences import Conversation, Request, Running
@@ -20,6 +21,7 @@ from dejavu.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Mapping, Sequence
+    from pathlib import Path
     from types import TracebackType
 
     from dejavu.chat import ChatTemplate
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from dejavu.models.progress import Progress
     from dejavu.models.weights import Weights
     from dejavu.outputs import Generation, StreamEvent
+    from dejavu.plan import AccessPlan
 
     Message = Mapping[str, Any]
     Texts = list[str] | tuple[str, ...]
@@ -44,11 +47,13 @@ class LLM:
         tokenizer: belongs to it.
         context: most tokens of prompt and completion together; None: the model's.
         max_batch: most sequences that are decoded together.
+        plan: what each decoded token touches; None: everything.
         load_s: seconds that loading took, for the timings.
 
     Raises:
         ModelFormatError: the tokenizer has more tokens than the model.
         InputError: `context` or `max_batch` is out of range.
+        PlanError: the plan does not fit the model, or the executor cannot carry it out.
     """
 
     def __init__(
@@ -58,6 +63,7 @@ class LLM:
         *,
         context: int | None = None,
         max_batch: int = 8,
+        plan: AccessPlan | None = None,
         load_s: float = 0.0,
     ) -> None:
         config = executor.config
@@ -70,6 +76,9 @@ class LLM:
         if max_batch < 1:
             raise InputError(f"max_batch is {max_batch}; it must be at least 1")
         self.max_batch = max_batch
+        if plan is not None:
+            executor.set_plan(plan)
+        self.plan = plan
         self.load_s = load_s
         ends = (*tokenizer.eos_ids, *config.eos_token_ids)
         self._eos_ids = frozenset(i for i in ends if i < config.vocab_size)
@@ -84,6 +93,7 @@ class LLM:
         kv_dtype: KvDtype = "f16",
         threads: int | None = None,
         executor: Literal["native", "reference"] = "native",
+        plan: AccessPlan | Path | str = "auto",
         context: int | None = None,
         max_batch: int = 8,
         offline: bool | None = None,
@@ -99,6 +109,8 @@ class LLM:
             kv_dtype: how keys and values are held.
             threads: of the native executor; None: one per physical core.
             executor: "native" is the C++ engine, "reference" the slow NumPy specification.
+            plan: an access plan or its folder; "off": dense; "auto": the plan that comes with dejavu for this model,
+                if there is one.
             context: most tokens of prompt and completion together; None: the model's.
             max_batch: most sequences that are decoded together.
             offline: never use the network; None: as HF_HUB_OFFLINE says.
@@ -113,19 +125,21 @@ class LLM:
         opened = open_model(path)
         try:
             tokenizer = Tokenizer.from_model(opened)
+            if codec == "auto":
+                codec = "f32" if executor == "reference" else natural_codec(opened.weights)
+            chosen = choose_plan(plan, opened.weights, codec)
             runs: Executor
             if executor == "reference":
                 from dejavu.reference.executor import ReferenceExecutor
 
-                exact: Codec = "f32" if codec == "auto" else codec
-                config, weights = refine(opened.config, opened.weights, exact)
-                runs = ReferenceExecutor(config, weights, codec=exact, kv_dtype=kv_dtype)
+                config, weights = refine(opened.config, opened.weights, codec)
+                runs = ReferenceExecutor(config, weights, codec=codec, kv_dtype=kv_dtype)
             elif executor == "native":
                 from dejavu.engine import NativeExecutor
 
                 runs = NativeExecutor.load(
                     path,
-                    codec=natural_codec(opened.weights) if codec == "auto" else codec,
+                    codec=codec,
                     kv_dtype=kv_dtype,
                     threads=threads,
                     cache=cache,
@@ -137,7 +151,7 @@ class LLM:
             opened.close()
         try:
             load_s = time.perf_counter() - started
-            return cls(runs, tokenizer, context=context, max_batch=max_batch, load_s=load_s)
+            return cls(runs, tokenizer, context=context, max_batch=max_batch, plan=chosen, load_s=load_s)
         except BaseException:
             runs.close()
             raise

@@ -37,6 +37,7 @@ def chat(
     threads: options.Threads = None,
     context: options.Context = None,
     executor: options.Executor = ExecutorName.native,
+    plan: options.Plan = "auto",
     offline: options.Offline = False,
     system: Annotated[str | None, typer.Option(help="System message.")] = None,
     max_tokens: Annotated[
@@ -79,6 +80,7 @@ def chat(
         threads=threads,
         context=context,
         executor=executor,
+        plan=plan,
         offline=offline,
         quiet=quiet or json,
     ) as llm:

@@ -24,6 +24,7 @@ def generate(
     threads: options.Threads = None,
     context: options.Context = None,
     executor: options.Executor = ExecutorName.native,
+    plan: options.Plan = "auto",
     offline: options.Offline = False,
     chat: Annotated[
         bool | None,
@@ -106,6 +107,7 @@ def generate(
         threads=threads,
         context=context,
         executor=executor,
+        plan=plan,
         offline=offline,
         quiet=quiet or json,
     ) as llm:

@@ -17,6 +17,7 @@ def open_llm(
     threads: int | None = None,
     context: int | None = None,
     executor: ExecutorName,
+    plan: str,
     offline: bool,
     quiet: bool,
 ) -> LLM:
@@ -34,6 +35,7 @@ def open_llm(
         threads=threads,
         context=context,
         executor=executor.value,
+        plan=plan,
         offline=offline or None,
         progress=make_progress(quiet=quiet),
     )

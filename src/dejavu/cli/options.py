@@ -59,6 +59,13 @@ Offline = Annotated[bool, typer.Option("--offline", help="Use only what is on th
 Executor = Annotated[
     ExecutorName, typer.Option(help="native is the C++ engine; reference the slow NumPy specification.")
 ]
+Plan = Annotated[
+    str,
+    typer.Option(
+        metavar="PATH|off|auto",
+        help="Access plan to decode by: a folder; off: dense; auto: dejavu's own for this model, if there is one.",
+    ),
+]
 Json = Annotated[
     bool,
     typer.Option("--json", help="Print one JSON object on stdout.", callback=_remember_json, is_eager=True),

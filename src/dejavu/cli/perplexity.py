@@ -27,11 +27,12 @@ def perplexity(
         Path, typer.Option(help='A .txt file (one document) or .jsonl lines with a "text" field.')
     ],
     path: Annotated[
-        PathName,
+        PathName | None,
         typer.Option(
-            help="Score blocks densely, one token at a time as in generation, or blocks by the plan."
+            help="Score blocks densely, one token at a time as in generation, or blocks by the plan; default: prefill, "
+            "masked with a plan."
         ),
-    ] = PathName.prefill,
+    ] = None,
     window: Annotated[
         int | None, typer.Option("--window", "--context", help="Most tokens of context; default: 1024.")
     ] = None,
@@ -43,6 +44,7 @@ def perplexity(
     kv: options.Kv = KvName.f16,
     threads: options.Threads = None,
     executor: options.Executor = ExecutorName.native,
+    plan: options.Plan = "off",
     offline: options.Offline = False,
     json: options.Json = False,
 ) -> None:
@@ -58,15 +60,32 @@ def perplexity(
 
     texts = read_documents(text)
     with open_llm(
-        model, codec=codec, kv=kv, threads=threads, executor=executor, offline=offline, quiet=json
+        model,
+        codec=codec,
+        kv=kv,
+        threads=threads,
+        executor=executor,
+        plan=plan,
+        offline=offline,
+        quiet=json,
     ) as llm:
+        if path is None:
+            path = PathName.prefill if llm.plan is None else PathName.masked
         documents = encode_documents(llm.tokenizer, texts, limit=limit)
         with token_bar(sum(d.scored for d in documents), quiet=json) as advance:
             result = measure_perplexity(
                 llm.executor, documents, path=path.value, window=window, stride=stride, progress=advance
             )
     if json:
-        print_json({"model": model, "codec": codec.value, "kv_dtype": kv.value, **result.to_dict()})
+        facts: dict[str, object] = {
+            "model": model,
+            "codec": codec.value,
+            "kv_dtype": kv.value,
+            **result.to_dict(),
+        }
+        if llm.plan is not None:
+            facts |= {"plan": llm.plan.name, "plan_stats": llm.executor.last_stats}
+        print_json(facts)
         return
     print(f"perplexity {result.perplexity:.4f}")
     count = "1 document" if len(result.documents) == 1 else f"{len(result.documents)} documents"

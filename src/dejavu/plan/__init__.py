@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dejavu.plan.access_plan import AccessPlan, KvPolicy, LayerPlan, VocabularySketch
+from dejavu.plan.choice import choose_plan
 from dejavu.plan.compensator import Compensator
 from dejavu.plan.selectors import (
     Dense,
@@ -33,4 +34,5 @@ __all__ = [
     "Static",
     "Threshold",
     "VocabularySketch",
+    "choose_plan",
 ]

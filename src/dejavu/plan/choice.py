@@ -1,0 +1,54 @@
+"""Which plan a user means: "off", "auto", a folder, or a plan."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dejavu.errors import PlanError
+from dejavu.nested import WIDTHS
+from dejavu.plan.access_plan import AccessPlan
+from dejavu.plan.storage import PLAN_NAME, read_plan
+
+if TYPE_CHECKING:
+    from dejavu.codecs import Codec
+    from dejavu.models.weights import Weights
+
+SHIPPED = Path(__file__).parent.parent / "plans"
+"""Folders of plans that come with dejavu."""
+
+
+def choose_plan(wanted: AccessPlan | Path | str, weights: Weights, codec: Codec) -> AccessPlan | None:
+    """The plan to run `weights` by, held in `codec`; None: dense.
+
+    Args:
+        wanted: "off": none. "auto": one that comes with dejavu for this model and suits the codec, if there is one.
+            Otherwise a plan, or the folder of one.
+        weights: of the model.
+        codec: how its weights will be held.
+
+    Raises:
+        PlanError: the plan cannot be read, is for another model, or reads leading bits that the codec does not have.
+    """
+    if wanted == "off":
+        return None
+    if wanted == "auto":
+        return next((plan for plan in _shipped(weights) if _suits(plan, codec)), None)
+    plan = wanted if isinstance(wanted, AccessPlan) else read_plan(Path(wanted).expanduser())
+    plan.check_model(weights.fingerprint)
+    if not _suits(plan, codec):
+        raise PlanError(
+            f"the plan {plan.name!r} reads leading bits of the weights; {codec} has none",
+            fix=f"use --codec {' or '.join(WIDTHS)}, or --plan off",
+        )
+    return plan
+
+
+def _shipped(weights: Weights) -> list[AccessPlan]:
+    """Those for the model, by name."""
+    plans = [read_plan(path.parent) for path in sorted(SHIPPED.glob(f"*/{PLAN_NAME}"))]
+    return [plan for plan in plans if plan.model == weights.fingerprint]
+
+
+def _suits(plan: AccessPlan, codec: Codec) -> bool:
+    return codec in WIDTHS or not plan.needs_planes

@@ -1,0 +1,150 @@
+"""Choosing a plan: off, auto, a folder, a plan; `LLM` and the command line with one."""
+
+from __future__ import annotations
+
+import io
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from dejavu import LLM, SamplingParams
+from dejavu.cli.app import run
+from dejavu.errors import PlanError
+from dejavu.models.loading import open_model
+from dejavu.plan import AccessPlan, KvPolicy, Oracle, Random, Sketch, choice, choose_plan
+from tiny_chat import build_tiny_chat
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+REFERENCE = ("--executor", "reference", "--kv", "f32")
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_tiny_chat(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="module")
+def weights(tiny: Path) -> Any:
+    return open_model(tiny).weights
+
+
+@pytest.fixture(autouse=True)
+def shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(choice, "SHIPPED", tmp_path / "plans")
+    return tmp_path / "plans"
+
+
+@pytest.fixture
+def plan(tiny: Path) -> AccessPlan:
+    model = open_model(tiny)
+    return AccessPlan.uniform(
+        model.weights.fingerprint,
+        model.config.n_layers,
+        name="half",
+        neurons=Oracle(density=0.5),
+        heads=Random(density=0.5),
+        kv=KvPolicy("recompute", 4),
+    )
+
+
+def test_off_is_dense_and_auto_is_the_shipped_one(plan: AccessPlan, weights: Any, shipped: Path) -> None:
+    assert choose_plan("off", weights, "f32") is None
+    assert choose_plan("auto", weights, "f32") is None
+    AccessPlan.uniform("another", 2).save(shipped / "another")
+    AccessPlan.uniform(plan.model, len(plan.layers), name="bits", neurons=Sketch(bits=3, density=0.5)).save(
+        shipped / "bits"
+    )
+    assert choose_plan("auto", weights, "f32") is None
+    plan.save(shipped / "half")
+    for codec, name in (("f32", "half"), ("bf16", "half"), ("int8", "bits"), ("int4", "bits")):
+        found = choose_plan("auto", weights, codec)  # type: ignore[arg-type]
+        assert found is not None
+        assert found.name == name
+    assert choose_plan("off", weights, "int8") is None
+
+
+def test_a_folder_or_a_plan(plan: AccessPlan, weights: Any, tmp_path: Path) -> None:
+    plan.save(tmp_path / "mine")
+    for wanted in (tmp_path / "mine", str(tmp_path / "mine"), plan):
+        found = choose_plan(wanted, weights, "f32")
+        assert found is not None
+        assert found.name == "half"
+    with pytest.raises(PlanError, match="is for model another"):
+        choose_plan(AccessPlan.uniform("another", 2), weights, "f32")
+    sketch = AccessPlan.uniform(plan.model, 2, neurons=Sketch(bits=3, density=0.5))
+    with pytest.raises(PlanError, match="bf16 has none") as caught:
+        choose_plan(sketch, weights, "bf16")
+    assert "--codec int8 or int4" in str(caught.value)
+    with pytest.raises(PlanError, match="cannot read"):
+        choose_plan(tmp_path / "none", weights, "f32")
+
+
+def test_generating_by_a_plan(plan: AccessPlan, tiny: Path, shipped: Path) -> None:
+    params = SamplingParams(temperature=0, max_tokens=9, ignore_eos=True)
+
+    def text(**options: Any) -> tuple[str, Any]:
+        with LLM.from_pretrained(str(tiny), executor="reference", kv_dtype="f32", **options) as llm:
+            return llm.generate("the cat", params).text, (llm.plan and llm.plan.name)
+
+    base, none = text()
+    assert none is None
+    sparse, name = text(plan=plan)
+    assert name == "half"
+    assert sparse != base
+    plan.save(shipped / "half")
+    assert text() == (sparse, "half")
+    assert text(plan="off") == (base, None)
+
+
+@pytest.fixture
+def dejavu(capsys: pytest.CaptureFixture[str]) -> Callable[..., Any]:
+    def call(*args: str) -> tuple[int, Any]:
+        capsys.readouterr()
+        code = run([*args, "--json"])
+        return code, json.loads(capsys.readouterr().out)
+
+    return call
+
+
+def test_plans_on_the_command_line(
+    plan: AccessPlan, tiny: Path, tmp_path: Path, dejavu: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan.save(tmp_path / "mine")
+    mine, model = str(tmp_path / "mine"), str(tiny)
+    rest = ("--raw", "-n", "9", "--ignore-eos", *REFERENCE)
+    texts = {}
+    for wanted in ("off", "auto", mine):
+        code, result = dejavu("generate", "the cat", "-m", model, "--plan", wanted, *rest)
+        assert code == 0
+        texts[wanted] = result["completions"][0]["text"]
+    assert texts["off"] == texts["auto"] != texts[mine]
+    monkeypatch.setattr("sys.stdin", io.StringIO("the cat\n"))
+    code, result = dejavu("chat", model, "--plan", mine, "-n", "3", "--temperature", "0", *REFERENCE)
+    assert code == 0
+    code, result = dejavu("generate", "the cat", "-m", model, "--plan", str(tmp_path), *REFERENCE)
+    assert code == PlanError.exit_code
+    assert result["error"]["type"] == "PlanError"
+
+
+def test_perplexity_by_a_plan(plan: AccessPlan, tiny: Path, tmp_path: Path, dejavu: Any) -> None:
+    plan.save(tmp_path / "mine")
+    text = tmp_path / "text.txt"
+    text.write_text("the cat sat on the mat and the cat sat on the hat")
+
+    def score(*options: str) -> dict[str, Any]:
+        code, result = dejavu("perplexity", str(tiny), "--text", str(text), *REFERENCE, *options)
+        assert code == 0
+        return result
+
+    base, masked = score(), score("--plan", str(tmp_path / "mine"))
+    stepwise = score("--plan", str(tmp_path / "mine"), "--path", "decode")
+    assert (base["path"], masked["path"], stepwise["path"]) == ("prefill", "masked", "decode")
+    assert abs(masked["nll"] - stepwise["nll"]) < 1e-4
+    assert abs(masked["nll"] - base["nll"]) > 1e-4
+    assert "plan" not in base
+    assert masked["plan"] == "half"
+    assert set(masked["plan_stats"]["heads"]) == {0.5}
