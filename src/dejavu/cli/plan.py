@@ -1,0 +1,126 @@
+"""dejavu plan show and dejavu plan check."""
+
+from __future__ import annotations
+
+import json as jsonlib
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from dejavu.cli import options
+from dejavu.cli.output import print_fields, print_json, print_table
+
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Show and check access plans.")
+
+Folder = Annotated[Path, typer.Argument(metavar="PLAN", help="The folder of a plan.")]
+
+_HEADERS = ("layer", "neurons", "take", "by", "ahead", "heads", "take", "by", "ahead", "compensator", "bytes")
+_LONGEST = 100
+
+
+@app.command()
+def show(plan: Folder, json: options.Json = False) -> None:
+    """Show what a plan selects in each layer, and the evidence it was chosen by."""
+    from dejavu.plan import AccessPlan
+    from dejavu.plan.summary import summarize
+    from dejavu.units import human_bytes
+
+    facts = summarize(AccessPlan.load(plan))
+    if json:
+        print_json(facts)
+        return
+    print_fields(
+        {
+            "name": facts["name"] or "(none)",
+            "model": facts["model"],
+            "predictors": human_bytes(facts["bytes"]),
+            "keys and values": _kv(facts["kv"]),
+            "vocabulary": _vocabulary(facts["vocabulary"]),
+            "codecs": ", ".join(facts["codecs"]),
+            **{f"evidence: {name}": _short(value) for name, value in facts["evidence"].items()},
+        }
+    )
+    print()
+    print_table(_HEADERS, [_row(i, layer) for i, layer in enumerate(facts["layers"])])
+
+
+@app.command()
+def check(
+    plan: Folder,
+    model: Annotated[
+        str | None,
+        typer.Argument(metavar="[MODEL]", help=f"Whether it is for this model. {options.MODEL_HELP}"),
+    ] = None,
+    offline: options.Offline = False,
+    json: options.Json = False,
+) -> None:
+    """Check the files of a plan, and whether it is for a model."""
+    from dejavu.plan import AccessPlan
+    from dejavu.plan.summary import usable_codecs
+
+    loaded = AccessPlan.load(plan)
+    if model is not None:
+        _check_model(loaded, model, offline=offline, quiet=json)
+        codecs = usable_codecs(loaded)
+        codec = "" if "f32" in codecs else f" --codec {codecs[0]}"
+        what = "The plan is sound, and it is for this model."
+        following = f'dejavu generate "Hello" -m {model} --plan {plan}{codec}'
+    else:
+        what = "The files of the plan are sound."
+        following = f"dejavu plan check {plan} MODEL"
+    if json:
+        print_json({"plan": str(plan), "name": loaded.name, "model": model, "ok": True, "next": following})
+        return
+    print(what)
+    print(f"next: {following}")
+
+
+def _check_model(plan: Any, model: str, *, offline: bool, quiet: bool) -> None:
+    from dejavu.cli.progress import make_progress
+    from dejavu.models.loading import open_model
+    from dejavu.models.sources import resolve
+
+    opened = open_model(resolve(model, offline=offline or None, progress=make_progress(quiet=quiet)))
+    try:
+        plan.check_fits(opened.config, opened.weights.fingerprint)
+    finally:
+        opened.close()
+
+
+def _row(number: int, layer: dict[str, Any]) -> tuple[str, ...]:
+    stand_in = layer["compensator"]
+    rank = "" if stand_in["kind"] == "none" else f"rank {stand_in['rank']}"
+    return (str(number), *_selector(layer["neurons"]), *_selector(layer["heads"]), rank, str(layer["bytes"]))
+
+
+def _selector(part: dict[str, Any]) -> tuple[str, str, str, str]:
+    """Kind; what it takes; what it goes by; how far it looks ahead."""
+    take = by = ""
+    if "density" in part:
+        take = f"{100 * part['density']:.4g}%"
+    elif "threshold" in part:
+        take = f"> {part['threshold']:.4g}"
+    elif "indices" in part:
+        take = str(part["indices"])
+    if "rank" in part:
+        by = f"rank {part['rank']}" + (", relu" if part["hidden"] == "relu" else "")
+    elif "bits" in part:
+        by = f"{part['bits']} bits"
+    return str(part["kind"]), take, by, str(part.get("lookahead", ""))
+
+
+def _kv(policy: dict[str, Any]) -> str:
+    waiting = f", at most {policy['buffer']} positions late" if policy["kind"] == "recompute" else ""
+    return policy["kind"] + waiting
+
+
+def _vocabulary(part: dict[str, Any]) -> str:
+    exact = f", {part['bits']} bits, the best {part['exact']} exact" if part["kind"] == "sketch" else ""
+    return str(part["kind"]) + exact
+
+
+def _short(value: object) -> str:
+    """A piece of evidence on one line."""
+    text = value if isinstance(value, str) else jsonlib.dumps(value, ensure_ascii=False)
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."

@@ -1,0 +1,152 @@
+"""dejavu plan show and dejavu plan check."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from dejavu.cli.app import run
+from dejavu.errors import PlanError
+from dejavu.models.loading import open_model
+from dejavu.plan import (
+    AccessPlan,
+    Compensator,
+    KvPolicy,
+    LayerPlan,
+    LowRank,
+    Sketch,
+    Static,
+    Threshold,
+    VocabularySketch,
+)
+from tiny_chat import build_tiny_chat
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_tiny_chat(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="module")
+def plan(tiny: Path) -> AccessPlan:
+    """Every column of the table filled somewhere."""
+    model = open_model(tiny)
+    c, d = model.config, model.config.d_model
+    zeros = np.zeros
+    neurons = LowRank(
+        a=zeros((4, d)), b=zeros((c.d_ff, 4)), bias=zeros(c.d_ff), density=0.25, hidden="relu", lookahead=1
+    )
+    heads = LowRank(a=zeros((2, d)), b=zeros((c.n_heads, 2)), bias=zeros(c.n_heads), threshold=0.5)
+    layers = [
+        LayerPlan(neurons, heads, Compensator(a=zeros((3, d)), b=zeros((3, d)), bias=zeros(d))),
+        LayerPlan(Sketch(bits=3, density=0.5, lookahead=2), Static(indices=np.array([1]))),
+    ]
+    layers += [LayerPlan(Threshold(threshold=0.125))] * (c.n_layers - 2)
+    return AccessPlan(
+        model=model.weights.fingerprint,
+        layers=tuple(layers),
+        name="example",
+        kv=KvPolicy("recompute", 32),
+        vocabulary=VocabularySketch(bits=3, exact=200),
+        evidence={"ppl_ratio": 1.02, "tokens": {"train": 1000}, "curve": list(range(99))},
+    )
+
+
+@pytest.fixture
+def folder(plan: AccessPlan, tmp_path: Path) -> Path:
+    plan.save(tmp_path / "plan")
+    return tmp_path / "plan"
+
+
+@pytest.fixture
+def dejavu(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    def call(*args: str) -> tuple[int, str, str]:
+        capsys.readouterr()
+        code = run([*args])
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return call
+
+
+def test_show(folder: Path, plan: AccessPlan, dejavu: Any) -> None:
+    code, out, _ = dejavu("plan", "show", str(folder))
+    assert code == 0
+    for words in (
+        plan.model,
+        "recompute, at most 32 positions late",
+        "sketch, 3 bits, the best 200 exact",
+        "codecs               int8, int4",
+        "evidence: ppl_ratio  1.02",
+        'evidence: tokens     {"train": 1000}',
+        "...",
+    ):
+        assert words in out
+    table = [line.split() for line in out.partition("\n\n")[2].splitlines()]
+    assert table[2][:12] == [
+        "0",
+        "low_rank",
+        "25%",
+        "rank",
+        "4,",
+        "relu",
+        "1",
+        "low_rank",
+        ">",
+        "0.5",
+        "rank",
+        "2",
+    ]
+    assert table[3] == ["1", "sketch", "50%", "3", "bits", "2", "static", "1", "4"]
+
+
+def test_show_as_json(folder: Path, plan: AccessPlan, dejavu: Any) -> None:
+    code, out, _ = dejavu("plan", "show", str(folder), "--json")
+    facts = json.loads(out)
+    assert code == 0
+    assert facts["kv"] == {"kind": "recompute", "buffer": 32}
+    assert facts["evidence"] == plan.evidence
+    assert facts["layers"][0]["neurons"] == {
+        "kind": "low_rank", "rank": 4, "density": 0.25, "hidden": "relu", "lookahead": 1
+    }  # fmt: skip
+    assert facts["layers"][1]["heads"] == {"kind": "static", "indices": 1}
+    assert facts["layers"][1]["compensator"] == {"kind": "none"}
+    stored = (folder / "predictors.safetensors").stat().st_size
+    assert 0 < stored - facts["bytes"] < 4096  # the header
+
+
+def test_check(folder: Path, tiny: Path, plan: AccessPlan, dejavu: Any) -> None:
+    code, out, _ = dejavu("plan", "check", str(folder))
+    assert (code, "files of the plan are sound" in out) == (0, True)
+    assert f"next: dejavu plan check {folder} MODEL" in out
+    code, out, _ = dejavu("plan", "check", str(folder), str(tiny))
+    assert (code, "for this model" in out) == (0, True)
+    assert f"-m {tiny} --plan {folder} --codec int8" in out
+    code, out, _ = dejavu("plan", "check", str(folder), str(tiny), "--json")
+    assert (code, json.loads(out)["ok"]) == (0, True)
+    AccessPlan(model="f" * 64, layers=plan.layers, name="other").save(folder)
+    code, out, err = dejavu("plan", "check", str(folder), str(tiny))
+    assert code == PlanError.exit_code
+    assert f"'other' is for model {'f' * 16}, this one is {plan.model[:16]}" in err
+    assert "dejavu train" in err
+    AccessPlan(model=plan.model, layers=plan.layers[:1]).save(folder)
+    code, out, _ = dejavu("plan", "check", str(folder), str(tiny), "--json")
+    assert code == PlanError.exit_code
+    assert "1 layers" in json.loads(out)["error"]["message"]
+    (folder / "predictors.safetensors").write_bytes(b"")
+    code, _, err = dejavu("plan", "show", str(folder))
+    assert (code, "truncated" in err) == (PlanError.exit_code, True)
+
+
+def test_plan_alone_shows_help(dejavu: Any) -> None:
+    code, out, err = dejavu("plan", "--help")
+    assert code == 0
+    assert "show" in out + err
+    assert "check" in out + err
