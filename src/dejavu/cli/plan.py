@@ -21,7 +21,7 @@ _LONGEST = 100
 
 @app.command()
 def show(plan: Folder, json: options.Json = False) -> None:
-    """Show what a plan selects in each layer, and the evidence it was chosen by."""
+    """Show what a plan selects in each layer, and its evidence."""
     from dejavu.plan import AccessPlan
     from dejavu.plan.summary import summarize
     from dejavu.units import human_bytes
@@ -112,7 +112,7 @@ def _selector(part: dict[str, Any]) -> tuple[str, str, str, str]:
 
 def _kv(policy: dict[str, Any]) -> str:
     waiting = f", at most {policy['buffer']} positions late" if policy["kind"] == "recompute" else ""
-    return policy["kind"] + waiting
+    return str(policy["kind"]) + waiting
 
 
 def _vocabulary(part: dict[str, Any]) -> str:
