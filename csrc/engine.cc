@@ -102,7 +102,7 @@ Engine::Engine(const Config& config, Codec codec, Codec head_codec, const Sectio
   head_ = sections.count("head.weight") ? read.bundles("head.weight", embed_layout, kPlainRows, plain_bundles(c_.vocab))
                                         : embed_;
   if (sections.count("head.planes")) {
-    head_planes_ = read.planes("head.planes", embed_layout, c_.vocab);
+    head_planes_ = read.planes("head.planes", embed_layout, plain_bundles(c_.vocab) * kPlainRows);
   }
   if (c_.embed_dim != d) {
     proj_in_ = read.bundles("embed.proj_in", RowLayout(Codec::f32, c_.embed_dim), kPlainRows, plain_bundles(d));

@@ -24,12 +24,11 @@ inline constexpr int plane_bits(int first, int last) {
   return bits;
 }
 
-// Place of element `o` of the stored order among the 64 bytes of its chunk. Two int16 vectors of the prepared input are
-// interleaved byte by byte: units 2v and 2v + 1 of a block, or the first and second halves of the tail's groups. Any
-// four neighbouring bytes belong to one group.
-inline constexpr int chunk_place(const RowLayout& layout, int o) {
-  const int i = o % kChunk;
-  return o < layout.blocks * kBlock ? i % 32 * 2 + i / 32 : i / 32 * 32 + i % 16 * 2 + i % 32 / 16;
+// Place of element `i` of a chunk in stored order among the chunk's 64 bytes. Two int16 vectors of the prepared input
+// are interleaved byte by byte: units 2v and 2v + 1 of a block, or (in the tail) the halves of both groups. Any four
+// neighbouring bytes belong to one group.
+inline constexpr int chunk_place(bool block, int i) {
+  return block ? i % 32 * 2 + i / 32 : i / 32 * 32 + i % 16 * 2 + i % 32 / 16;
 }
 
 // `count` units (a neuron, a row of the head) of `rows` rows each. A view.

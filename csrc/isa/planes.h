@@ -10,7 +10,7 @@ using dejavu::Planes;
 
 // Bits of planes [first, last) of element o, in their place within the code.
 inline int plane_code(const Planes& planes, int unit, int row, int first, int last, int o) {
-  const int place = dejavu::chunk_place(planes.layout, o);
+  const int place = dejavu::chunk_place(o < planes.layout.blocks * kBlock, o % kChunk);
   int code = 0;
   for (int p = first; p < last; ++p) {
     const int width = dejavu::plane_width(p), bytes = 8 * width;

@@ -15,15 +15,18 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from dejavu.engine.layout import Bundled
+    from dejavu.engine.layout import Bundled, Planed
     from dejavu.models.config import ModelConfig
     from dejavu.models.weights import Weights
 
 _CHUNK_BYTES = 16 << 20
 
 
-def chunks(config: ModelConfig, weights: Weights, section: Bundled) -> Iterator[NDArray[np.float32]]:
-    """The section's weights as float32 [bundles, rows, width], in order, in pieces of some 16 MB."""
+def chunks(config: ModelConfig, weights: Weights, section: Bundled | Planed) -> Iterator[NDArray[np.float32]]:
+    """The section's weights as float32 [bundles, rows, width], in order, in pieces of some 16 MB.
+
+    An MLP's planes come with the down row, which goes to the section beside them.
+    """
     prefix, _, kind = section.name.rpartition(".")
     if kind == "heads":
         yield from _heads(config, weights, f"{prefix}.")
@@ -31,10 +34,12 @@ def chunks(config: ModelConfig, weights: Weights, section: Bundled) -> Iterator[
         k, v = (weights.read(f"{prefix}.{name}.weight") for name in "kv")
         shape = (config.n_kv_heads, config.head_dim, config.d_model)
         yield np.concatenate([k.reshape(shape), v.reshape(shape)], axis=1)
-    elif kind == "mlp":
+    elif section.name == "head.planes":
+        yield from _plain(weights, "embed.weight" if config.tied_head else "head.weight")
+    elif kind in ("mlp", "planes"):
         yield from _neurons(config, weights, f"{prefix}.")
     else:
-        yield from _plain(weights, section)
+        yield from _plain(weights, section.name)
 
 
 def _heads(config: ModelConfig, weights: Weights, prefix: str) -> Iterator[NDArray[np.float32]]:
@@ -60,12 +65,12 @@ def _neurons(config: ModelConfig, weights: Weights, prefix: str) -> Iterator[NDA
         yield np.stack(parts, axis=1)  # [n, parts, d]
 
 
-def _plain(weights: Weights, section: Bundled) -> Iterator[NDArray[np.float32]]:
+def _plain(weights: Weights, name: str) -> Iterator[NDArray[np.float32]]:
     """Rows sixteen by sixteen; the last bundle is filled up with zeros."""
-    total = weights.shape(section.name)[0]
-    step = max(1, _CHUNK_BYTES // (4 * section.width * PLAIN_ROWS)) * PLAIN_ROWS
+    total, width = weights.shape(name)
+    step = max(1, _CHUNK_BYTES // (4 * width * PLAIN_ROWS)) * PLAIN_ROWS
     for first in range(0, total, step):
-        rows = weights.read(section.name, first, min(first + step, total))
+        rows = weights.read(name, first, min(first + step, total))
         if missing := -len(rows) % PLAIN_ROWS:
-            rows = np.concatenate([rows, np.zeros((missing, section.width), np.float32)])
-        yield rows.reshape(-1, PLAIN_ROWS, section.width)
+            rows = np.concatenate([rows, np.zeros((missing, width), np.float32)])
+        yield rows.reshape(-1, PLAIN_ROWS, width)

@@ -18,6 +18,7 @@ from dejavu.models import rope
 from dejavu.models.alibi import alibi_slopes
 from dejavu.models.loading import open_model
 from dejavu.models.store import packed_folder
+from dejavu.nested import widths as plane_widths
 from dejavu.refinement import refine
 
 if TYPE_CHECKING:
@@ -66,6 +67,7 @@ class NativeExecutor:
         path: Path,
         *,
         codec: Codec,
+        nested: bool = False,
         kv_dtype: str = "f16",
         threads: int | None = None,
         cache: bool = True,
@@ -76,27 +78,31 @@ class NativeExecutor:
         Args:
             path: what `dejavu.models.sources.resolve` returned.
             codec: how the linears are stored.
+            nested: store MLPs and the head as bit planes, as plans with sketches need them (int8, int4).
             kv_dtype: how keys and values are stored.
             threads: default: one per physical core.
             cache: keep the packed weights in the cache folder and map them; otherwise pack into memory.
             progress: told of packing.
 
         Raises:
+            InputError: `nested` with a codec that has no bit planes.
             ModelFormatError, UnsupportedModelError, NumericsError: the model cannot be used.
             CacheError: the packed file cannot be written.
         """
         threads = default_threads() if threads is None else threads
-        target = packed_path(path, codec)
+        if nested:
+            plane_widths(codec)
+        target = packed_path(path, codec, nested=nested)
         packed = read_packed(target) if cache else None
         if packed is None:
             model = open_model(path)
             try:
                 config, weights = refine(model.config, model.weights, codec)
                 if cache:
-                    write_packed(target, config, weights, codec, threads, progress)
+                    write_packed(target, config, weights, codec, threads, progress, nested=nested)
                     packed = read_packed(target)
                 if packed is None:
-                    packed = pack_in_memory(config, weights, codec, threads, progress)
+                    packed = pack_in_memory(config, weights, codec, threads, progress, nested=nested)
             finally:
                 model.weights.close()
         return cls(packed, kv_dtype=kv_dtype, threads=threads)
@@ -195,10 +201,11 @@ class NativeExecutor:
             kind = name.rpartition(".")[2]
             if kind in ("heads", "kv"):
                 parts["attention"] += size
-            elif kind == "mlp":
+            elif kind in ("mlp", "planes") and name != "head.planes":
                 parts["mlp"] += size
-        head = "head.weight" if "head.weight" in self.packed.places else "embed.weight"
-        parts["head"] = self.packed.places[head][1]
+        places = self.packed.places
+        head = next(name for name in ("head.planes", "head.weight", "embed.weight") if name in places)
+        parts["head"] = places[head][1]
         parts["kv"] = context * kv_bytes_per_token(self.config, self.kv_dtype)
         return parts
 
@@ -222,7 +229,7 @@ def kv_bytes_per_token(config: ModelConfig, kv_dtype: str) -> int:
     return 2 * config.n_layers * config.n_kv_heads * vector
 
 
-def packed_path(path: Path, codec: str) -> Path:
+def packed_path(path: Path, codec: str, *, nested: bool = False) -> Path:
     """Where the packed form of the model at `path` lies in the cache folder.
 
     The name depends on the sizes and times of the model's files, so that a changed model is packed again without
@@ -235,7 +242,7 @@ def packed_path(path: Path, codec: str) -> Path:
     )
     facts = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in files]
     key = hashlib.sha256(json.dumps([VERSION, facts]).encode()).hexdigest()[:12]
-    return packed_folder(path) / f"{codec}-{key}.dejavu"
+    return packed_folder(path) / f"{codec}{'-nested' if nested else ''}-{key}.dejavu"
 
 
 def _engine_config(config: ModelConfig) -> dict[str, object]:

@@ -1,7 +1,8 @@
 """The packed file: a model's weights in bundles, as the engine reads them, ready to be mapped into memory.
 
 Layout: `_MAGIC`, the length of the header (uint64, little endian), the header (JSON), then the sections, each
-aligned to 64 bytes. The header names the version, the codec, the configuration and the place of each section.
+aligned to 64 bytes. The header names the version, the codec, whether it is nested (bit planes, see
+`dejavu.nested`), the configuration and the place of each section.
 """
 
 from __future__ import annotations
@@ -9,26 +10,24 @@ from __future__ import annotations
 import json
 import mmap
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from dejavu.codecs import CODECS, Codec
-from dejavu.engine.bundles import chunks
-from dejavu.engine.core import load_core
-from dejavu.engine.layout import Bundled, offsets, sections
-from dejavu.errors import CacheError, DejavuError, NumericsError
+from dejavu.engine.layout import offsets, sections
+from dejavu.engine.packing import pack_sections
+from dejavu.errors import CacheError, DejavuError
 from dejavu.models.config import ModelConfig
 from dejavu.models.progress import NoProgress
 from dejavu.models.store import atomic_write
 
 if TYPE_CHECKING:
     from pathlib import Path
-    from typing import BinaryIO
 
     from numpy.typing import NDArray
 
-    from dejavu.engine.layout import Section
+    from dejavu.engine.packing import Put
     from dejavu.models.progress import Progress
     from dejavu.models.weights import Weights
 
@@ -50,6 +49,7 @@ class Packed:
     places: dict[str, tuple[int, int]]
     """Section -> (offset, bytes) in `buffer`."""
     buffer: NDArray[np.uint8]
+    nested: bool = False
 
     @property
     def nbytes(self) -> int:
@@ -68,12 +68,13 @@ def read_packed(path: Path) -> Packed | None:
             header = json.loads(stream.read(length))
             if header["version"] != VERSION or header["codec"] not in CODECS:
                 return None
+            nested = header["nested"] is True
             mapped = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
         if len(mapped) != header["bytes"]:
             return None
         config = ModelConfig.from_dict(header["config"])
         places = {str(name): (int(place[0]), int(place[1])) for name, place in header["sections"].items()}
-        expected = offsets(sections(config, header["codec"]), 0)
+        expected = offsets(sections(config, header["codec"], nested=nested), 0)
         if {name: size for name, (_, size) in places.items()} != {
             name: size for name, (_, size) in expected.items()
         }:
@@ -87,7 +88,7 @@ def read_packed(path: Path) -> Packed | None:
     except (ValueError, KeyError, TypeError, IndexError, AttributeError, DejavuError):
         return None  # damaged: packing again is always right
     buffer = np.frombuffer(mapped, np.uint8)
-    return Packed(config, header["codec"], str(header["fingerprint"]), places, buffer)
+    return Packed(config, header["codec"], str(header["fingerprint"]), places, buffer, nested)
 
 
 def write_packed(
@@ -97,30 +98,50 @@ def write_packed(
     codec: Codec,
     threads: int,
     progress: Progress | None = None,
+    *,
+    nested: bool = False,
 ) -> None:
     """Pack `weights` into the file at `path`, whole or not at all; memory stays at a few chunks.
 
     Raises:
         CacheError: the file cannot be written.
+        InputError: `nested` with a codec that has no bit planes.
         NumericsError: the weights hold NaN, infinity, or values that the codec cannot hold.
     """
-    header, places, total = _header(config, weights.fingerprint, codec)
+    header, places, total = _header(config, weights.fingerprint, codec, nested)
     with atomic_write(path) as stream:
+
+        def put(offset: int, data: NDArray[Any]) -> None:
+            stream.seek(offset)
+            stream.write(data.data)
+
         stream.write(header)
-        _pack(config, weights, codec, places, total, _FileTarget(stream), threads, progress or NoProgress())
-    for outdated in path.parent.glob(f"{codec}-*.dejavu"):
-        if outdated != path:  # of an earlier state of the model's files, or of an earlier version of dejavu
-            outdated.unlink(missing_ok=True)
+        stream.truncate(total)
+        _pack(config, weights, codec, nested, places, put, threads, progress)
+    kind = path.stem.rpartition("-")[0]
+    for outdated in path.parent.glob(f"{kind}-*.dejavu"):
+        if outdated != path and outdated.stem.rpartition("-")[0] == kind:
+            outdated.unlink(missing_ok=True)  # of an earlier state of the model's files, or of dejavu
 
 
 def pack_in_memory(
-    config: ModelConfig, weights: Weights, codec: Codec, threads: int, progress: Progress | None = None
+    config: ModelConfig,
+    weights: Weights,
+    codec: Codec,
+    threads: int,
+    progress: Progress | None = None,
+    *,
+    nested: bool = False,
 ) -> Packed:
     """Pack `weights` into anonymous memory. Raises as `write_packed`, without `CacheError`."""
-    _, places, total = _header(config, weights.fingerprint, codec)
+    _, places, total = _header(config, weights.fingerprint, codec, nested)
     buffer = anonymous(total)
-    _pack(config, weights, codec, places, total, _MemoryTarget(buffer), threads, progress or NoProgress())
-    return Packed(config, codec, weights.fingerprint, places, buffer)
+
+    def put(offset: int, data: NDArray[Any]) -> None:
+        buffer[offset : offset + data.nbytes] = data.view(np.uint8).reshape(-1)
+
+    _pack(config, weights, codec, nested, places, put, threads, progress)
+    return Packed(config, codec, weights.fingerprint, places, buffer, nested)
 
 
 def anonymous(nbytes: int) -> NDArray[np.uint8]:
@@ -131,32 +152,11 @@ def anonymous(nbytes: int) -> NDArray[np.uint8]:
     return np.frombuffer(memory, np.uint8)
 
 
-class _Target(Protocol):
-    def put(self, offset: int, data: NDArray[Any]) -> None: ...
-
-
-class _FileTarget:
-    def __init__(self, stream: BinaryIO) -> None:
-        self._stream = stream
-
-    def put(self, offset: int, data: NDArray[Any]) -> None:
-        self._stream.seek(offset)
-        self._stream.write(data.data)
-
-
-class _MemoryTarget:
-    def __init__(self, buffer: NDArray[np.uint8]) -> None:
-        self._buffer = buffer
-
-    def put(self, offset: int, data: NDArray[Any]) -> None:
-        self._buffer[offset : offset + data.nbytes] = data.view(np.uint8).reshape(-1)
-
-
 def _header(
-    config: ModelConfig, fingerprint: str, codec: Codec
+    config: ModelConfig, fingerprint: str, codec: Codec, nested: bool
 ) -> tuple[bytes, dict[str, tuple[int, int]], int]:
     """The file's first bytes, the places of the sections, and the size of the file."""
-    wanted = sections(config, codec)
+    wanted = sections(config, codec, nested=nested)
     start = 4096
     while True:
         places = offsets(wanted, start)
@@ -164,6 +164,7 @@ def _header(
         values = {
             "version": VERSION,
             "codec": codec,
+            "nested": nested,
             "fingerprint": fingerprint,
             "bytes": total,
             "config": config.to_dict(),
@@ -179,42 +180,16 @@ def _pack(
     config: ModelConfig,
     weights: Weights,
     codec: Codec,
+    nested: bool,
     places: dict[str, tuple[int, int]],
-    total: int,
-    target: _Target,
+    put: Put,
     threads: int,
-    progress: Progress,
+    progress: Progress | None,
 ) -> None:
-    progress.start(f"packing weights as {codec}", total)
+    wanted = sections(config, codec, nested=nested)
+    progress = progress or NoProgress()
+    progress.start(f"packing weights as {codec}", sum(section.nbytes for section in wanted))
     try:
-        for section in sections(config, codec):
-            _pack_section(config, weights, section, places[section.name][0], target, threads)
-            progress.advance(section.nbytes)
-            weights.release()
+        pack_sections(config, weights, wanted, places, put, threads, progress)
     finally:
         progress.finish()
-
-
-def _pack_section(
-    config: ModelConfig, weights: Weights, section: Section, offset: int, target: _Target, threads: int
-) -> None:
-    if not isinstance(section, Bundled):
-        values = weights.read(section.name)
-        if not np.isfinite(values).all():
-            raise NumericsError(
-                f"{section.name} holds NaN or infinity", fix="fetch or export the model again"
-            )
-        target.put(offset, values)
-        return
-    core = load_core()
-    bundle = core.bundle_bytes(section.codec, section.width, section.rows)
-    for chunk in chunks(config, weights, section):
-        packed = np.empty(bundle * len(chunk), np.uint8)
-        try:
-            core.pack(section.codec, np.ascontiguousarray(chunk), packed, threads)
-        except ValueError as error:
-            raise NumericsError(
-                f"{section.name}: {error}", fix="fetch or export the model again, or try --codec bf16 or f32"
-            ) from error
-        target.put(offset, packed)
-        offset += packed.nbytes

@@ -6,12 +6,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dejavu.engine.core import load_core
-from dejavu.engine.layout import Bundled, offsets, sections
+from dejavu.engine.layout import Bundled, Plain, Planed, offsets, sections
 from dejavu.engine.native import NativeExecutor
 from dejavu.engine.packed import Packed, anonymous
+from dejavu.engine.packing import encode_bundles, split_bundles
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from dejavu.codecs import Codec
     from dejavu.models.config import ModelConfig
 
@@ -20,28 +22,47 @@ _DISTINCT = 64
 
 
 def synthetic(
-    config: ModelConfig, codec: Codec, *, kv_dtype: str = "f16", threads: int | None = None, seed: int = 0
+    config: ModelConfig,
+    codec: Codec,
+    *,
+    nested: bool = False,
+    kv_dtype: str = "f16",
+    threads: int | None = None,
+    seed: int = 0,
 ) -> NativeExecutor:
     """An executor of `config`'s shape whose weights are small random numbers, repeated to size."""
-    wanted = sections(config, codec)
+    wanted = sections(config, codec, nested=nested)
     places = offsets(wanted, 0)
     buffer = anonymous(max(offset + size for offset, size in places.values()))
     random = np.random.default_rng(seed)
+
+    def bundles(section: Bundled | Planed, rows: int) -> NDArray[np.uint8]:
+        shape = (min(_DISTINCT, section.count), rows, section.width)
+        return encode_bundles(
+            section.codec, random.standard_normal(shape, np.float32) * np.float32(section.width**-0.5)
+        )
+
     for section in wanted:
         offset, size = places[section.name]
         place = buffer[offset : offset + size]
-        if not isinstance(section, Bundled):
+        if isinstance(section, Plain):
             value = 1.0 if section.name.endswith("norm.weight") else 0.0
             place[:] = np.full(size // 4, value, np.float32).view(np.uint8)
-            continue
-        count = min(_DISTINCT, section.count)
-        scale = np.float32(section.width**-0.5)
-        values = random.standard_normal((count, section.rows, section.width), np.float32) * scale
-        packed = np.empty(size // section.count * count, np.uint8)
-        load_core().pack(section.codec, values, packed)
-        for start in range(0, size, packed.nbytes):
-            piece = place[start : start + packed.nbytes]
-            piece[:] = packed[: piece.nbytes]
+        elif isinstance(section, Bundled):
+            _repeat(bundles(section, section.rows), place)
+        elif isinstance(section, Planed):
+            parts, rest = split_bundles(section, bundles(section, section.rows + (section.rest is not None)))
+            for part, (start, each) in zip(parts, section.parts(), strict=True):
+                _repeat(part, place[start : start + each * section.count])
+            if section.rest is not None and rest is not None:
+                start, size = places[section.rest.name]
+                _repeat(rest, buffer[start : start + size])
     return NativeExecutor(
-        Packed(config, codec, "synthetic", places, buffer), kv_dtype=kv_dtype, threads=threads
+        Packed(config, codec, "synthetic", places, buffer, nested), kv_dtype=kv_dtype, threads=threads
     )
+
+
+def _repeat(piece: NDArray[np.uint8], place: NDArray[np.uint8]) -> None:
+    for start in range(0, place.nbytes, piece.nbytes):
+        end = min(start + piece.nbytes, place.nbytes)
+        place[start:end] = piece[: end - start]

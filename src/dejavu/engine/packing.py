@@ -1,0 +1,116 @@
+"""Encodes a model's tensors into the sections of a packed model."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dejavu.engine.bundles import chunks
+from dejavu.engine.core import load_core
+from dejavu.engine.layout import Bundled, NestedBundles, Plain
+from dejavu.errors import NumericsError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+    from dejavu.codecs import Codec
+    from dejavu.engine.layout import Planed, Section
+    from dejavu.models.config import ModelConfig
+    from dejavu.models.progress import Progress
+    from dejavu.models.weights import Weights
+
+    Places = dict[str, tuple[int, int]]
+    Put = Callable[[int, NDArray[Any]], None]
+
+
+def pack_sections(
+    config: ModelConfig,
+    weights: Weights,
+    wanted: list[Section],
+    places: Places,
+    put: Put,
+    threads: int,
+    progress: Progress,
+) -> None:
+    """Encode all `wanted` sections, handing pieces of bytes to `put(offset, piece)`; the rest is zero.
+
+    Raises:
+        NumericsError: the weights hold NaN, infinity, or values that the codec cannot hold.
+    """
+    for section in wanted:
+        if isinstance(section, Plain):
+            _pack_plain(weights, section, places, put)
+        elif isinstance(section, Bundled):
+            _pack_bundles(config, weights, section, places, put, threads)
+        elif not isinstance(section, NestedBundles):  # which are written with their planes
+            _pack_planes(config, weights, section, places, put, threads)
+        progress.advance(section.nbytes)
+        weights.release()
+
+
+def encode_bundles(codec: Codec, rows: NDArray[np.float32], threads: int = 1) -> NDArray[np.uint8]:
+    """Float32 rows [bundles, rows, width] as bytes of bundles. Raises `ValueError` for NaN, infinity, overflow."""
+    core = load_core()
+    packed = np.empty(core.bundle_bytes(codec, rows.shape[2], rows.shape[1]) * len(rows), np.uint8)
+    core.pack(codec, np.ascontiguousarray(rows), packed, threads)
+    return packed
+
+
+def split_bundles(
+    section: Planed, packed: NDArray[np.uint8], threads: int = 1
+) -> tuple[list[NDArray[np.uint8]], NDArray[np.uint8] | None]:
+    """Cut bytes of bundles into the parts of a section of planes, and the bundles beside it (None: there are none)."""
+    core, rest = load_core(), section.rest
+    rows = section.rows + (rest is not None)
+    count = len(packed) // core.bundle_bytes(section.codec, section.width, rows)
+    small = replace(section, count=count)
+    planes = np.empty(small.nbytes, np.uint8)
+    bundles = None if rest is None else np.empty(replace(rest, count=count).nbytes, np.uint8)
+    core.split_planes(section.codec, packed, section.width, rows, section.rows, planes, bundles, threads)
+    return [planes[start : start + size * count] for start, size in small.parts()], bundles
+
+
+def _pack_plain(weights: Weights, section: Plain, places: Places, put: Put) -> None:
+    values = weights.read(section.name)
+    if not np.isfinite(values).all():
+        raise NumericsError(f"{section.name} holds NaN or infinity", fix="fetch or export the model again")
+    put(places[section.name][0], values)
+
+
+def _pack_bundles(
+    config: ModelConfig, weights: Weights, section: Bundled, places: Places, put: Put, threads: int
+) -> None:
+    offset = places[section.name][0]
+    for chunk in chunks(config, weights, section):
+        packed = _encoded(section, chunk, threads)
+        put(offset, packed)
+        offset += packed.nbytes
+
+
+def _pack_planes(
+    config: ModelConfig, weights: Weights, section: Planed, places: Places, put: Put, threads: int
+) -> None:
+    start = places[section.name][0]
+    offsets = [start + offset for offset, _ in section.parts()]
+    beside = places[section.rest.name][0] if section.rest else 0
+    for chunk in chunks(config, weights, section):
+        parts, bundles = split_bundles(section, _encoded(section, chunk, threads), threads)
+        for i, part in enumerate(parts):
+            put(offsets[i], part)
+            offsets[i] += part.nbytes
+        if bundles is not None:
+            put(beside, bundles)
+            beside += bundles.nbytes
+
+
+def _encoded(section: Bundled | Planed, chunk: NDArray[np.float32], threads: int) -> NDArray[np.uint8]:
+    try:
+        return encode_bundles(section.codec, chunk, threads)
+    except ValueError as error:
+        raise NumericsError(
+            f"{section.name}: {error}", fix="fetch or export the model again, or try --codec bf16 or f32"
+        ) from error

@@ -1,0 +1,157 @@
+"""Nested packed models: the same weights as the dense ones, in bit planes; files that are never trusted."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+from dejavu import _core
+from dejavu.codecs import embed_codec
+from dejavu.engine import NativeExecutor
+from dejavu.engine.layout import NestedBundles, Planed, offsets, sections
+from dejavu.engine.native import packed_path
+from dejavu.engine.packed import pack_in_memory, read_packed, write_packed
+from dejavu.errors import InputError
+from dejavu.models.loading import open_model
+from tiny_models import CASES, prompt
+from tolerances import TOLERANCES
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from dejavu.engine.packed import Packed
+
+    Folder = Callable[[str], Path]
+
+FAMILIES = ["llama-head-dim", "opt-350m", "llama-sharded"]
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DEJAVU_CACHE", str(tmp_path / "cache"))
+
+
+def section(packed: Packed, name: str) -> np.ndarray:
+    offset, size = packed.places[name]
+    return packed.buffer[offset : offset + size]
+
+
+def decoded(packed: Packed, name: str, rest: str | None, count: int, rows: int, width: int) -> np.ndarray:
+    codec = packed.codec if rest else embed_codec(packed.codec)
+    out = np.empty((count, rows, width), np.float32)
+    bundles = None if rest is None else section(packed, rest)
+    _core.planes_decode("portable", codec, section(packed, name), bundles, out)
+    return out
+
+
+@pytest.mark.parametrize("codec", ["int8", "int4"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_planes_hold_the_weights_of_the_dense_model(codec: str, family: str, tiny_folder: Folder) -> None:
+    model = open_model(tiny_folder(family))
+    config = model.config
+    dense = pack_in_memory(config, model.weights, codec, 2)
+    nested = pack_in_memory(config, model.weights, codec, 2, nested=True)
+    dots = 2 if config.gated else 1
+    rows = np.empty((config.d_ff, dots + 1, config.d_model), np.float32)
+    for layer in range(config.n_layers):
+        prefix = f"layers.{layer}."
+        _core.unpack(codec, section(dense, f"{prefix}mlp"), config.d_model, dots + 1, rows)
+        found = decoded(nested, f"{prefix}planes", f"{prefix}mlp", config.d_ff, dots, config.d_model)
+        np.testing.assert_array_equal(found, rows[:, :-1])
+        np.testing.assert_array_equal(section(nested, f"{prefix}heads"), section(dense, f"{prefix}heads"))
+    name = "embed.weight" if config.tied_head else "head.weight"
+    count = -(-config.vocab_size // 16)
+    head = np.empty((count, 16, config.embed_dim), np.float32)
+    _core.unpack(embed_codec(codec), section(dense, name), config.embed_dim, 16, head)
+    found = decoded(nested, "head.planes", None, count, 16, config.embed_dim)
+    np.testing.assert_array_equal(found, head)
+    assert "head.weight" not in nested.places
+    np.testing.assert_array_equal(section(nested, "embed.weight"), section(dense, "embed.weight"))
+
+
+@pytest.mark.parametrize("codec", ["int8", "int4"])
+def test_the_file_holds_what_memory_does(codec: str, tiny_folder: Folder) -> None:
+    folder = tiny_folder("llama-head-dim")
+    model = open_model(folder)
+    path = packed_path(folder, codec, nested=True)
+    assert path.name.startswith(f"{codec}-nested-")
+    write_packed(path, model.config, model.weights, codec, 1, nested=True)
+    found, memory = read_packed(path), pack_in_memory(model.config, model.weights, codec, 1, nested=True)
+    assert found is not None
+    assert found.nested
+    assert found.places.keys() == memory.places.keys()
+    for name in found.places:
+        np.testing.assert_array_equal(section(found, name), section(memory, name))
+
+
+def test_dense_and_nested_files_live_side_by_side(tiny_folder: Folder) -> None:
+    folder = tiny_folder("llama-head-dim")
+    model = open_model(folder)
+    paths = [packed_path(folder, "int8", nested=nested) for nested in (False, True)]
+    old = [path.with_stem(path.stem[:-12] + "0" * 12) for path in paths]
+    for path, outdated, nested in zip(paths, old, (False, True), strict=True):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        outdated.write_bytes(b"")
+        write_packed(path, model.config, model.weights, "int8", 1, nested=nested)
+        assert not outdated.exists()
+    assert sorted(path.parent.iterdir()) == sorted(paths)
+    assert [read.nested for read in map(read_packed, paths) if read] == [False, True]
+
+
+@pytest.mark.parametrize("name", ["layers.0.planes", "layers.1.mlp", "head.planes"])
+def test_sections_of_other_sizes_are_not_read(name: str, tiny_folder: Folder) -> None:
+    folder = tiny_folder("llama-head-dim")
+    model = open_model(folder)
+    path = packed_path(folder, "int8", nested=True)
+    write_packed(path, model.config, model.weights, "int8", 1, nested=True)
+    data = bytearray(path.read_bytes())
+    length = int.from_bytes(data[8:16], "little")
+    header = json.loads(data[16 : 16 + length])
+    for change in ({name: [header["sections"][name][0], 64]}, None):
+        altered = dict(header)
+        if change is None:
+            altered["nested"] = False  # sections of a dense model are others
+        else:
+            altered["sections"] = header["sections"] | change
+        text = json.dumps(altered).encode()
+        path.write_bytes(data[:8] + len(text).to_bytes(8, "little") + text + data[16 + length :])
+        assert read_packed(path) is None
+
+
+@pytest.mark.parametrize("codec", ["f32", "bf16"])
+def test_codecs_without_planes(codec: str, tiny_folder: Folder) -> None:
+    with pytest.raises(InputError, match="int8, int4"):
+        NativeExecutor.load(tiny_folder("llama-head-dim"), codec=codec, nested=True)
+
+
+def test_sizes_follow_from_the_configuration(tiny_folder: Folder) -> None:
+    config = open_model(tiny_folder("llama-head-dim")).config
+    found = {s.name: s for s in sections(config, "int8", nested=True)}
+    places = offsets(list(found.values()), 0)
+    planes, rest = found["layers.0.planes"], found["layers.0.mlp"]
+    assert isinstance(planes, Planed)
+    assert isinstance(rest, NestedBundles)
+    assert planes.rest == rest
+    assert all(start % 64 == 0 for start, _ in planes.parts())
+    out = np.empty((config.d_ff, 2, config.d_model), np.float32)
+    zeros = [np.zeros(places[name][1], np.uint8) for name in (planes.name, rest.name)]
+    _core.planes_decode("portable", "int8", *zeros, out)  # refuses other sizes
+    assert (out == 0).all()
+
+
+@pytest.mark.parametrize("codec", ["int8", "int4"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_decoding_equals_the_dense_model(codec: str, family: str, tiny_folder: Folder) -> None:
+    model = open_model(tiny_folder(family))
+    logits = []
+    for nested in (False, True):
+        packed = pack_in_memory(model.config, model.weights, codec, 1, nested=nested)
+        executor = NativeExecutor(packed, threads=2)
+        cache = executor.new_cache()
+        logits.append([executor.decode(np.array([t]), [cache]) for t in prompt(CASES[family])])
+    dense, planes = np.array(logits)
+    assert np.abs(dense - planes).max() <= TOLERANCES[f"native_{codec}"] * np.abs(dense).max()
