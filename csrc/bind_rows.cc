@@ -15,6 +15,9 @@ namespace {
 
 using Bytes = Array<const uint8_t, 1>;
 using Floats = Array<const float, 1>;
+using FloatRows = Array<const float, 2>;
+using FloatRowsOut = Array<float, 2>;
+using List = Array<const int32_t, 1>;
 
 Bundles view(const std::string& codec, int d, int rows, Bytes packed) {
   if (d <= 0 || rows <= 0) throw std::invalid_argument("d and rows must be positive");
@@ -30,6 +33,10 @@ void check_rows(const Bundles& b, int bundle, int first, int n) {
   }
 }
 
+void check_list(const Bundles& b, int row, List list) {
+  for (size_t i = 0; i < list.shape(0); ++i) check_rows(b, list.data()[i], row, 1);
+}
+
 std::vector<char> prepared(const Kernels& k, const Bundles& b, Floats x) {
   if (int(x.shape(0)) != b.layout.d) throw std::invalid_argument("x does not have d elements");
   std::vector<char> input(b.layout.input_bytes());
@@ -38,13 +45,53 @@ std::vector<char> prepared(const Kernels& k, const Bundles& b, Floats x) {
 }
 
 // accumulator in stored order -> y += it, in natural order
-void add_natural(const RowLayout& layout, const std::vector<float>& accumulator, float* y) {
+void add_natural(const RowLayout& layout, const float* accumulator, float* y) {
   for (int o = 0; o < layout.padded; ++o) {
     const int i = layout.natural(o);
     if (i >= layout.d) continue;
     y[i] += accumulator[size_t(o)];
     if (layout.codec == Codec::int4) y[i] += accumulator[size_t(layout.padded + i / kGroup)];
   }
+}
+
+// What the kernels for several tokens take: pointers to each token's part.
+struct Inputs {
+  std::vector<char> data;
+  std::vector<const void*> pointers;
+  Inputs(const Kernels& k, const Bundles& b, FloatRows x) {
+    if (int(x.shape(1)) != b.layout.d) throw std::invalid_argument("x is not [tokens, d]");
+    const size_t bytes = (b.layout.input_bytes() + 63) / 64 * 64;
+    data.resize(bytes * x.shape(0));
+    for (size_t t = 0; t < x.shape(0); ++t) {
+      pointers.push_back(data.data() + t * bytes);
+      k.rows[int(b.layout.codec)].prepare(b.layout, x.data() + t * x.shape(1), data.data() + t * bytes);
+    }
+  }
+};
+
+template <typename T>
+std::vector<T*> row_pointers(T* data, size_t rows, size_t width) {
+  std::vector<T*> out;
+  for (size_t i = 0; i < rows; ++i) out.push_back(data + i * width);
+  return out;
+}
+
+struct Outputs {
+  const RowLayout& layout;
+  std::vector<float> data;
+  std::vector<float*> pointers;
+  Outputs(const Bundles& b, size_t tokens)
+      : layout(b.layout),
+        data(layout.output_floats() * tokens),
+        pointers(row_pointers(data.data(), tokens, layout.output_floats())) {}
+  void add_to(FloatRowsOut y) const {
+    for (size_t t = 0; t < pointers.size(); ++t) add_natural(layout, pointers[t], y.data() + t * y.shape(1));
+  }
+};
+
+int check_tokens(size_t a, size_t b) {
+  if (a != b || a < 1 || a > size_t(kMaxTokens)) throw std::invalid_argument("1 to 8 tokens, everywhere the same");
+  return int(a);
 }
 
 }  // namespace
@@ -158,7 +205,7 @@ void bind_rows(nb::module_& m) {
         std::vector<float> accumulator(b.layout.output_floats());
         k.rows[int(b.layout.codec)].axpy(b, bundle, first, int(coefficients.shape(0)), coefficients.data(),
                                          accumulator.data());
-        add_natural(b.layout, accumulator, y.data());
+        add_natural(b.layout, accumulator.data(), y.data());
       },
       nb::arg("isa"), nb::arg("codec"), nb::arg("packed").noconvert(), nb::arg("rows"), nb::arg("bundle"),
       nb::arg("first"), nb::arg("coefficients").noconvert(), nb::arg("y").noconvert(),
@@ -167,7 +214,7 @@ void bind_rows(nb::module_& m) {
   m.def(
       "mlp",
       [](const std::string& isa, const std::string& codec, Bytes packed, bool gated, const std::string& activation,
-         Floats x, Array<float, 1> y, std::optional<Array<const int32_t, 1>> selected, std::optional<Floats> gate_bias,
+         Floats x, Array<float, 1> y, std::optional<List> selected, std::optional<Floats> gate_bias,
          std::optional<Floats> up_bias) {
         if (x.shape(0) != y.shape(0)) throw std::invalid_argument("x and y differ in length");
         const Bundles b = view(codec, int(x.shape(0)), gated ? 3 : 2, packed);
@@ -179,19 +226,123 @@ void bind_rows(nb::module_& m) {
         int n = b.count;
         if (selected) {
           n = int(selected->shape(0));
-          for (int i = 0; i < n; ++i) check_rows(b, selected->data()[i], 0, 0);
+          check_list(b, 0, *selected);
         }
         const std::vector<char> input = prepared(k, b, x);
         std::vector<float> accumulator(b.layout.output_floats());
         k.rows[int(b.layout.codec)].mlp({&b, selected ? selected->data() : nullptr, 0, n, gated,
                                          parse_activation(activation), gate_bias ? gate_bias->data() : nullptr,
                                          up_bias ? up_bias->data() : nullptr, input.data(), accumulator.data()});
-        add_natural(b.layout, accumulator, y.data());
+        add_natural(b.layout, accumulator.data(), y.data());
       },
       nb::arg("isa"), nb::arg("codec"), nb::arg("packed").noconvert(), nb::arg("gated"), nb::arg("activation"),
       nb::arg("x").noconvert(), nb::arg("y").noconvert(), nb::arg("selected") = nb::none(),
       nb::arg("gate_bias") = nb::none(), nb::arg("up_bias") = nb::none(),
       "y += MLP(x) over all neurons, or the selected ones (int32).");
+
+  m.def(
+      "dot_many",
+      [](const std::string& isa, const std::string& codec, Bytes packed, int rows, int bundle, int first, FloatRows x,
+         FloatRowsOut out) {
+        const Bundles b = view(codec, int(x.shape(1)), rows, packed);
+        const Kernels& k = kernels(parse_isa(isa));
+        const int n = int(out.shape(1)), tokens = check_tokens(x.shape(0), out.shape(0));
+        check_rows(b, bundle, first, n);
+        const Inputs inputs(k, b, x);
+        const auto outs = row_pointers(out.data(), out.shape(0), out.shape(1));
+        k.rows[int(b.layout.codec)].dot_many(b, bundle, first, n, inputs.pointers.data(), tokens, outs.data());
+      },
+      nb::arg("isa"), nb::arg("codec"), nb::arg("packed").noconvert(), nb::arg("rows"), nb::arg("bundle"),
+      nb::arg("first"), nb::arg("x").noconvert(), nb::arg("out").noconvert(),
+      "out[t, i] = row(bundle, first + i) . x[t]");
+
+  m.def(
+      "axpy_many",
+      [](const std::string& isa, const std::string& codec, Bytes packed, int rows, int bundle, int first,
+         FloatRows coefficients, FloatRowsOut y) {
+        const Bundles b = view(codec, int(y.shape(1)), rows, packed);
+        const int n = int(coefficients.shape(1)), tokens = check_tokens(coefficients.shape(0), y.shape(0));
+        check_rows(b, bundle, first, n);
+        const Outputs outputs(b, y.shape(0));
+        const auto c = row_pointers(coefficients.data(), coefficients.shape(0), coefficients.shape(1));
+        kernels(parse_isa(isa))
+            .rows[int(b.layout.codec)]
+            .axpy_many(b, bundle, first, n, c.data(), tokens, outputs.pointers.data());
+        outputs.add_to(y);
+      },
+      nb::arg("isa"), nb::arg("codec"), nb::arg("packed").noconvert(), nb::arg("rows"), nb::arg("bundle"),
+      nb::arg("first"), nb::arg("coefficients").noconvert(), nb::arg("y").noconvert(),
+      "y[t] += sum of coefficients[t, i] * row(bundle, first + i)");
+
+  m.def(
+      "mlp_many",
+      [](const std::string& isa, const std::string& codec, Bytes packed, bool gated, const std::string& activation,
+         FloatRows x, FloatRowsOut y, std::optional<List> selected, std::optional<Bytes> masks,
+         std::optional<Floats> gate_bias, std::optional<Floats> up_bias) {
+        if (x.shape(1) != y.shape(1)) throw std::invalid_argument("x and y differ in length");
+        const Bundles b = view(codec, int(x.shape(1)), gated ? 3 : 2, packed);
+        const Kernels& k = kernels(parse_isa(isa));
+        const int tokens = check_tokens(x.shape(0), y.shape(0));
+        for (const auto* bias : {&gate_bias, &up_bias}) {
+          if (*bias && int((*bias)->shape(0)) != b.count)
+            throw std::invalid_argument("a bias does not have one value per neuron");
+        }
+        if (selected) check_list(b, 0, *selected);
+        const int n = selected ? int(selected->shape(0)) : b.count;
+        if (masks && int(masks->shape(0)) != n) throw std::invalid_argument("masks are not one per listed neuron");
+        const Inputs inputs(k, b, x);
+        const Outputs outputs(b, y.shape(0));
+        k.rows[int(b.layout.codec)].mlp_many(
+            {&b, selected ? selected->data() : nullptr, masks ? masks->data() : nullptr, 0, n, gated,
+             parse_activation(activation), gate_bias ? gate_bias->data() : nullptr, up_bias ? up_bias->data() : nullptr,
+             tokens, inputs.pointers.data(), outputs.pointers.data()});
+        outputs.add_to(y);
+      },
+      nb::arg("isa"), nb::arg("codec"), nb::arg("packed").noconvert(), nb::arg("gated"), nb::arg("activation"),
+      nb::arg("x").noconvert(), nb::arg("y").noconvert(), nb::arg("selected") = nb::none(),
+      nb::arg("masks") = nb::none(), nb::arg("gate_bias") = nb::none(), nb::arg("up_bias") = nb::none(),
+      "y[t] += MLP(x[t]) over all neurons or the selected ones; bit t of masks[i] says that token t uses neuron i.");
+
+  m.def(
+      "dot_list",
+      [](const std::string& isa, const std::string& codec, Bytes packed, int rows, int row, List list, FloatRows x,
+         FloatRowsOut out) {
+        const Bundles b = view(codec, int(x.shape(1)), rows, packed);
+        const Kernels& k = kernels(parse_isa(isa));
+        const int n = int(list.shape(0)), tokens = check_tokens(x.shape(0), out.shape(0));
+        if (int(out.shape(1)) != n) throw std::invalid_argument("out is not [tokens, listed]");
+        check_list(b, row, list);
+        const Inputs inputs(k, b, x);
+        const RowKernels& kernel = k.rows[int(b.layout.codec)];
+        if (tokens == 1) return kernel.dot_list(b, row, list.data(), n, inputs.pointers[0], out.data());
+        const auto outs = row_pointers(out.data(), out.shape(0), out.shape(1));
+        kernel.dot_list_many(b, row, list.data(), n, inputs.pointers.data(), tokens, outs.data());
+      },
+      nb::arg("isa"), nb::arg("codec"), nb::arg("packed").noconvert(), nb::arg("rows"), nb::arg("row"),
+      nb::arg("list").noconvert(), nb::arg("x").noconvert(), nb::arg("out").noconvert(),
+      "out[t, i] = row(list[i], row) . x[t]");
+
+  m.def(
+      "axpy_list",
+      [](const std::string& isa, const std::string& codec, Bytes packed, int rows, int row, List list,
+         FloatRows coefficients, FloatRowsOut y) {
+        const Bundles b = view(codec, int(y.shape(1)), rows, packed);
+        const int n = int(list.shape(0)), tokens = check_tokens(coefficients.shape(0), y.shape(0));
+        if (int(coefficients.shape(1)) != n) throw std::invalid_argument("coefficients are not [tokens, listed]");
+        check_list(b, row, list);
+        const Outputs outputs(b, y.shape(0));
+        const RowKernels& kernel = kernels(parse_isa(isa)).rows[int(b.layout.codec)];
+        if (tokens == 1) {
+          kernel.axpy_list(b, row, list.data(), n, coefficients.data(), outputs.pointers[0]);
+        } else {
+          const auto c = row_pointers(coefficients.data(), coefficients.shape(0), coefficients.shape(1));
+          kernel.axpy_list_many(b, row, list.data(), n, c.data(), tokens, outputs.pointers.data());
+        }
+        outputs.add_to(y);
+      },
+      nb::arg("isa"), nb::arg("codec"), nb::arg("packed").noconvert(), nb::arg("rows"), nb::arg("row"),
+      nb::arg("list").noconvert(), nb::arg("coefficients").noconvert(), nb::arg("y").noconvert(),
+      "y[t] += sum of coefficients[t, i] * row(list[i], row)");
 }
 
 }  // namespace dejavu

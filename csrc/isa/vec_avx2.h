@@ -10,6 +10,7 @@ namespace {
 
 struct Vec {
   static constexpr int W = 8;
+  static constexpr int kTokens = 4;
   using F = __m256;
   using I = __m256i;
   using H = __m256i;

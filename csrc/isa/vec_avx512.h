@@ -10,6 +10,7 @@ namespace {
 
 struct Vec {
   static constexpr int W = 16;
+  static constexpr int kTokens = 8;
   using F = __m512;   // W floats
   using I = __m512i;  // W int32
   using H = __m512i;  // 2 W int16

@@ -11,6 +11,7 @@ namespace {
 
 struct Vec {
   static constexpr int W = 16;
+  static constexpr int kTokens = 1;  // that fit the registers together: see rows_common.h
   struct F {
     float v[W];
   };

@@ -1,0 +1,114 @@
+// What the row kernels share: the prepared input, and how the weights of each codec are read. Included after math.h.
+#pragma once
+
+#include "math.h"
+
+namespace {
+
+using dejavu::Bundles;
+using dejavu::Codec;
+using dejavu::kBlock;
+using dejavu::kBlockGroups;
+using dejavu::kGroup;
+using dejavu::Row;
+using dejavu::RowLayout;
+using I = Vec::I;
+using H = Vec::H;
+
+// Loops over rows and tokens: accumulators must be registers.
+#define DEJAVU_UNROLL _Pragma("GCC unroll 16")
+// Kernels that ranges, lists and the MLP share: one copy for every codec and number of rows and tokens.
+#define DEJAVU_NOINLINE __attribute__((noinline))
+
+constexpr int kHalves = 16 / W;  // vectors that hold one value per group of a block
+constexpr int kSumRows = 16;     // rows that an axpy adds at once
+// Tokens that share one pass over the weights.
+constexpr int kTokens = Vec::kTokens;
+// Accumulators that the registers hold beside weights and inputs.
+constexpr int kAccumulators = kTokens > 1 ? 2 * kTokens : 4;
+
+template <Codec C>
+constexpr bool is_grouped() {
+  return C == Codec::int8 || C == Codec::int4;
+}
+
+// body(Count<T>) with T = tokens, 1 <= tokens <= kTokens: the number of tokens as a constant.
+template <int T>
+struct Count {
+  static constexpr int value = T;
+};
+template <int T = kTokens, typename Body>
+inline void with_count(int tokens, Body body) {
+  if constexpr (T > 1) {
+    if (tokens < T) return with_count<T - 1>(tokens, body);
+  }
+  body(Count<T>());
+}
+
+// body(Count<T>, first token) for all tokens, kTokens at a time.
+template <typename Body>
+inline void each_tokens(int tokens, Body body) {
+  for (int t = 0; t < tokens; t += kTokens) {
+    with_count(tokens - t < kTokens ? tokens - t : kTokens, [&](auto count) { body(count, t); });
+  }
+}
+
+// The block's input for int8 and int4: int16 codes in stored order, scales and sums per group.
+struct GroupedInput {
+  const int16_t* codes;
+  const float* scales;
+  const float* sums;
+  GroupedInput(const RowLayout& layout, const void* input)
+      : codes((const int16_t*)input),
+        scales((const float*)((const char*)input + size_t(layout.padded) * 2)),
+        sums(scales + layout.groups) {}
+};
+
+inline float f16(const uint8_t* p) {
+  uint16_t h;
+  memcpy(&h, p, 2);
+#if defined(__F16C__)
+  return _cvtsh_ss(h);
+#else
+  return dejavu::half_to_float(h);
+#endif
+}
+
+// f32 and bf16: weights [i, i + W) of a row, and the single weight i.
+template <Codec C>
+constexpr int kWeightBytes = C == Codec::f32 ? 4 : 2;
+template <Codec C>
+inline F load_weights(const uint8_t* codes, int i) {
+  const uint8_t* p = codes + size_t(i) * kWeightBytes<C>;
+  return C == Codec::f32 ? Vec::load((const float*)p) : Vec::load_bf16(p);
+}
+template <Codec C>
+inline float load_weight(const uint8_t* codes, int i) {
+  float w;
+  if constexpr (C == Codec::f32) {
+    memcpy(&w, codes + size_t(i) * 4, 4);
+  } else {
+    const uint32_t bits = uint32_t(((const uint16_t*)codes)[i]) << 16;
+    memcpy(&w, &bits, 4);
+  }
+  return w;
+}
+
+// Fetches the scales (and minima) of the block or tail that begins with group g.
+template <Codec C>
+inline void prefetch_scales(const RowLayout& layout, const Row& row, int g) {
+  Vec::prefetch(row.scales + g * 2);
+  if constexpr (C == Codec::int4) Vec::prefetch(row.scales + (layout.groups + g) * 2);
+}
+
+// The codes of tail group g, natural order.
+template <Codec C>
+inline void load_tail(const uint8_t* codes, int g, H* w) {
+  if constexpr (C == Codec::int8) {
+    for (int h = 0; h < kHalves; ++h) w[h] = Vec::load_i8_h(codes + g * kGroup + h * 2 * W);
+  } else {
+    Vec::load_u4_h(codes + g * kGroup / 2, w);
+  }
+}
+
+}  // namespace

@@ -1,0 +1,156 @@
+// Dot products of rows with the inputs of one or several tokens. Every (row, token) pair is summed in the same order,
+// however many rows and tokens are worked on together.
+#pragma once
+
+#include "rows_common.h"
+
+namespace {
+
+// Rows that are worked on together: their chains of additions hide each other's latency and share loads of x.
+constexpr int kDotRows = W == 16 ? 8 : 4;
+constexpr int rows_at_once(int tokens) {
+  int rows = kDotRows;
+  while (rows * tokens > kAccumulators) rows /= 2;
+  return rows;
+}
+
+template <Codec C, int R, int T>
+DEJAVU_NOINLINE void dot_float(const RowLayout& layout, const Row* rows, const Row* next, const void* const* inputs,
+                               float (*out)[R]) {
+  F total[R][T];
+  DEJAVU_UNROLL for (int r = 0; r < R; ++r) { DEJAVU_UNROLL for (int t = 0; t < T; ++t) total[r][t] = Vec::zero(); }
+  int i = 0;
+  for (; i + W <= layout.d; i += W) {
+    F x[T];
+    DEJAVU_UNROLL for (int t = 0; t < T; ++t) x[t] = Vec::load((const float*)inputs[t] + i);
+    DEJAVU_UNROLL for (int r = 0; r < R; ++r) {
+      const size_t at = size_t(i) * kWeightBytes<C>;
+      if (at % 64 == 0) Vec::prefetch(next[r].codes + at);
+      const F w = load_weights<C>(rows[r].codes, i);
+      DEJAVU_UNROLL for (int t = 0; t < T; ++t) total[r][t] = Vec::fma(w, x[t], total[r][t]);
+    }
+  }
+  for (int r = 0; r < R; ++r) {
+    for (int t = 0; t < T; ++t) {
+      out[t][r] = Vec::sum(total[r][t]);
+      for (int j = i; j < layout.d; ++j) out[t][r] += load_weight<C>(rows[r].codes, j) * ((const float*)inputs[t])[j];
+    }
+  }
+}
+
+// acc[r][t] += the products of half a block (lanes [h W, h W + W) of its 16 groups), `at` codes into the rows.
+template <Codec C, int R, int T>
+inline void dot_block(const Row* rows, const Row* next, const int16_t* const* x, size_t at, int h, I (*acc)[T]) {
+  constexpr int units = C == Codec::int4 ? 2 : 1;  // that share bytes
+  for (int u = 0; u < 16; u += units) {
+    const size_t byte = (at + size_t(u * 32)) / units + size_t(h * 2 * W);
+    H packed[R];
+    DEJAVU_UNROLL for (int r = 0; r < R; ++r) {
+      if (h == 0 && u % (2 * units) == 0) Vec::prefetch(next[r].codes + byte);
+      packed[r] = C == Codec::int4 ? Vec::load_u8_h(rows[r].codes + byte) : Vec::load_i8_h(rows[r].codes + byte);
+    }
+    DEJAVU_UNROLL for (int v = 0; v < units; ++v) {
+      H xv[T];
+      DEJAVU_UNROLL for (int t = 0; t < T; ++t) xv[t] = Vec::load_h(x[t] + at + size_t((u + v) * 32 + h * 2 * W));
+      DEJAVU_UNROLL for (int r = 0; r < R; ++r) {
+        const H w = C != Codec::int4 ? packed[r]
+                    : v == 0         ? Vec::low_nibble_h(packed[r])
+                                     : Vec::high_nibble_h(packed[r]);
+        DEJAVU_UNROLL for (int t = 0; t < T; ++t) acc[r][t] = Vec::dot_h(acc[r][t], w, xv[t]);
+      }
+    }
+  }
+}
+
+template <Codec C, int R, int T>
+DEJAVU_NOINLINE void dot_grouped(const RowLayout& layout, const Row* rows, const Row* next, const void* const* inputs,
+                                 float (*out)[R]) {
+  const int16_t* codes[T];
+  const float *scales[T], *sums[T];
+  for (int t = 0; t < T; ++t) {
+    const GroupedInput x(layout, inputs[t]);
+    codes[t] = x.codes, scales[t] = x.scales, sums[t] = x.sums;
+  }
+  F total[R][T];
+  DEJAVU_UNROLL for (int r = 0; r < R; ++r) { DEJAVU_UNROLL for (int t = 0; t < T; ++t) total[r][t] = Vec::zero(); }
+  for (int b = 0; b < layout.blocks; ++b) {
+    for (int h = 0; h < kHalves; ++h) {
+      I acc[R][T];
+      DEJAVU_UNROLL for (int r = 0; r < R; ++r) { DEJAVU_UNROLL for (int t = 0; t < T; ++t) acc[r][t] = Vec::zero_i(); }
+      dot_block<C, R, T>(rows, next, codes, size_t(b) * kBlock, h, acc);
+      const int g = b * kBlockGroups + h * W;
+      DEJAVU_UNROLL for (int r = 0; r < R; ++r) {
+        if (h == 0) prefetch_scales<C>(layout, next[r], g);
+        const F s = Vec::load_f16(rows[r].scales + g * 2);
+        DEJAVU_UNROLL for (int t = 0; t < T; ++t) {
+          total[r][t] = Vec::fma(Vec::to_float(acc[r][t]), Vec::mul(s, Vec::load(scales[t] + g)), total[r][t]);
+        }
+        if constexpr (C == Codec::int4) {
+          const F m = Vec::load_f16(rows[r].scales + (layout.groups + g) * 2);
+          DEJAVU_UNROLL for (int t = 0; t < T; ++t) total[r][t] = Vec::fma(m, Vec::load(sums[t] + g), total[r][t]);
+        }
+      }
+    }
+  }
+  // The tail: groups in natural order, W at a time share a vector of scales.
+  for (int g0 = layout.blocks * kBlockGroups; g0 < layout.groups; g0 += W) {
+    const int n = layout.groups - g0 < W ? layout.groups - g0 : W;
+    for (int r = 0; r < R; ++r) {
+      Vec::prefetch(next[r].codes + size_t(g0) * kGroup / (C == Codec::int4 ? 2 : 1));
+      const F s = Vec::load_f16_n(rows[r].scales + g0 * 2, n);
+      F step[T];
+      DEJAVU_UNROLL for (int t = 0; t < T; ++t) step[t] = Vec::mul(s, Vec::load_n(scales[t] + g0, n));
+      if constexpr (C == Codec::int4) {
+        const F m = Vec::load_f16_n(rows[r].scales + (layout.groups + g0) * 2, n);
+        DEJAVU_UNROLL for (int t = 0; t < T; ++t) total[r][t] = Vec::fma(m, Vec::load_n(sums[t] + g0, n), total[r][t]);
+      }
+      for (int g = g0; g < g0 + n; ++g) {
+        H w[kHalves];
+        load_tail<C>(rows[r].codes, g, w);
+        DEJAVU_UNROLL for (int t = 0; t < T; ++t) {
+          I acc = Vec::zero_i();
+          for (int h = 0; h < kHalves; ++h) {
+            acc = Vec::dot_h(acc, w[h], Vec::load_h(codes[t] + g * kGroup + h * 2 * W));
+          }
+          total[r][t] = Vec::fma(Vec::to_float(acc), Vec::broadcast(step[t], g - g0), total[r][t]);
+        }
+      }
+    }
+  }
+  for (int r = 0; r < R; ++r) {
+    for (int t = 0; t < T; ++t) out[t][r] = Vec::sum(total[r][t]);
+  }
+}
+
+// outs[t][at + r] = rows[r] . inputs[t] for r < n, R rows at a time, then fewer
+template <Codec C, int R, int T>
+inline void dot_steps(const RowLayout& layout, const Row* rows, const Row* next, int n, const void* const* inputs,
+                      float* const* outs, int at) {
+  for (; n >= R; n -= R, rows += R, next += R, at += R) {
+    float out[T][R];
+    if constexpr (is_grouped<C>()) {
+      dot_grouped<C, R, T>(layout, rows, next, inputs, out);
+    } else {
+      dot_float<C, R, T>(layout, rows, next, inputs, out);
+    }
+    for (int t = 0; t < T; ++t) memcpy(outs[t] + at, out[t], sizeof out[t]);
+  }
+  if constexpr (R > 1) dot_steps<C, R / 2, T>(layout, rows, next, n, inputs, outs, at);
+}
+
+// outs[t][i] = at(i) . inputs[t] for i < n; meanwhile the rows ahead(i) are fetched.
+template <Codec C, typename At, typename Ahead>
+inline void dot_rows(const RowLayout& layout, At at, Ahead ahead, int n, const void* const* inputs, int tokens,
+                     float* const* outs) {
+  Row rows[kDotRows], next[kDotRows];
+  for (int i = 0; i < n; i += kDotRows) {
+    const int count = n - i < kDotRows ? n - i : kDotRows;
+    for (int r = 0; r < count; ++r) rows[r] = at(i + r), next[r] = ahead(i + r);
+    each_tokens(tokens, [&](auto together, int t) {
+      constexpr int T = decltype(together)::value;
+      dot_steps<C, rows_at_once(T), T>(layout, rows, next, count, inputs + t, outs + t, i);
+    });
+  }
+}
+
+}  // namespace

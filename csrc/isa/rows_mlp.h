@@ -1,0 +1,63 @@
+// A whole MLP over a list of neurons, for one or several tokens.
+#pragma once
+
+#include "rows_axpy.h"
+#include "rows_dot.h"
+
+namespace {
+
+using dejavu::kMaxTokens;
+using dejavu::MlpManyArgs;
+
+// The neurons at list indices [i, i + n), n <= kSumRows: gate and up dots, activation, down axpys.
+template <Codec C>
+inline void mlp_step(const MlpManyArgs& a, int i, int n) {
+  const Bundles& bundles = *a.bundles;
+  const int dots = a.gated ? 2 : 1;
+  int ids[kSumRows], following[kSumRows];
+  for (int r = 0; r < n; ++r) {
+    const int ahead = i + n + r < a.end ? i + n + r : a.end - 1;
+    ids[r] = a.selected ? a.selected[i + r] : i + r;
+    following[r] = a.selected ? a.selected[ahead] : ahead;
+  }
+  float h[2][kMaxTokens][kSumRows];  // gate (or fc1), up
+  // The two rows of a neuron are neighbours: both are read before the next four neurons.
+  for (int r0 = 0; r0 < n; r0 += 4) {
+    for (int part = 0; part < dots; ++part) {
+      float* outs[kMaxTokens];
+      for (int t = 0; t < a.tokens; ++t) outs[t] = h[part][t] + r0;
+      dot_rows<C>(
+          bundles.layout, [&](int r) { return bundles.row(ids[r0 + r], part); },
+          [&](int r) { return bundles.row(following[r0 + r], part); }, n - r0 < 4 ? n - r0 : 4, a.inputs, a.tokens,
+          outs);
+    }
+  }
+  const float* hidden[kMaxTokens];
+  for (int t = 0; t < a.tokens; ++t) {
+    for (int part = 0; part < dots; ++part) {
+      const float* bias = part == dots - 1 ? a.up_bias : a.gate_bias;
+      for (int r = 0; bias && r < n; ++r) h[part][t][r] += bias[ids[r]];
+    }
+    activate(a.activation, h[0][t], a.gated ? h[1][t] : nullptr, n, h[0][t]);
+    for (int r = 0; a.masks && r < n; ++r) {
+      if (!(a.masks[i + r] >> t & 1)) h[0][t][r] = 0.0f;
+    }
+    hidden[t] = h[0][t];
+  }
+  axpy_rows<C>(
+      bundles.layout, [&](int r) { return bundles.row(ids[r], dots); },
+      [&](int r) { return bundles.row(following[r], dots); }, n, hidden, a.tokens, a.outputs);
+}
+
+template <Codec C>
+void mlp_many(const MlpManyArgs& a) {
+  for (int i = a.begin; i < a.end; i += kSumRows) mlp_step<C>(a, i, a.end - i < kSumRows ? a.end - i : kSumRows);
+}
+
+template <Codec C>
+void mlp(const dejavu::MlpArgs& a) {
+  mlp_many<C>({a.bundles, a.selected, nullptr, a.begin, a.end, a.gated, a.activation, a.gate_bias, a.up_bias, 1,
+               &a.input, &a.output});
+}
+
+}  // namespace

@@ -1,0 +1,35 @@
+"""Rows of weights, packed and decoded, for the tests of the row kernels."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from dejavu import _core, codecs
+
+ISAS = [isa for isa in ("portable", "avx2", "avx512") if isa in _core.isas()]
+WIDTHS = [1, 31, 32, 33, 64, 100, 511, 512, 513, 576, 896, 1024, 1100, 2048]
+POISON = np.float32(np.nan)
+
+
+def weights(shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
+    random = np.random.default_rng(seed)
+    w = random.standard_normal(shape, np.float32) * np.exp(
+        random.standard_normal((*shape[:-1], 1), np.float32)
+    )
+    w[0, 0, : min(40, shape[-1])] = 0  # a group whose scale is zero
+    return w
+
+
+def packed(codec: str, w: np.ndarray, offset: int = 0) -> np.ndarray:
+    """Packed bytes at an address `offset` bytes beyond an aligned one."""
+    size = _core.bundle_bytes(codec, w.shape[2], w.shape[1]) * w.shape[0]
+    room = np.full(size + 128, 0xA5, np.uint8)
+    start = -room.ctypes.data % 64 + offset
+    out = room[start : start + size]
+    _core.pack(codec, w, out, 2)
+    assert (room[start + size :] == 0xA5).all()
+    return out
+
+
+def decoded(codec: str, w: np.ndarray) -> np.ndarray:
+    return codecs.roundtrip(codec, w.reshape(-1, w.shape[2])).reshape(w.shape)

@@ -1,0 +1,150 @@
+"""Kernels for several tokens and for lists of bundles against those for one token and a range, bit for bit."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from dejavu import _core, codecs
+from row_samples import ISAS, POISON, WIDTHS, decoded, packed, weights
+from tolerances import TOLERANCES
+
+TOKENS = range(1, 9)
+LISTS = [[20, 3, 4, 11, 0], list(range(21)), [7], []]
+
+each_kernel = pytest.mark.parametrize(
+    ("isa", "codec"), [(isa, codec) for isa in ISAS for codec in codecs.CODECS]
+)
+each_width = pytest.mark.parametrize("width", WIDTHS)
+
+
+def inputs(tokens: int, width: int) -> np.ndarray:
+    x = np.random.default_rng(tokens).standard_normal((tokens, width)).astype(np.float32)
+    x[:, ::7] *= 50  # outliers, as in real activations
+    x[-1, : width // 2] = 0
+    return x
+
+
+@each_kernel
+@each_width
+def test_dot_many_gives_each_token_the_bits_of_dot(isa: str, codec: str, width: int) -> None:
+    w = weights((2, 23, width))
+    data = packed(codec, w)
+    for tokens in TOKENS:
+        x = inputs(tokens, width)
+        for first, n in ((0, 23), (3, 8), (22, 1), (5, 0)):
+            out = np.full((tokens, n), POISON)
+            _core.dot_many(isa, codec, data, 23, 1, first, x, out)
+            for t in range(tokens):
+                one = np.full(n, POISON)
+                _core.dot(isa, codec, data, 23, 1, first, np.ascontiguousarray(x[t]), one)
+                np.testing.assert_array_equal(out[t], one)
+
+
+@each_kernel
+@each_width
+def test_axpy_many_gives_each_token_the_bits_of_axpy(isa: str, codec: str, width: int) -> None:
+    w = weights((2, 21, width))
+    data = packed(codec, w)
+    for tokens in TOKENS:
+        c = inputs(tokens, 21)
+        c[0] = 0
+        for first, n in ((0, 21), (4, 4), (20, 1), (3, 0)):
+            part = np.ascontiguousarray(c[:, :n])
+            y = np.repeat(np.linspace(-1, 1, width, dtype=np.float32)[None], tokens, 0)
+            expected = y.copy()
+            _core.axpy_many(isa, codec, data, 21, 1, first, part, y)
+            for t in range(tokens):
+                _core.axpy(isa, codec, data, 21, 1, first, part[t], expected[t])
+            np.testing.assert_array_equal(y, expected)
+
+
+@each_kernel
+@pytest.mark.parametrize("gated", [True, False])
+@pytest.mark.parametrize("width", [33, 576, 1030])
+def test_mlp_many_without_masks_gives_each_token_the_bits_of_mlp(
+    isa: str, codec: str, gated: bool, width: int
+) -> None:
+    w = weights((21, 3 if gated else 2, width)) / np.float32(np.sqrt(width))
+    data = packed(codec, w)
+    gate_bias, up_bias = np.random.default_rng(3).standard_normal((2, 21)).astype(np.float32)
+    for tokens in TOKENS:
+        x = inputs(tokens, width)
+        for chosen in [None, *LISTS]:
+            selected = None if chosen is None else np.array(chosen, np.int32)
+            masks = None if chosen is None else np.full(len(chosen), (1 << tokens) - 1, np.uint8)
+            y = np.ones((tokens, width), np.float32)
+            expected = y.copy()
+            biases = (gate_bias if gated else None, up_bias)
+            _core.mlp_many(isa, codec, data, gated, "silu", x, y, selected, masks, *biases)
+            for t in range(tokens):
+                one = np.ascontiguousarray(x[t])
+                _core.mlp(isa, codec, data, gated, "silu", one, expected[t], selected, *biases)
+            np.testing.assert_array_equal(y, expected)
+
+
+@each_kernel
+@pytest.mark.parametrize("tokens", TOKENS)
+def test_masked_neurons_count_as_zero(isa: str, codec: str, tokens: int) -> None:
+    width, neurons = 600, 37
+    random = np.random.default_rng(tokens)
+    w = weights((neurons, 3, width)) / np.float32(np.sqrt(width))
+    data = packed(codec, w)
+    rows = decoded(codec, w).astype(np.float64)
+    x = random.standard_normal((tokens, width)).astype(np.float32)
+    hidden = np.maximum(x @ rows[:, 0].T, 0) * (x @ rows[:, 1].T)  # [tokens, neurons]
+    selected = random.permutation(neurons).astype(np.int32)[:30]
+    for masks in (np.zeros(30, np.uint8), random.integers(0, 1 << tokens, 30).astype(np.uint8)):
+        used = (masks[None] >> np.arange(tokens, dtype=np.uint8)[:, None] & 1).astype(np.float64)
+        y = np.ones((tokens, width), np.float32)
+        _core.mlp_many(isa, codec, data, True, "relu", x, y, selected, masks)
+        h = hidden[:, selected] * used
+        limit = TOLERANCES["mlp"] * (1 + np.abs(h) @ np.abs(rows[selected, 2])).max(1, keepdims=True)
+        assert (np.abs(y - (1 + h @ rows[selected, 2])) <= limit).all()
+        np.testing.assert_array_equal(y[~used.any(1)], 1)
+
+
+@each_kernel
+@each_width
+@pytest.mark.parametrize("tokens", [1, 3, 8])
+def test_lists_give_the_bits_of_rows_one_by_one(isa: str, codec: str, width: int, tokens: int) -> None:
+    w = weights((21, 3, width))
+    data = packed(codec, w)
+    x, c = inputs(tokens, width), inputs(tokens, 21)
+    together = packed(codec, np.ascontiguousarray(w[:, 1][None]))  # row 1 of all bundles as one bundle
+    for chosen in LISTS:
+        listed, n = np.array(chosen, np.int32), len(chosen)
+        out, expected = np.full((tokens, n), POISON), np.full((tokens, 21), POISON)
+        _core.dot_list(isa, codec, data, 3, 1, listed, x, out)
+        _core.dot_many(isa, codec, together, 21, 0, 0, x, expected)
+        np.testing.assert_array_equal(out, expected[:, chosen])
+
+        part = np.ascontiguousarray(c[:, :n])
+        y = np.ones((tokens, width), np.float32)
+        expected = y.copy()
+        _core.axpy_list(isa, codec, data, 3, 1, listed, part, y)
+        if n:
+            in_order = packed(codec, np.ascontiguousarray(w[chosen, 1][None]))
+            _core.axpy_many(isa, codec, in_order, n, 0, 0, part, expected)
+        np.testing.assert_array_equal(y, expected)
+
+
+def test_wrong_sizes_are_refused_before_memory_is_read() -> None:
+    data = packed("int8", weights((2, 3, 64)))
+    x, out = np.zeros((2, 64), np.float32), np.zeros((2, 3), np.float32)
+    with pytest.raises(ValueError, match="out of range"):
+        _core.dot_many("portable", "int8", data, 3, 0, 1, x, out)
+    with pytest.raises(ValueError, match="tokens"):
+        _core.dot_many("portable", "int8", data, 3, 0, 0, x, out[:1])
+    with pytest.raises(ValueError, match="tokens"):
+        _core.axpy_many(
+            "portable", "int8", data, 3, 0, 0, np.zeros((9, 3), np.float32), np.zeros((9, 64), np.float32)
+        )
+    with pytest.raises(ValueError, match="out of range"):
+        _core.dot_list("portable", "int8", data, 3, 3, np.zeros(3, np.int32), x, out)
+    with pytest.raises(ValueError, match="out of range"):
+        _core.axpy_list("portable", "int8", data, 3, 0, np.array([0, 2, 1], np.int32), out, x)
+    with pytest.raises(ValueError, match="masks"):
+        _core.mlp_many(
+            "portable", "int8", data, True, "relu", x, x.copy(), np.zeros(2, np.int32), np.zeros(1, np.uint8)
+        )
