@@ -59,7 +59,7 @@ def make_progress(*, quiet: bool) -> Progress:
 
 
 @contextlib.contextmanager
-def token_bar(total: int, *, quiet: bool) -> Iterator[Callable[[int], None]]:
+def token_bar(total: int, *, quiet: bool, doing: str = "scoring") -> Iterator[Callable[[int], None]]:
     """A bar over `total` tokens with the time left, on a terminal; yields what moves it."""
     if quiet or not sys.stderr.isatty():
         yield lambda _: None
@@ -68,7 +68,7 @@ def token_bar(total: int, *, quiet: bool) -> Iterator[Callable[[int], None]]:
     from rich.console import Console
 
     with bars.Progress(
-        bars.TextColumn("scoring"),
+        bars.TextColumn(doing),
         bars.BarColumn(),
         bars.MofNCompleteColumn(),
         bars.TextColumn("tokens, left:"),
@@ -76,7 +76,7 @@ def token_bar(total: int, *, quiet: bool) -> Iterator[Callable[[int], None]]:
         console=Console(stderr=True),
         transient=True,
     ) as bar:
-        task = bar.add_task("scoring", total=total)
+        task = bar.add_task(doing, total=total)
         yield lambda count: bar.advance(task, count)
 
 

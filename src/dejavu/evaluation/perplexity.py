@@ -92,7 +92,7 @@ class Perplexity:
         return math.exp(self.nll) if self.nll < 709 else math.inf
 
     def ratio(self, base: Perplexity) -> float:
-        """Perplexity over that of `base`, which must have scored the same documents.
+        """Perplexity over that of `base`, which must have scored the same documents; 1e304 at most.
 
         Raises:
             InputError: the two did not score the same numbers of tokens.
@@ -101,7 +101,7 @@ class Perplexity:
             raise InputError(
                 "the two perplexities were not taken over the same tokens", fix="score the same text twice"
             )
-        return math.exp(self.nll - base.nll)
+        return math.exp(min(self.nll - base.nll, 700.0))
 
     def to_dict(self) -> dict[str, object]:
         """Plain JSON-able values."""

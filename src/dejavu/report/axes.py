@@ -28,6 +28,8 @@ class Axis:
     log: bool = False
     percent: bool = False
     """Values are shares; show them as percentages."""
+    whole: bool = False
+    """Values are whole numbers: no ticks between them."""
     ticks: tuple[float, ...] = ()
     """Where to put ticks; empty: at round numbers."""
 
@@ -55,7 +57,9 @@ class Scale:
         """Where the axis is marked."""
         if self.axis.ticks:
             return [tick for tick in self.axis.ticks if self.low <= tick <= self.high]
-        return _log_ticks(self.low, self.high) if self.axis.log else _linear_ticks(self.low, self.high)
+        if self.axis.log:
+            return _log_ticks(self.low, self.high)
+        return _linear_ticks(self.low, self.high, 1.0 if self.axis.whole else 0.0)
 
     def text(self, value: float) -> str:
         """How a tick at `value` reads."""
@@ -140,9 +144,9 @@ def svg(title: str, body: Iterable[str], *, description: str = "", height: float
     )
 
 
-def _linear_ticks(low: float, high: float) -> list[float]:
-    """About five multiples of 1, 2 or 5 times a power of ten."""
-    rough = (high - low) / 5
+def _linear_ticks(low: float, high: float, finest: float) -> list[float]:
+    """About five multiples of 1, 2 or 5 times a power of ten, and of at least `finest`."""
+    rough = max((high - low) / 5, finest)
     unit = 10 ** math.floor(math.log10(rough))
     step = next(unit * m for m in (1, 2, 5, 10) if unit * m >= rough)
     first = math.ceil(low / step - 1e-9)

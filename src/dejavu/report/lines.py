@@ -21,6 +21,7 @@ class Series:
     """One line through (x, y); points that are not finite are left out."""
 
     label: str
+    """Empty: not in the legend."""
     x: Sequence[float]
     y: Sequence[float]
     dashed: bool = False
@@ -49,7 +50,7 @@ def line_chart(
         description: what screen readers say; default: the title.
     """
     colors = [(i if s.color is None else s.color) % COLORS for i, s in enumerate(series)]
-    entries = [(s.label, color, s.dashed) for s, color in zip(series, colors, strict=True)]
+    entries = [(s.label, color, s.dashed) for s, color in zip(series, colors, strict=True) if s.label]
     body, top = legend(entries if len(series) > 1 else [], 36)
     across = fit(x, [v for s in series for v in s.x], LEFT, WIDTH - RIGHT)
     upward = fit(y, [v for s in series for v in s.y], HEIGHT - BOTTOM, top)
