@@ -194,7 +194,7 @@ def report() -> tuple[Subject, list[Result]]:
 def test_rows_and_markdown(report: tuple[Subject, list[Result]]) -> None:
     first, second = rows(*report)
     assert first == (
-        "fake", "134.5M", "10.0 MiB", "int8", "f16", "2", "tg10", "75.00 ± 12.50", "15.000", "0.5", "53",
+        "fake", "134.5M", "10.0 MiB", "int8", "f16", "off", "2", "tg10", "75.00 ± 12.50", "15.000", "0.5", "53",
     )  # fmt: skip
     assert second[-3:] == ("0.977", "", "")
     lines = to_markdown(*report).splitlines()

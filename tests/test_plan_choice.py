@@ -148,3 +148,36 @@ def test_perplexity_by_a_plan(plan: AccessPlan, tiny: Path, tmp_path: Path, deja
     assert "plan" not in base
     assert masked["plan"] == "half"
     assert set(masked["plan_stats"]["heads"]) == {0.5}
+
+
+def test_the_native_engine_by_a_plan(plan: AccessPlan, tiny: Path) -> None:
+    with LLM.from_pretrained(str(tiny), codec="int8", plan=plan, cache=False, threads=1) as llm:
+        llm.generate("the cat", SamplingParams(temperature=0, max_tokens=9, ignore_eos=True))
+        assert llm.executor.last_stats["neurons"] == pytest.approx([0.5] * len(plan.layers), abs=0.02)
+    sketch = AccessPlan.uniform(plan.model, len(plan.layers), neurons=Sketch(bits=3, density=0.5))
+    with LLM.from_pretrained(str(tiny), codec="int8", plan=sketch, cache=False, threads=1) as llm:
+        assert llm.executor.packed.nested  # type: ignore[attr-defined]
+    with pytest.raises(PlanError, match="bf16 has none"):
+        LLM.from_pretrained(str(tiny), codec="bf16", plan=sketch)
+
+
+def test_bench_loads_by_a_plan(
+    plan: AccessPlan, tiny: Path, tmp_path: Path, shipped: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dejavu.bench.cases import Setting, make_cases, make_tests
+    from dejavu.bench.runner import run_cases
+    from dejavu.bench.subjects import model_subject, shape_subject
+
+    monkeypatch.setenv("DEJAVU_CACHE", str(tmp_path / "cache"))
+    plan.save(tmp_path / "mine")
+    subject = model_subject(str(tiny))
+    cases = make_cases(("int8",), ("f16",), (1,), make_tests((), (3,), (1,)), ("off", str(tmp_path / "mine")))
+    base, planned = run_cases(subject, cases, repeats=1)
+    assert base.step_bytes
+    assert planned.step_bytes is None
+    assert (base.case.setting.plan, planned.case.setting.plan) == ("off", str(tmp_path / "mine"))
+    with pytest.raises(PlanError, match="cannot read"):
+        subject.load(Setting("int8", "f16", 1, str(tmp_path / "none")))
+    monkeypatch.setattr("dejavu.bench.subjects.shape", lambda name: open_model(tiny).config)
+    with pytest.raises(PlanError, match="this one is synthetic"):
+        shape_subject("tiny").load(Setting("int8", "f16", 1, str(tmp_path / "mine")))

@@ -21,6 +21,8 @@ class Setting:
     codec: Codec
     kv_dtype: KvDtype
     threads: int
+    plan: str = "off"
+    """"off", "auto" or the folder of an access plan."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,10 @@ def make_cases(
     kv_dtypes: tuple[KvDtype, ...],
     threads: tuple[int, ...],
     tests: tuple[Test, ...],
+    plans: tuple[str, ...] = ("off",),
 ) -> tuple[Case, ...]:
     """Every test under every setting."""
-    settings = [Setting(codec, kv, n) for codec in codecs for kv in kv_dtypes for n in threads]
+    settings = [
+        Setting(codec, kv, n, plan) for codec in codecs for kv in kv_dtypes for n in threads for plan in plans
+    ]
     return tuple(Case(setting, test) for setting in settings for test in tests)

@@ -56,7 +56,7 @@ class Result:
     case: Case
     seconds: tuple[float, ...]
     step_bytes: int | None = None
-    """tg: bytes touched by one decode step of the batch at the test's mean context; pp: None."""
+    """tg: bytes touched by one decode step of the batch at the test's mean context; pp, or by a plan: None."""
     bandwidth: float | None = None
     """Measured sequential read bandwidth in bytes/s with as many threads; None: not measured."""
 
@@ -140,7 +140,7 @@ def run_cases(
     bandwidths: dict[int, list[float]] = {case.setting.threads: [] for case in cases}
     try:
         for setting in dict.fromkeys(case.setting for case in cases):
-            say(f"loading {setting.codec}, {setting.kv_dtype} cache, {setting.threads} threads")
+            say(f"loading {_setting(setting)}")
             executors[setting] = subject.load(setting)
         running = [_Running(case, executors[case.setting]) for case in cases]
         for item in running:
@@ -160,16 +160,20 @@ def run_cases(
 
 
 def _describe(case: Case) -> str:
-    setting = case.setting
-    return f"{case.test.label} {setting.codec}/{setting.kv_dtype} t{setting.threads}"
+    return f"{case.test.label}: {_setting(case.setting)}"
+
+
+def _setting(setting: Setting) -> str:
+    plan = "" if setting.plan == "off" else f", plan {setting.plan}"
+    return f"{setting.codec}, {setting.kv_dtype} cache, {setting.threads} threads{plan}"
 
 
 def _result(item: _Running, bandwidths: Sequence[float]) -> Result:
-    test = item.case.test
+    test, dense = item.case.test, item.case.setting.plan == "off"
     return Result(
         item.case,
         tuple(item.seconds),
-        step_bytes=_step_bytes(item.executor, test) if test.kind == "tg" else None,
+        step_bytes=_step_bytes(item.executor, test) if test.kind == "tg" and dense else None,
         bandwidth=statistics.median(bandwidths) if bandwidths else None,
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from importlib import resources
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,6 +18,7 @@ from dejavu.llm import natural_codec
 from dejavu.models.loading import open_model
 from dejavu.models.sources import resolve
 from dejavu.models.spec import LocalSpec, parse_spec
+from dejavu.plan import AccessPlan, choose_plan
 from dejavu.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -57,9 +59,20 @@ def model_subject(
         raise InputError("the text is empty", fix="pass a text with words in it")
 
     def load(setting: Setting) -> TimedExecutor:
-        return NativeExecutor.load(
-            path, codec=setting.codec, kv_dtype=setting.kv_dtype, threads=setting.threads, progress=progress
+        opened = open_model(path)
+        try:
+            plan = choose_plan(setting.plan, opened.weights, setting.codec)
+        finally:
+            opened.close()
+        executor = NativeExecutor.load(
+            path,
+            codec=setting.codec,
+            kv_dtype=setting.kv_dtype,
+            nested=plan is not None and plan.needs_planes,
+            threads=setting.threads,
+            progress=progress,
         )
+        return _by_plan(executor, plan)
 
     # a path says more about the machine than about the model
     name = path.name if isinstance(parse_spec(spec), LocalSpec) else spec
@@ -72,9 +85,27 @@ def shape_subject(name: str) -> Subject:
     tokens = np.random.default_rng(0).integers(0, config.vocab_size, _SYNTHETIC_TOKENS, dtype=np.int32)
 
     def load(setting: Setting) -> TimedExecutor:
-        return synthetic(config, setting.codec, kv_dtype=setting.kv_dtype, threads=setting.threads)
+        plan = None if setting.plan in ("off", "auto") else AccessPlan.load(Path(setting.plan))
+        executor = synthetic(
+            config,
+            setting.codec,
+            nested=plan is not None and plan.needs_planes,
+            kv_dtype=setting.kv_dtype,
+            threads=setting.threads,
+        )
+        return _by_plan(executor, plan)
 
     return replace(_subject(name, config, tokens, load), synthetic=True)
+
+
+def _by_plan(executor: NativeExecutor, plan: AccessPlan | None) -> NativeExecutor:
+    """The executor with its plan set; closed if it cannot run that."""
+    try:
+        executor.set_plan(plan)
+    except BaseException:
+        executor.close()
+        raise
+    return executor
 
 
 def _subject(

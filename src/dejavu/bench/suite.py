@@ -40,6 +40,8 @@ class Request:
     codec: str | None = None
     """None: what suits the model's file; int8 for a shape."""
     kv: str = "f16"
+    plan: str = "off"
+    """"off", "auto" or folders of access plans."""
     threads: str | None = None
     """None: one per physical core."""
     text: Path | None = None
@@ -75,6 +77,7 @@ def run_request(
         if request.threads is None
         else parse_sweep(request.threads, name="--threads", low=1)
     )
+    plans = tuple(dict.fromkeys(part.strip() for part in request.plan.split(",")))
     codecs = parse_choices(request.codec, name="--codec", allowed=CODECS) if request.codec else None
     if request.shape is not None:
         if request.model is not None:
@@ -89,7 +92,7 @@ def run_request(
         )
     results = run_cases(
         subject,
-        make_cases(codecs or (subject.codec,), kv_dtypes, threads, tests),
+        make_cases(codecs or (subject.codec,), kv_dtypes, threads, tests, plans),
         repeats=request.repeats,
         read_bandwidth=read_bandwidth(),
         progress=say,

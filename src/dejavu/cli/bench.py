@@ -40,6 +40,9 @@ def bench(
         str | None, typer.Option(help="f32, bf16, int8 or int4; default: what suits the model's file.")
     ] = None,
     kv: Annotated[str, typer.Option("--kv", help="f32, f16, bf16 or int8.")] = "f16",
+    plan: Annotated[
+        str, typer.Option(metavar="PATH|off|auto", help="Access plan to decode by: a folder, off or auto.")
+    ] = "off",
     threads: Annotated[
         str | None, typer.Option("--threads", "-t", help="Threads; default: the physical cores.")
     ] = None,
@@ -52,7 +55,7 @@ def bench(
 ) -> None:
     """Measure speed.
 
-    pp is prompt processing, tg token generation. Lengths, codecs, caches and threads may be lists such as
+    pp is prompt processing, tg token generation. Lengths, codecs, caches, plans and threads may be lists such as
     128,512. Repeats are interleaved; speeds are medians, ± half the distance between the quartiles. GB/s
     counts the bytes that a step has to read: the weights, and the cache of every sequence.
     """
@@ -71,6 +74,7 @@ def bench(
         repeats=repeats,
         codec=codec,
         kv=kv,
+        plan=plan,
         threads=threads,
         text=text,
         offline=offline or None,
