@@ -38,21 +38,22 @@ def read_documents(path: Path) -> list[str]:
 
 
 def _parse_jsonl(text: str, path: Path) -> list[str]:
-    documents = []
     # Not splitlines(): it also splits at U+2028 and its like, which JSON allows inside a string.
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            value = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise InputError(
-                f"{path}:{number}: not JSON ({error})", fix="put one JSON object on each line"
-            ) from error
-        document = value.get("text") if isinstance(value, dict) else None
-        if not isinstance(document, str):
-            raise InputError(
-                f'{path}:{number}: no "text" string in this line', fix='use lines such as {"text": "..."}'
-            )
-        documents.append(document)
-    return documents
+    lines = enumerate(text.split("\n"), start=1)
+    return [parse_line(line, path, number) for number, line in lines if line.strip()]
+
+
+def parse_line(line: str, path: Path, number: int) -> str:
+    """The document in line `number` of the ``.jsonl`` file `path`. Raises `InputError` where there is none."""
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise InputError(
+            f"{path}:{number}: not JSON ({error})", fix="put one JSON object on each line"
+        ) from error
+    document = value.get("text") if isinstance(value, dict) else None
+    if not isinstance(document, str):
+        raise InputError(
+            f'{path}:{number}: no "text" string in this line', fix='use lines such as {"text": "..."}'
+        )
+    return document
