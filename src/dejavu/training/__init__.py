@@ -1,0 +1,1 @@
+"""Predictors, thresholds, compensators and the search: from a model and text to an access plan."""

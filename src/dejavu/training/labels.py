@@ -1,0 +1,50 @@
+"""Labels: which neurons and heads count as active for a token. The ground truth of recall and precision.
+
+Neurons of ReLU models: activation > 0. Other neurons: abs(h) above a threshold of their layer, set so that a share
+`density` of all (token, neuron) pairs is active. Heads: the `density` share of the layer's heads with the largest
+output norms at this token.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from dejavu.models.config import ModelConfig
+    from dejavu.training.quantiles import Quantiles
+
+    Array = NDArray[np.float32]
+    Mask = NDArray[np.bool_]
+
+
+def label_threshold(config: ModelConfig, sizes: Quantiles, density: float) -> float:
+    """What abs(h) of an active neuron exceeds, given all abs(h) of its layer; 0 for ReLU."""
+    return 0.0 if config.activation == "relu" else sizes.threshold(density)
+
+
+def active_neurons(hidden: Array, threshold: float) -> Mask:
+    """From hidden values [t, f] to bool [t, f]."""
+    return np.asarray(np.abs(hidden) > np.float32(threshold))
+
+
+def active_heads(head_norm: Array, density: float) -> Mask:
+    """From norms [t, H] to bool [t, H] with ceil(density * H) true per token."""
+    return largest(head_norm, density)
+
+
+def largest(scores: Array, density: float) -> Mask:
+    """The share `density` of the largest of each row, at least one: scores [t, n] -> bool [t, n].
+
+    Among equal scores the lower index, as plans pick.
+    """
+    n = scores.shape[1]
+    k = max(1, math.ceil(density * n - 1e-9))
+    kth = np.partition(scores, n - k, axis=1)[:, n - k, None]  # [t, 1]
+    above, equal = scores > kth, scores == kth
+    left = k - np.count_nonzero(above, axis=1)[:, None]
+    return np.asarray(above | (equal & (np.cumsum(equal, axis=1) <= left)))
