@@ -1,0 +1,103 @@
+"""What predictors learn from: normed inputs and labels of pieces of text, through the dense model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from dejavu.training.labels import active_heads, active_neurons, label_threshold
+from dejavu.training.quantiles import Quantiles
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from numpy.typing import NDArray
+
+    from dejavu.executor import Executor, Trace, TraceField
+    from dejavu.training.inputs import Block, BlockInputs
+    from dejavu.training.stream import Piece
+
+    Array = NDArray[np.float32]
+    Mask = NDArray[np.bool_]
+
+
+_NEEDED: dict[Block, tuple[TraceField, ...]] = {
+    "neurons": ("mlp_input", "hidden"),
+    "heads": ("attn_input", "head_norm"),
+}
+
+
+@dataclass(frozen=True)
+class Target:
+    """What is predicted: neurons or heads, by predictors of `rank`, the label being the share `density`."""
+
+    block: Block
+    rank: int
+    density: float
+
+
+class Examples:
+    """Makes (input, label) of any layer and block.
+
+    Args:
+        executor: the model.
+        inputs: computes what predictors read.
+        lookahead: distance of it.
+        targets: what is predicted.
+        pieces: text that fixes the labels' thresholds and the scale of the inputs.
+    """
+
+    def __init__(
+        self,
+        executor: Executor,
+        inputs: BlockInputs,
+        pieces: Sequence[Piece],
+        targets: tuple[Target, ...],
+        lookahead: int,
+    ) -> None:
+        self.config = executor.config
+        self.targets = targets
+        self._executor = executor
+        self._inputs = inputs
+        self._lookahead = lookahead
+        self._densities = {target.block: target.density for target in targets}
+        layers = range(self.config.n_layers)
+        sizes = [Quantiles() for _ in layers]
+        squares = {target.block: np.zeros((len(layers), self.config.d_model)) for target in targets}  # [L, d]
+        for piece in pieces:
+            trace = self._trace(piece)
+            for layer in layers:
+                if "neurons" in squares:
+                    sizes[layer].add(np.abs(trace.hidden[layer]))
+                for block, total in squares.items():
+                    total[layer] += np.square(inputs(trace, layer, block, lookahead)).sum(axis=0)
+        share = self._densities.get("neurons", 1.0)
+        self._thresholds = [
+            label_threshold(self.config, size, share) if size.count else 0.0 for size in sizes
+        ]
+        count = sum(map(len, pieces))
+        self.scales: dict[Block, Array] = {
+            block: (1 / np.sqrt(total / count + 1e-12)).astype(np.float32) for block, total in squares.items()
+        }
+        """Per block [L, d]: one over the root mean square of each input dimension."""
+
+    def of(self, pieces: Sequence[Piece]) -> Iterator[tuple[Block, int, Array, Mask]]:
+        """Block, layer, inputs float32 [t, d] and labels bool [t, n] of all tokens of `pieces`."""
+        traces = [self._trace(piece) for piece in pieces]
+        for block in self.scales:
+            for layer in range(self.config.n_layers):
+                inputs = [self._inputs(trace, layer, block, self._lookahead) for trace in traces]
+                labels = [self._label(trace, layer, block) for trace in traces]
+                yield block, layer, np.concatenate(inputs), np.concatenate(labels)
+
+    def _trace(self, piece: Piece) -> Trace:
+        return self._executor.trace(
+            piece, want=[field for block in self._densities for field in _NEEDED[block]]
+        )
+
+    def _label(self, trace: Trace, layer: int, block: Block) -> Mask:
+        if block == "heads":
+            return active_heads(trace.head_norm[layer], self._densities[block])
+        return active_neurons(trace.hidden[layer], self._thresholds[layer])

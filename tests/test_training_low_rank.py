@@ -1,0 +1,261 @@
+"""Training low-rank predictors: it learns, it is the same after a kill -9, and it fails loudly."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from dejavu.errors import CacheError, DejavuError, InputError, ModelFormatError, NumericsError
+from dejavu.training import checkpoint as checkpoints
+from dejavu.training import low_rank
+from dejavu.training.corpus import Corpus
+from dejavu.training.examples import Examples, Target
+from dejavu.training.inputs import BlockInputs
+from dejavu.training.low_rank import LowRankOptions, State, Trained, train_low_rank
+from dejavu.training.stream import TokenStream
+from dejavu.training.subject import Subject, open_subject
+from tiny_chat import build_tiny_chat
+from training_texts import documents, write_jsonl
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+pytest.importorskip("torch")
+
+TARGETS = (Target("neurons", 16, 0.3), Target("heads", 4, 0.5))
+OPTIONS = LowRankOptions(TARGETS, tokens=8_000, learning_rate=1e-2)
+SETTINGS = {"model": "tiny"}
+
+
+@dataclasses.dataclass
+class Setup:
+    subject: Subject
+    stream: TokenStream
+
+    def examples(self, targets: tuple[Target, ...] = TARGETS, lookahead: int = 0) -> Examples:
+        inputs = BlockInputs(self.subject.opened.config, self.subject.opened.weights)
+        pieces = next(self.stream.batches(2000))[0]
+        return Examples(self.subject.executor, inputs, pieces, targets, lookahead)
+
+
+def build(folder: Path) -> Setup:
+    model = build_tiny_chat(folder / "model")
+    corpus = Corpus([write_jsonl(folder / "text.jsonl", documents(150, 20))], seed=0)
+    subject = open_subject(str(model), codec="f32", planes=False, executor="reference")
+    return Setup(subject, TokenStream(corpus, subject.tokenizer, context=512))
+
+
+@pytest.fixture(scope="module")
+def setup(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Setup]:
+    made = build(tmp_path_factory.mktemp("training"))
+    yield made
+    made.subject.close()
+
+
+@pytest.fixture(autouse=True)
+def often(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(low_rank, "CHECKPOINT_STEPS", 2)
+    monkeypatch.setattr(low_rank, "VALIDATION_STEPS", 4)
+
+
+def assert_equal(found: Trained, expected: Trained) -> None:
+    assert found.agreement == expected.agreement
+    assert found.tokens == expected.tokens
+    for block, predictors in expected.predictors.items():
+        for one, other in zip(found.predictors[block], predictors, strict=True):
+            for name in ("a", "b", "bias"):
+                np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
+
+
+@pytest.mark.parametrize("hidden", ["linear", "relu"])
+@pytest.mark.parametrize("lookahead", [0, 1])
+def test_learns(setup: Setup, tmp_path: Path, hidden: Any, lookahead: int) -> None:
+    states: list[State] = []
+    options = dataclasses.replace(OPTIONS, hidden=hidden, lookahead=lookahead)
+    trained = train_low_rank(
+        setup.examples(lookahead=lookahead),
+        setup.stream,
+        options,
+        checkpoint=tmp_path / "c",
+        settings=SETTINGS,
+        report=states.append,
+    )
+    assert states[-1].tokens == trained.tokens >= OPTIONS.tokens
+    assert states[-1].loss < 0.95 * states[0].loss
+    found = trained.agreement
+    assert found["neurons"].recall > 0.3 + 0.25  # chance is the density
+    assert found["heads"].recall > 0.5 + 0.05
+    assert found["heads"].precision == pytest.approx(
+        found["heads"].recall
+    )  # both sets have two of four heads
+    predictor = trained.predictors["neurons"][1]
+    assert (predictor.hidden, predictor.lookahead, predictor.density) == (hidden, lookahead, 0.3)
+    assert predictor.a.shape == (16, 32)
+    assert predictor.b.shape == (48, 16)
+
+
+def test_gradients_are_those_of_the_loss(setup: Setup) -> None:
+    import torch
+
+    examples = setup.examples()
+    for hidden in ("linear", "relu"):
+        options = dataclasses.replace(OPTIONS, hidden=hidden)
+        trainer = low_rank._Trainer(examples, options, None)
+        trainer._type = torch.float32
+        rng = np.random.default_rng(0)
+        y = rng.standard_normal((40, 32), np.float32)
+        label = rng.random((40, 48)) < 0.2
+        net = [torch.from_numpy(rng.standard_normal(s, np.float32)) for s in ((16, 32), (48, 16), (48,))]
+        loss = trainer._gradients(net, y, label)
+        copies = [p.clone().requires_grad_() for p in net]
+        middle = torch.from_numpy(y) @ copies[0].T
+        z = (middle.relu() if hidden == "relu" else middle) @ copies[1].T + copies[2]
+        truth = torch.from_numpy(label).float()
+        share = float(label.mean())
+        weight = torch.where(truth > 0, 0.5 / share, 0.5 / (1 - share))
+        expected = torch.nn.functional.binary_cross_entropy_with_logits(z, truth, weight)
+        expected.backward()
+        assert loss == pytest.approx(float(expected.detach()), rel=1e-5)
+        for p, copy in zip(net, copies, strict=True):
+            torch.testing.assert_close(p.grad, copy.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_same_seed_same_predictors(setup: Setup, tmp_path: Path) -> None:
+    runs = [
+        train_low_rank(
+            setup.examples(), setup.stream, OPTIONS, checkpoint=tmp_path / str(i), settings=SETTINGS
+        )
+        for i in range(2)
+    ]
+    assert_equal(runs[0], runs[1])
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+from dejavu.training import low_rank
+low_rank.CHECKPOINT_STEPS, low_rank.VALIDATION_STEPS = 2, 4
+import test_training_low_rank as t
+setup = t.build(Path(sys.argv[1]))
+steps = 0
+def report(state):
+    global steps
+    steps += 1
+    if steps == 5:
+        os.kill(os.getpid(), signal.SIGKILL)
+low_rank.train_low_rank(
+    setup.examples(), setup.stream, t.OPTIONS, checkpoint=Path(sys.argv[2]), settings=t.SETTINGS, report=report
+)
+"""
+
+
+def test_killed_and_resumed_is_as_if_nothing_had_happened(setup: Setup, tmp_path: Path) -> None:
+    whole = train_low_rank(
+        setup.examples(), setup.stream, OPTIONS, checkpoint=tmp_path / "whole", settings=SETTINGS
+    )
+    kept = tmp_path / "kept"
+    script = KILLED.format(tests=str(Path(__file__).parent))
+    result = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path / "other"), str(kept)], check=False, env=dict(os.environ)
+    )
+    assert result.returncode == -signal.SIGKILL
+    with pytest.raises(InputError, match="left of an interrupted training"):
+        train_low_rank(setup.examples(), setup.stream, OPTIONS, checkpoint=kept, settings=SETTINGS)
+    states: list[State] = []
+    resumed = train_low_rank(
+        setup.examples(),
+        setup.stream,
+        OPTIONS,
+        checkpoint=kept,
+        resume=True,
+        settings=SETTINGS,
+        report=states.append,
+    )
+    assert 4000 < states[0].tokens < 7000  # not from the start
+    assert_equal(resumed, whole)
+    again = train_low_rank(
+        setup.examples(), setup.stream, OPTIONS, checkpoint=kept, resume=True, settings=SETTINGS
+    )
+    assert_equal(again, whole)  # a finished training is kept until the plan is saved
+
+
+def test_nan_keeps_the_last_checkpoint(setup: Setup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail_later(examples: Examples) -> Callable[..., Any]:
+        real, calls = examples.of, 0
+
+        def of(pieces: Any) -> Any:
+            nonlocal calls
+            calls += len(pieces) > 1  # not those of the validation
+            for block, layer, y, label in real(pieces):
+                yield block, layer, np.where(calls < 4, y, np.nan).astype(np.float32), label
+
+        return of
+
+    examples = setup.examples()
+    monkeypatch.setattr(examples, "of", fail_later(examples))
+    path = tmp_path / "c"
+    with pytest.raises(NumericsError, match=r"no longer finite after 3\d+ tokens; .* holds the state before"):
+        train_low_rank(examples, setup.stream, OPTIONS, checkpoint=path, settings=SETTINGS)
+    arrays, state = checkpoints.load_checkpoint(path, SETTINGS)
+    assert all(np.isfinite(array).all() for array in arrays.values())
+    assert state["tokens"] > 2000
+
+
+def test_full_disk_keeps_the_last_checkpoint(
+    setup: Setup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "c"
+    checkpoints.save_checkpoint(path, {"x": np.ones(3, np.float32)}, {"settings": SETTINGS})
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(CacheError, match="No space left") as caught:
+        checkpoints.save_checkpoint(path, {"x": np.zeros(3, np.float32)}, {"settings": SETTINGS})
+    assert "--resume" in str(caught.value.fix)
+    np.testing.assert_array_equal(checkpoints.load_checkpoint(path, SETTINGS)[0]["x"], 1)
+
+
+def test_resume_refuses_what_does_not_fit(setup: Setup, tmp_path: Path) -> None:
+    path = tmp_path / "c"
+    with pytest.raises(InputError, match="no checkpoint"):
+        train_low_rank(
+            setup.examples(), setup.stream, OPTIONS, checkpoint=path, resume=True, settings=SETTINGS
+        )
+    checkpoints.save_checkpoint(path, {}, {"settings": {"model": "another"}})
+    with pytest.raises(InputError, match="'another'"):
+        checkpoints.load_checkpoint(path, SETTINGS)
+    whole = path.read_bytes()
+    for damaged in (b"", whole[:20], b"\xff" * 100):
+        path.write_bytes(damaged)
+        with pytest.raises(ModelFormatError, match="damaged"):
+            checkpoints.load_checkpoint(path, SETTINGS)
+
+
+def test_too_little_text(setup: Setup, tmp_path: Path) -> None:
+    corpus = Corpus([write_jsonl(tmp_path / "a.jsonl", documents(20, 5))], seed=0)
+    stream = TokenStream(corpus, setup.subject.tokenizer, context=512)
+    with pytest.raises(InputError, match="at least 4096 are needed"):
+        train_low_rank(setup.examples(), stream, OPTIONS, checkpoint=tmp_path / "c", settings=SETTINGS)
+
+
+def test_says_how_to_get_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    from dejavu.training import missing
+
+    monkeypatch.setattr(missing, "importlib", SimpleNamespace(import_module=__import__))
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(DejavuError, match="torch") as caught:
+        missing.import_torch()
+    assert "pip install 'dejavu-llm[train]'" in str(caught.value.fix)
