@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from dejavu.models.progress import NoProgress, Progress
+from dejavu.training.progress import Silent
 
 if TYPE_CHECKING:
     import rich.progress
+
+    from dejavu.training.progress import Progress as StageProgress
+
+_LINE_SECONDS = 15.0
+"""Between lines where there is no terminal."""
 
 
 class ByteBars:
@@ -78,6 +85,70 @@ def token_bar(total: int, *, quiet: bool, doing: str = "scoring") -> Iterator[Ca
     ) as bar:
         task = bar.add_task(doing, total=total)
         yield lambda count: bar.advance(task, count)
+
+
+class StageBars:
+    """A `dejavu.training.progress.Progress`: a bar per stage on a terminal; elsewhere a line now and then."""
+
+    def __init__(self) -> None:
+        self._bars: rich.progress.Progress | None = None
+        self._task: rich.progress.TaskID | None = None
+        self._stage, self._total, self._done, self._began, self._told = "", 1, 0, 0.0, 0.0
+
+    def start(self, stage: str, total: int) -> None:
+        """Begin a stage of `total` tokens."""
+        self.finish()
+        self._stage, self._total, self._done = stage, max(total, 1), 0
+        self._began = self._told = time.perf_counter()
+        if not sys.stderr.isatty():
+            print(f"{stage}: {total} tokens", file=sys.stderr)
+            return
+        import rich.progress as bars
+        from rich.console import Console
+
+        self._bars = bars.Progress(
+            bars.TextColumn(stage),
+            bars.BarColumn(),
+            bars.TaskProgressColumn(),
+            bars.TextColumn("left:"),
+            bars.TimeRemainingColumn(),
+            bars.TextColumn("{task.fields[state]}"),
+            console=Console(stderr=True),
+            transient=True,
+        )
+        self._bars.start()
+        self._task = self._bars.add_task(stage, total=total, state="")
+
+    def advance(self, tokens: int, state: str = "") -> None:
+        """Move the bar, and say how it goes."""
+        self._done += tokens
+        if self._bars is not None and self._task is not None:
+            self._bars.update(self._task, advance=tokens, state=state)
+            return
+        now = time.perf_counter()
+        if now - self._told >= _LINE_SECONDS and self._done:
+            self._told = now
+            left = (now - self._began) * (self._total - self._done) / self._done
+            print(f"{self._stage}: {self._done}/{self._total}, {left:.0f} s left; {state}", file=sys.stderr)
+
+    def finish(self) -> None:
+        """Wipe the bar."""
+        if self._bars is not None:
+            self._bars.stop()
+            self._bars = self._task = None
+
+
+@contextlib.contextmanager
+def stage_bars(*, quiet: bool) -> Iterator[StageProgress]:
+    """Draws the stages of a long run on stderr."""
+    if quiet:
+        yield Silent()
+        return
+    bars = StageBars()
+    try:
+        yield bars
+    finally:
+        bars.finish()
 
 
 @contextlib.contextmanager

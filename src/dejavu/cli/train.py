@@ -1,0 +1,172 @@
+"""dejavu train."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Mapping
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from dejavu.cli import options
+from dejavu.cli.options import CodecName, ExecutorName
+from dejavu.cli.output import print_fields, print_json, print_note
+
+
+class SelectorName(str, Enum):
+    """Values of --selector."""
+
+    auto = "auto"
+    sketch = "sketch"
+    low_rank = "low_rank"
+    threshold = "threshold"
+
+
+class HiddenName(str, Enum):
+    """Values of --hidden."""
+
+    linear = "linear"
+    relu = "relu"
+
+
+def train(
+    model: options.Model,
+    text: Annotated[
+        list[Path],
+        typer.Option(help='A .jsonl file of lines with a "text" field, or a .txt file; may be repeated.'),
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the plan.")],
+    density: Annotated[
+        float | None, typer.Option(help="Mean share of the neurons that a token runs, such as 0.4.")
+    ] = None,
+    max_ppl_ratio: Annotated[
+        float | None,
+        typer.Option(help="Or: the highest perplexity over that of the dense model, such as 1.02."),
+    ] = None,
+    selector: Annotated[
+        SelectorName,
+        typer.Option(
+            help="How neurons are chosen: by the leading bits of their weights (sketch), by trained low-rank "
+            "predictors, by their exact first product (threshold), or per layer as it pays (auto)."
+        ),
+    ] = SelectorName.auto,
+    bits: Annotated[
+        list[int] | None, typer.Option(help="Leading bits of sketches, 2, 3 or 4; may be repeated.")
+    ] = None,
+    rank: Annotated[
+        int | None,
+        typer.Option(min=1, help="Of low-rank predictors; default 128. With auto: train them too."),
+    ] = None,
+    hidden: Annotated[
+        HiddenName, typer.Option(help="Middle layer of low-rank predictors.")
+    ] = HiddenName.linear,
+    lookahead: Annotated[
+        int, typer.Option(min=0, max=2, help="Choose by the input of the layer so many layers before.")
+    ] = 0,
+    heads_density: Annotated[
+        float | None,
+        typer.Option(help="Mean share of the heads, by low-rank predictors; default: all heads."),
+    ] = None,
+    heads_rank: Annotated[int, typer.Option(min=1, help="Of their predictors.")] = 32,
+    compensator: Annotated[
+        int | None,
+        typer.Option(
+            min=0, help="Rank of what stands in for skipped neurons, where that pays; 0: their mean."
+        ),
+    ] = None,
+    uniform: Annotated[
+        bool, typer.Option("--uniform", help="The same density in all layers, without a search.")
+    ] = False,
+    tokens: Annotated[int, typer.Option(min=1024, help="That low-rank predictors learn from.")] = 400_000,
+    search_tokens: Annotated[int, typer.Option(min=64, help="Held-out text of each measurement.")] = 2048,
+    verify_tokens: Annotated[
+        int, typer.Option(min=64, help="Other held-out text, for the evidence.")
+    ] = 10_000,
+    learning_rate: Annotated[float, typer.Option(help="Of low-rank predictors.")] = 2e-3,
+    seed: Annotated[
+        int, typer.Option(min=0, help="Of the split of the text, its order, and the predictors.")
+    ] = 0,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted training.")] = False,
+    codec: options.Codec = CodecName.auto,
+    threads: options.Threads = None,
+    executor: options.Executor = ExecutorName.native,
+    offline: options.Offline = False,
+    json: options.Json = False,
+) -> None:
+    """Learn from text which neurons and heads a token needs, and save it as an access plan.
+
+    Thresholds are set, predictors trained and densities divided among the layers so that perplexity suffers least. The
+    plan carries the evidence: density, recall, precision and perplexity ratio on documents that were held out.
+    """
+    from dejavu.cli.progress import make_progress, stage_bars
+    from dejavu.training.corpus import Corpus
+    from dejavu.training.options import TrainOptions
+    from dejavu.training.recipe import train_plan
+    from dejavu.training.subject import open_subject
+
+    wanted = TrainOptions(
+        selector=selector.value,
+        density=density,
+        max_ppl_ratio=max_ppl_ratio,
+        uniform=uniform,
+        bits=tuple(bits) if bits else (2, 3, 4) if selector is SelectorName.auto else (3,),
+        rank=rank,
+        hidden=hidden.value,
+        lookahead=lookahead,
+        heads_density=heads_density,
+        heads_rank=heads_rank,
+        compensator=compensator,
+        tokens=tokens,
+        search_tokens=search_tokens,
+        verify_tokens=verify_tokens,
+        learning_rate=learning_rate,
+        seed=seed,
+    )
+    corpus = Corpus(text, seed=seed)
+    subject = open_subject(
+        model,
+        codec=codec.value,
+        planes=wanted.uses_sketches,
+        executor=executor.value,
+        threads=threads,
+        offline=offline or None,
+        progress=make_progress(quiet=json),
+    )
+    checkpoint = output.with_name(f"{output.name}.checkpoint")
+    try:
+        with stage_bars(quiet=json) as progress:
+            plan = train_plan(
+                subject,
+                corpus,
+                wanted,
+                checkpoint=checkpoint,
+                resume=resume,
+                command=shlex.join(["dejavu", *sys.argv[1:]]),
+                progress=progress,
+            )
+    finally:
+        subject.close()
+    plan.save(output)
+    checkpoint.unlink(missing_ok=True)
+    if json:
+        print_json({"model": model, "plan": str(output), **plan.evidence})
+        return
+    print_fields(_summary(plan.evidence))
+    name, folder = shlex.quote(model), shlex.quote(str(output))
+    print_note(f"next: dejavu generate {name} --plan {folder}, or dejavu plan show {folder}")
+
+
+def _summary(evidence: Mapping[str, Any]) -> dict[str, str]:
+    fields = {
+        "perplexity ratio": f"{evidence['ppl_ratio']:.4f} on {evidence['tokens']['verification']} held-out tokens"
+    }
+    for block in ("neurons", "heads"):
+        found = evidence[block]
+        if "recall" in found:
+            sets = f"recall {found['recall']:.3f}, precision {found['precision']:.3f}"
+            fields[block] = f"density {found['density']:.3f}, {sets}"
+    fields["touched"] = f"{100 * evidence['touched_share']:.0f}% of the layers' bytes, predictors included"
+    return fields

@@ -1,0 +1,62 @@
+"""Bytes that one token reads of a layer, predictors included: what the search spends."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from dejavu.nested import widths
+from dejavu.plan import Dense, LowRank, Sketch, Threshold
+
+if TYPE_CHECKING:
+    from dejavu.codecs import Codec
+    from dejavu.models.config import ModelConfig
+    from dejavu.plan import Compensator, HeadSelector, NeuronSelector
+
+_CODE_BITS = {"f32": 32.0, "bf16": 16.0, "int8": 8.0, "int4": 4.0}
+_SCALE_BITS = {"f32": 0.0, "bf16": 0.0, "int8": 0.5, "int4": 1.0}
+"""Per weight: float16 scales (int4: and minima) of groups of 32."""
+_INT8_BITS = _CODE_BITS["int8"] + _SCALE_BITS["int8"]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Bytes touched in one layer of `config` with weights held in `codec`, per token."""
+
+    config: ModelConfig
+    codec: Codec
+
+    def neurons(self, selector: NeuronSelector, density: float) -> float:
+        """Of the MLP, when `selector` selects the share `density`."""
+        f, first = self.config.base_neurons, 2 if self.config.gated else 1  # rows of gate and up
+        row = self._row
+        if isinstance(selector, Dense):
+            return f * (first + 1) * row
+        if isinstance(selector, Sketch):
+            lead = (selector.bits + _SCALE_BITS[self.codec]) / 8 * self.config.d_model  # of one row
+            rest = (sum(widths(self.codec)) - selector.bits) / 8 * self.config.d_model
+            return f * first * lead + density * f * (first * rest + row)
+        if isinstance(selector, Threshold):  # the first row of every neuron, the others of the selected
+            return f * row + density * f * first * row
+        return self._predictor(selector, f) + density * f * (first + 1) * row
+
+    def heads(self, selector: HeadSelector, density: float) -> float:
+        """Of the attention's weights, K/V rows always counted."""
+        c = self.config
+        own, shared = 2 * c.n_heads * c.head_dim * self._row, 2 * c.n_kv_heads * c.head_dim * self._row
+        share = 1.0 if isinstance(selector, Dense) else density
+        return self._predictor(selector, c.n_heads) + share * own + shared
+
+    def compensator(self, compensator: Compensator) -> float:
+        """Of the arrays of a compensator."""
+        d = self.config.d_model
+        return 2 * compensator.rank * d * _INT8_BITS / 8 + 4 * d
+
+    @property
+    def _row(self) -> float:
+        return self.config.d_model * (_CODE_BITS[self.codec] + _SCALE_BITS[self.codec]) / 8
+
+    def _predictor(self, selector: NeuronSelector | HeadSelector, n: int) -> float:
+        if not isinstance(selector, LowRank):
+            return 0.0
+        return selector.rank * (self.config.d_model + n) * _INT8_BITS / 8 + 4 * n

@@ -1,0 +1,90 @@
+"""`TrainOptions`: what kind of plan is wanted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from dejavu.errors import InputError
+from dejavu.training.examples import Target
+
+SelectorName = Literal["sketch", "low_rank", "threshold", "auto"]
+
+DEFAULT_RANK = 128
+FIRST_DENSITY = 0.4
+"""Target of the labels, and middle of the densities that are measured, where only a ratio is asked for."""
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """What kind of plan is wanted.
+
+    Attributes:
+        selector: of the neurons; "auto" lets each layer choose among sketches, threshold and, with a `rank`, low rank.
+        density: mean density of the neurons over layers; or
+        max_ppl_ratio: the highest perplexity ratio. Exactly one of the two.
+        uniform: the same density in all layers, without a search.
+        bits: of the sketches to choose from.
+        rank: of the low-rank predictors of neurons.
+        hidden: their middle layer.
+        lookahead: distance of the input of sketches and low-rank predictors.
+        heads_density: mean density of the heads, by low-rank predictors; None: all heads.
+        heads_rank: their rank.
+        compensator: rank of what stands in for skipped neurons, where it pays; None: nothing does.
+        tokens: that low-rank predictors learn from.
+        search_tokens: of held-out text, for each measurement of the search.
+        verify_tokens: of other held-out text, for the evidence.
+        learning_rate: of low-rank predictors.
+        seed: of everything.
+    """
+
+    selector: SelectorName = "auto"
+    density: float | None = None
+    max_ppl_ratio: float | None = None
+    uniform: bool = False
+    bits: tuple[int, ...] = (2, 3, 4)
+    rank: int | None = None
+    hidden: Literal["linear", "relu"] = "linear"
+    lookahead: int = 0
+    heads_density: float | None = None
+    heads_rank: int = 32
+    compensator: int | None = None
+    tokens: int = 400_000
+    search_tokens: int = 2048
+    verify_tokens: int = 10_000
+    learning_rate: float = 2e-3
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if (self.density is None) == (self.max_ppl_ratio is None):
+            raise InputError("either a density or a highest perplexity ratio is needed, and not both")
+        for name, value in (("density", self.density), ("heads density", self.heads_density)):
+            if value is not None and not 0 < value <= 1:
+                raise InputError(f"{name} is {value}; above 0 and up to 1 is possible")
+        if self.max_ppl_ratio is not None and not self.max_ppl_ratio > 1:
+            raise InputError(f"a perplexity ratio of {self.max_ppl_ratio}; it must be above 1, such as 1.02")
+        if self.uniform and (self.density is None or self.selector == "auto" or len(self.bits) != 1):
+            raise InputError(
+                "the same density in all layers needs a density and one kind of selector",
+                fix="add --density and --selector, and for sketches one --bits",
+            )
+
+    @property
+    def target(self) -> float:
+        """Density of the labels, and where the search measures."""
+        return FIRST_DENSITY if self.density is None else self.density
+
+    @property
+    def targets(self) -> tuple[Target, ...]:
+        """What low-rank predictors are trained for."""
+        found = []
+        if self.selector == "low_rank" or (self.selector == "auto" and self.rank is not None):
+            found.append(Target("neurons", self.rank or DEFAULT_RANK, self.target))
+        if self.heads_density is not None:
+            found.append(Target("heads", self.heads_rank, self.heads_density))
+        return tuple(found)
+
+    @property
+    def uses_sketches(self) -> bool:
+        """Whether the model must be held in bit planes."""
+        return self.selector in ("sketch", "auto")

@@ -1,0 +1,266 @@
+"""`train_plan`: from a model and text to an access plan with its evidence. The order of the steps is visible here."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+from dejavu.plan import AccessPlan, LayerPlan, Oracle, Sketch, Threshold
+from dejavu.training.calibrate import Calibration, Family, calibrate
+from dejavu.training.compensator import fit_compensators
+from dejavu.training.cost import Cost
+from dejavu.training.evidence import SetEvidence, describe
+from dejavu.training.inputs import BlockInputs
+from dejavu.training.probe import Probe
+from dejavu.training.scores import Scores
+from dejavu.training.search import Allotment, Search, combine
+from dejavu.training.stream import TokenStream
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+    from dejavu.executor import Trace, TraceField
+    from dejavu.training.corpus import Corpus
+    from dejavu.training.inputs import Block
+    from dejavu.training.low_rank import State, Trained
+    from dejavu.training.options import TrainOptions
+    from dejavu.training.progress import Progress
+    from dejavu.training.stream import Piece
+    from dejavu.training.subject import Subject
+
+    Layers = Sequence[LayerPlan]
+    Calibrations = dict[Block, list[Calibration]]
+
+CALIBRATION_TOKENS = 20_000
+MIN_TOKENS = 2048
+"""Shortest text that is calibrated on."""
+SPREAD = (0.5, 1.0, 1.5)
+"""Densities at which the search measures layers, relative to the target."""
+MOST = 0.9
+"""And the highest of them."""
+RETRIES = 3
+"""Times that a plan is made denser when other held-out text shows a higher ratio than asked for."""
+DENSER = 0.02
+"""By how much each time."""
+
+
+def train_plan(
+    subject: Subject,
+    corpus: Corpus,
+    options: TrainOptions,
+    *,
+    checkpoint: Path,
+    resume: bool = False,
+    command: str = "",
+    progress: Progress,
+) -> AccessPlan:
+    """Train, search and verify.
+
+    Args:
+        subject: the model.
+        corpus: the text.
+        options: what kind of plan is wanted.
+        checkpoint: file that keeps an interrupted training of low-rank predictors.
+        resume: go on from it.
+        command: for the evidence.
+        progress: told of the stages.
+
+    Raises:
+        InputError: too little text, or a checkpoint in the way or of another training.
+        NumericsError: training or the plan leads to NaN.
+        CacheError: a checkpoint cannot be written.
+        DejavuError: torch is needed and not installed.
+    """
+    recipe = _Recipe(subject, corpus, options, progress)
+    return recipe.run(checkpoint, resume, command)
+
+
+class _Recipe:
+    def __init__(self, subject: Subject, corpus: Corpus, options: TrainOptions, progress: Progress) -> None:
+        self._subject = subject
+        self._corpus = corpus
+        self._options = options
+        self._progress = progress
+        self._config = subject.opened.config
+        weights = subject.opened.weights
+        self._stream = TokenStream(corpus, subject.tokenizer, context=self._config.max_context)
+        self._inputs = BlockInputs(self._config, weights)
+        self._scores = Scores(self._config, weights, subject.codec, self._inputs)
+        self._cost = Cost(self._config, subject.codec)
+
+    def run(self, checkpoint: Path, resume: bool, command: str) -> AccessPlan:
+        options, stream = self._options, self._stream
+        stream.require(MIN_TOKENS)
+        pieces = next(stream.batches(min(CALIBRATION_TOKENS, options.tokens)))[0]
+        trained = self._train(pieces, checkpoint, resume) if options.targets else None
+        calibrations = self._calibrate(pieces, trained)
+        probe = Probe(self._subject.executor, stream.validation(options.search_tokens))
+        layers: Layers = [LayerPlan()] * self._config.n_layers
+        searches = {block: self._search(probe, found) for block, found in calibrations.items()}
+        allotments: dict[Block, Allotment] = {}
+        if options.heads_density is not None:
+            allotments["heads"] = self._at_density(searches["heads"], options.heads_density)
+            layers = combine(layers, allotments["heads"])
+        search = searches["neurons"]
+        allotment = self._neurons(search, layers)
+        if options.compensator is not None:
+            layers = self._compensate(search, allotment, layers, pieces, options.compensator)
+            if options.max_ppl_ratio is not None:  # what was gained may go into a lower density
+                allotment = search.for_ratio(options.max_ppl_ratio, layers)
+                layers = self._compensate(search, allotment, layers, pieces, options.compensator)
+        held_out = Probe(
+            self._subject.executor, stream.validation(options.verify_tokens, skip=options.search_tokens)
+        )
+        for attempt in range(RETRIES + 1):
+            allotments["neurons"] = allotment
+            plan = self._plan(self._settle(searches, allotments, layers))
+            measured = held_out.measure(plan)
+            limit = options.max_ppl_ratio
+            if limit is None or measured.ratio <= limit or attempt == RETRIES:
+                break
+            allotment = search.for_density(allotment.density + DENSER)
+        sets = self._compare(plan, calibrations, allotments, held_out)
+        evidence = describe(plan, measured, sets, self._cost)
+        for block, allotted in allotments.items():
+            for i, record in enumerate(evidence["layers"]):
+                record[block] |= {"selector": allotted.families[i], "target": allotted.densities[i]}
+        evidence |= {
+            "command": command,
+            "seed": options.seed,
+            "codec": self._subject.codec,
+            "tokens": {
+                "training": trained.tokens if trained else 0,
+                "calibration": sum(map(len, pieces)),
+                "search": probe.tokens,
+                "verification": held_out.tokens,
+            },
+        }
+        return dataclasses.replace(plan, evidence=evidence)
+
+    def _train(self, pieces: Sequence[Piece], checkpoint: Path, resume: bool) -> Trained:
+        from dejavu.training.examples import Examples
+        from dejavu.training.low_rank import LowRankOptions, train_low_rank
+
+        o = self._options
+        examples = Examples(self._subject.executor, self._inputs, pieces, o.targets, o.lookahead)
+        options = LowRankOptions(o.targets, o.tokens, o.seed, o.hidden, o.lookahead, o.learning_rate)
+        self._progress.start("training", o.tokens)
+        done = 0
+
+        def report(state: State) -> None:
+            nonlocal done
+            self._progress.advance(state.tokens - done, str(state))
+            done = state.tokens
+
+        return train_low_rank(
+            examples,
+            self._stream,
+            options,
+            checkpoint=checkpoint,
+            resume=resume,
+            settings={
+                "model": self._subject.fingerprint,
+                "codec": self._subject.codec,
+                "text": self._corpus.fingerprint,
+                "seed": self._corpus.seed,
+            },
+            report=report,
+        )
+
+    def _families(self, trained: Trained | None) -> list[Family]:
+        """What may be chosen from; and of each block first the oracle, whose scores define the labels."""
+        o, layers = self._options, self._config.n_layers
+        oracle = (Oracle(density=1.0),) * layers
+        families = [Family("oracle", "neurons", oracle)]
+        if o.selector in ("sketch", "auto"):
+            for bits in o.bits:
+                sketch = Sketch(bits=bits, lookahead=o.lookahead, density=1.0)
+                families.append(Family(f"sketch{bits}", "neurons", (sketch,) * layers))
+        if o.selector in ("threshold", "auto"):
+            families.append(Family("threshold", "neurons", (Threshold(density=1.0),) * layers))
+        for block, predictors in (trained.predictors if trained else {}).items():
+            families.append(Family("low_rank", block, tuple(predictors)))
+        return families
+
+    def _calibrate(self, pieces: Sequence[Piece], trained: Trained | None) -> Calibrations:
+        found: Calibrations = {}
+        traces = self._traces(pieces, "calibration")
+        for calibration in calibrate(self._families(trained), self._scores, traces):
+            found.setdefault(calibration.family.block, []).append(calibration)
+        return found
+
+    def _traces(self, pieces: Sequence[Piece], stage: str) -> Iterator[Trace]:
+        want: list[TraceField] = ["mlp_input", "hidden"]
+        want += ["gate"] if self._options.selector in ("threshold", "auto") else []
+        want += ["attn_input", "head_norm"] if self._options.heads_density is not None else []
+        self._progress.start(stage, sum(map(len, pieces)))
+        for piece in pieces:
+            yield self._subject.executor.trace(piece, want=want)
+            self._progress.advance(len(piece))
+
+    def _search(self, probe: Probe, calibrations: Sequence[Calibration]) -> Search:
+        usable = [c for c in calibrations if c.family.name != "oracle"]
+        return Search(self._subject.fingerprint, probe, usable, self._cost, self._progress)
+
+    def _at_density(self, search: Search, density: float) -> Allotment:
+        if self._options.uniform:
+            return search.uniform(density)
+        search.measure_layers(sorted({min(share * density, MOST) for share in SPREAD}))
+        return search.for_density(density)
+
+    def _neurons(self, search: Search, layers: Layers) -> Allotment:
+        limit = self._options.max_ppl_ratio
+        if limit is None:
+            return self._at_density(search, self._options.target)
+        search.measure_layers([share * self._options.target for share in SPREAD])
+        return search.for_ratio(limit, layers)
+
+    def _settle(
+        self, searches: dict[Block, Search], allotments: dict[Block, Allotment], layers: Layers
+    ) -> Layers:
+        """All selectors in place, their thresholds set for the densities that they have together."""
+        for allotment in allotments.values():
+            layers = combine(layers, allotment)
+        for block, allotment in allotments.items():
+            layers = combine(layers, searches[block].settle(allotment, layers))
+        return layers
+
+    def _compensate(
+        self, search: Search, allotment: Allotment, layers: Layers, pieces: Sequence[Piece], rank: int
+    ) -> Layers:
+        """`layers` with compensators for what `allotment` skips, where they are worth their bytes."""
+        fitted = fit_compensators(
+            self._subject.opened,
+            allotment.selectors,
+            self._scores,
+            self._inputs,
+            self._traces(pieces, "compensators"),
+            rank,
+        )
+        kept = search.worthwhile(allotment, fitted)
+        return [dataclasses.replace(layer, compensator=c) for layer, c in zip(layers, kept, strict=True)]
+
+    def _plan(self, layers: Layers) -> AccessPlan:
+        o = self._options
+        wanted = f"density {o.density:g}" if o.density is not None else f"ratio {o.max_ppl_ratio:g}"
+        name = f"{o.selector} {wanted}"
+        return AccessPlan(model=self._subject.fingerprint, layers=tuple(layers), name=name)
+
+    def _compare(
+        self,
+        plan: AccessPlan,
+        calibrations: Calibrations,
+        allotments: dict[Block, Allotment],
+        held_out: Probe,
+    ) -> SetEvidence:
+        """The sets that `plan` selects against the labels at the same density."""
+        heads = allotments["heads"].densities if "heads" in allotments else (1.0,) * self._config.n_layers
+        sizes = calibrations["neurons"][0]  # the oracle's scores: abs(h)
+        relu = self._config.activation == "relu"
+        labels = [
+            0.0 if relu else sizes.threshold(i, k) for i, k in enumerate(allotments["neurons"].densities)
+        ]
+        sets = SetEvidence(plan, self._scores, labels, heads)
+        sets.add(self._traces(held_out.pieces, "verification"))
+        return sets

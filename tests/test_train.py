@@ -1,0 +1,273 @@
+"""From model and text to a plan: thresholds, compensators, the search, and the verb."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+
+from dejavu.cli.app import run
+from dejavu.errors import InputError
+from dejavu.plan import AccessPlan, Dense, LowRank, Oracle, Sketch, Threshold
+from dejavu.training import recipe
+from dejavu.training.allocate import Curve, mean_density, options, with_mean_density
+from dejavu.training.compensator import Regression
+from dejavu.training.cost import Cost
+from dejavu.training.labels import largest
+from dejavu.training.options import TrainOptions
+from dejavu.training.probe import Probe
+from dejavu.training.quantiles import Quantiles
+from dejavu.training.subject import Subject, open_subject
+from tiny_chat import build_tiny_chat
+from training_texts import documents, write_jsonl
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+FAST = (
+    "--executor",
+    "reference",
+    "--codec",
+    "int8",
+    "--search-tokens",
+    "150",
+    "--verify-tokens",
+    "300",
+    "--json",
+)
+
+
+@given(
+    values=arrays.arrays(np.float32, st.integers(1, 300), elements=st.floats(-1e6, 1e6, width=32)),
+    density=st.floats(0, 1),
+)
+def test_quantiles_are_right_to_a_bin(values: Any, density: float) -> None:
+    quantiles = Quantiles()
+    quantiles.add(values[::2])
+    quantiles.add(values[1::2].reshape(1, -1))
+    assert quantiles.count == values.size
+    threshold = quantiles.threshold(density)
+    slack = 2 * abs(threshold) / 128 + 1e-38  # a bin's width
+    assert np.count_nonzero(values > threshold + slack) <= math.ceil(density * values.size)
+    assert np.count_nonzero(values >= threshold - slack) >= math.floor(density * values.size)
+
+
+def test_quantiles_of_many_values() -> None:
+    values = np.random.default_rng(0).standard_normal(200_000).astype(np.float32)
+    for sign, density in itertools.product((np.asarray, np.abs), (0.01, 0.3, 0.5, 0.77)):
+        quantiles = Quantiles()
+        quantiles.add(sign(values))
+        assert np.mean(sign(values) > quantiles.threshold(density)) == pytest.approx(density, abs=1e-3)
+
+
+@given(st.data())
+def test_largest_is_a_stable_sort(data: st.DataObject) -> None:
+    shape = data.draw(st.tuples(st.integers(1, 4), st.integers(1, 12)))
+    scores = data.draw(arrays.arrays(np.float32, shape, elements=st.sampled_from([-1.0, 0.0, 0.5, 2.0])))
+    density = data.draw(st.floats(0.01, 1))
+    k = max(1, math.ceil(density * shape[1] - 1e-9))
+    expected = np.zeros(shape, bool)
+    np.put_along_axis(expected, np.argsort(-scores, axis=1, kind="stable")[:, :k], True, axis=1)
+    np.testing.assert_array_equal(largest(scores, density), expected)
+
+
+def test_compensator_finds_a_low_rank_map() -> None:
+    rng = np.random.default_rng(0)
+    a, b = rng.standard_normal((3, 24)), rng.standard_normal((3, 24))
+    y = (rng.standard_normal((2000, 24)) + 1).astype(np.float32)
+    r = (y @ a.T @ b + 5).astype(np.float32)
+    sums = Regression(24)
+    for part in np.array_split(np.arange(2000), 7):
+        sums.add(y[part], r[part])
+    left = []
+    for rank in (0, 1, 3):
+        found = sums.solve(rank)
+        assert found.rank == rank
+        left.append(float(np.mean((r - found.bias - y @ found.a.T @ found.b) ** 2)))
+    assert left[0] == pytest.approx(float(r.var(axis=0).mean()), rel=1e-4)
+    assert left[2] < 1e-3 * left[1] < 1e-3 * left[0]  # what is left at rank 3 is int8 rounding
+
+
+@given(seed=st.integers(0, 1000), density=st.floats(0.15, 0.95))
+def test_allocation_meets_the_density_and_beats_the_uniform_one(seed: int, density: float) -> None:
+    rng = np.random.default_rng(seed)
+    grid = (0.1, 0.3, 0.6)
+    layers = []
+    for _ in range(8):
+        size = 10 ** rng.uniform(-4, -1)
+        curve = Curve(grid, tuple(float(size * math.exp(-8 * k)) for k in grid))
+        layers.append(options([curve], lambda _, k: 100.0 * k if k < 1 else 100.0, 100.0))
+    chosen = with_mean_density(layers, density)
+    assert mean_density(chosen) == pytest.approx(density, abs=0.02)
+    curves = [{round(o.density, 4): o.divergence for o in found} for found in layers]
+    near = round(round(density / 0.025) * 0.025, 4)
+    same = [min(curve.items(), key=lambda item: abs(item[0] - near))[1] for curve in curves]
+    slack = 1.5  # the uniform density may be rounded up
+    assert sum(option.divergence for option in chosen) <= slack * sum(same) + 1e-9
+
+
+def test_curve_is_linear_in_the_logarithm_and_never_rises() -> None:
+    curve = Curve((0.2, 0.4), (0.1, 0.001))
+    assert curve.at(0.3) == pytest.approx(0.01)
+    assert curve.at(0.5) == pytest.approx(0.0001)
+    assert Curve((0.2, 0.4), (0.1, 0.2)).at(0.2) == pytest.approx(0.2)
+    assert Curve((0.5,), (0.1,)).at(0.9) == pytest.approx(0.1)
+
+
+@pytest.fixture(autouse=True)
+def little_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recipe, "CALIBRATION_TOKENS", 3000)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("train")
+    build_tiny_chat(folder / "model")
+    write_jsonl(folder / "text.jsonl", documents(150, 20))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def subject(folder: Path) -> Iterator[Subject]:
+    subject = open_subject(str(folder / "model"), codec="int8", planes=True, executor="reference")
+    yield subject
+    subject.close()
+
+
+def test_cost_of_a_layer(subject: Subject) -> None:
+    cost = Cost(subject.opened.config, "int8")
+    row = 32 * 8.5 / 8
+    dense = cost.neurons(Dense(), 1.0)
+    assert dense == 48 * 3 * row
+    assert cost.neurons(Threshold(density=0.5), 0.5) == pytest.approx(48 * row * (1 + 0.5 * 2))
+    assert cost.neurons(Sketch(bits=4, density=1.0), 1.0) == pytest.approx(dense)  # all planes are the row
+    half = cost.neurons(Sketch(bits=2, density=0.5), 0.5)
+    assert half == pytest.approx(48 * (2 * 32 * 2.5 / 8 + 0.5 * (2 * 32 * 6 / 8 + row)))
+    zeros = LowRank(a=np.zeros((5, 32)), b=np.zeros((48, 5)), bias=np.zeros(48), density=0.1)
+    assert cost.neurons(zeros, 0.1) == pytest.approx(5 * 80 * 8.5 / 8 + 4 * 48 + 0.1 * dense)
+
+
+def test_probe_compares_with_the_dense_model(subject: Subject) -> None:
+    rng = np.random.default_rng(0)
+    probe = Probe(subject.executor, [rng.integers(0, 250, 40).astype(np.int32) for _ in range(3)])
+    assert probe.tokens == 117
+    found = {
+        k: probe.measure(AccessPlan.uniform(subject.fingerprint, 2, neurons=Oracle(density=k)))
+        for k in (0.2, 0.6, 1.0)
+    }
+    assert found[1.0].ratio == pytest.approx(1, abs=1e-5)
+    assert found[1.0].divergence == pytest.approx(0, abs=1e-5)
+    assert found[0.2].divergence > 2 * found[0.6].divergence > 0
+    assert found[0.6].neurons == pytest.approx((29 / 48, 29 / 48))
+    assert found[0.6].heads == (1, 1)
+
+
+def dejavu_train(folder: Path, name: str, capsys: pytest.CaptureFixture[str], *args: str) -> AccessPlan:
+    model, text = str(folder / "model"), str(folder / "text.jsonl")
+    code = run(["train", model, "--text", text, "-o", str(folder / name), *args, *FAST])
+    out = capsys.readouterr().out
+    assert code == 0, out
+    plan = AccessPlan.load(folder / name)
+    assert json.loads(out)["ppl_ratio"] == plan.evidence["ppl_ratio"]
+    return plan
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "kind"),
+    [
+        ("sketch", ("--selector", "sketch", "--bits", "3"), Sketch),
+        ("uniform", ("--selector", "sketch", "--bits", "4", "--uniform", "--lookahead", "1"), Sketch),
+        ("threshold", ("--selector", "threshold"), Threshold),
+    ],
+)
+def test_plans_without_training(
+    folder: Path, capsys: pytest.CaptureFixture[str], name: str, options: tuple[str, ...], kind: type
+) -> None:
+    plan = dejavu_train(folder, name, capsys, "--density", "0.5", *options)
+    evidence = plan.evidence
+    assert evidence["neurons"]["density"] == pytest.approx(0.5, abs=0.03)
+    assert evidence["neurons"]["recall"] > 0.6
+    assert evidence["tokens"]["training"] == 0
+    assert 0.5 < evidence["touched_share"] < 1
+    for layer, record in zip(plan.layers, evidence["layers"], strict=True):
+        assert isinstance(layer.neurons, (kind, Dense))
+        assert isinstance(layer.heads, Dense)
+        if isinstance(layer.neurons, kind):
+            assert record["neurons"]["density"] == pytest.approx(record["neurons"]["target"], abs=0.05)
+
+
+def test_auto_mixes_families_and_compensates(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plan = dejavu_train(folder, "auto", capsys, "--density", "0.4", "--compensator", "4")
+    known = {"sketch2", "sketch3", "sketch4", "threshold", "dense"}
+    assert {record["neurons"]["selector"] for record in plan.evidence["layers"]} <= known
+    ranks = [layer.compensator.rank for layer in plan.layers if layer.compensator is not None]
+    assert set(ranks) <= {4}
+
+
+def test_low_rank_for_neurons_and_heads(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("torch")
+    options = ("--selector", "low_rank", "--rank", "8", "--heads-rank", "4", "--heads-density", "0.5")
+    plan = dejavu_train(folder, "low", capsys, "--density", "0.5", "--tokens", "4096", *options)
+    assert plan.evidence["tokens"]["training"] >= 4096
+    assert plan.evidence["heads"]["density"] == pytest.approx(0.5, abs=0.2)  # of four heads
+    assert isinstance(plan.layers[0].neurons, (LowRank, Dense))
+    assert not (folder / "low.checkpoint").exists()
+
+
+def test_limit_on_the_ratio(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    loose, tight = (
+        dejavu_train(folder, f"ratio{limit}", capsys, "--max-ppl-ratio", str(limit), "--selector", "sketch")
+        for limit in (1.5, 1.01)
+    )
+    assert loose.evidence["neurons"]["density"] < tight.evidence["neurons"]["density"]
+    assert loose.evidence["ppl_ratio"] <= 1.5
+
+
+def test_same_seed_same_plan(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plans = [
+        dejavu_train(folder, name, capsys, "--density", "0.5", "--selector", "threshold", "--seed", "3")
+        for name in ("one", "two")
+    ]
+    assert [layer.neurons for layer in plans[0].layers] == [layer.neurons for layer in plans[1].layers]
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({}, "either a density or"),
+        ({"density": 0.5, "max_ppl_ratio": 1.1}, "and not both"),
+        ({"density": 1.5}, "up to 1"),
+        ({"heads_density": 0.0, "density": 0.5}, "up to 1"),
+        ({"max_ppl_ratio": 0.9}, "above 1"),
+        ({"density": 0.5, "uniform": True}, "one kind of selector"),
+    ],
+)
+def test_bad_options(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        TrainOptions(**values)
+
+
+def test_text_too_short(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = write_jsonl(tmp_path / "short.jsonl", documents(20, 5))
+    args = [
+        "train",
+        str(folder / "model"),
+        "--text",
+        str(text),
+        "-o",
+        str(tmp_path / "p"),
+        "--density",
+        "0.5",
+    ]
+    assert run([*args, *FAST]) == InputError.exit_code
+    error = json.loads(capsys.readouterr().out)["error"]
+    assert "at least 2048 are needed" in error["message"]
+    assert not (tmp_path / "p").exists()
