@@ -1,6 +1,6 @@
 // The native executor: a model's weights as views into one packed buffer, and the forward passes over them.
 // decoder.h runs one token of each of a few sequences (matrix-vector, every thread in step through the layers), under
-// an access plan if one is set; batch.cc runs many tokens at once (prefill; blocked matrix products over the same
+// an access plan if one is set; batch.h runs many tokens at once (prefill; blocked matrix products over the same
 // weights).
 #pragma once
 
@@ -115,7 +115,8 @@ class Engine {
   // K or V of a group at positions [begin, end), from the layer inputs that the cache kept.
   void late_keys_or_values(Worker& w, Cache& cache, int layer, int group, bool values, int begin, int end) const;
   void catch_up(Cache& cache);  // computes all that `recompute` left out, and ends it
-  struct Batch;                 // batch.cc
+  struct Batch;                 // batch.h
+  struct BatchThread;           // batch.h
 
   // Pieces that both passes share. Vectors have d floats in natural order unless they say otherwise.
   void norm(const float* x, const float* weight, const float* bias, float* out) const;
@@ -142,10 +143,6 @@ class Engine {
   void dots(const Bundles& b, int row, const int32_t* list, int begin, int end, const void* input, float* out) const;
   const void* to_input8(const void* input, void* scratch) const;  // int8's form of what f32 and bf16 take as floats
   int own_neurons() const { return c_.ff - c_.refined; }
-
-  // batch.cc
-  void attend_many(int thread, const Segment& segment, int layer, const float* q, float* mixed, float* keys,
-                   size_t keys_head, float* values, size_t values_head);
 
   const Config c_;
   const Isa isa_;

@@ -64,7 +64,9 @@ def test_prefill_equals_the_reference(name: str, tiny_folder: Folder) -> None:
 
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("codec", CODECS)
-@pytest.mark.parametrize("name", ["llama-head-dim", "opt-350m", "bloom", "gemma3"])
+@pytest.mark.parametrize(
+    "name", ["llama-head-dim", "llama-blocks", "llama-tail", "opt-350m", "bloom", "gemma3"]
+)
 def test_codecs_on_every_instruction_set(
     isa: str, codec: str, name: str, tiny_folder: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -102,6 +102,12 @@ CASES: dict[str, Case] = {
     ),
     "llama-head-dim": _llama(head_dim=16, rms_norm_eps=1e-3, num_key_value_heads=1),
     "llama-long": dataclasses.replace(_llama(max_position_embeddings=512), tokens=300),
+    "llama-blocks": _llama(
+        hidden_size=500, num_attention_heads=5, num_key_value_heads=5, num_hidden_layers=1
+    ),
+    "llama-tail": _llama(
+        hidden_size=1100, num_attention_heads=11, num_key_value_heads=11, num_hidden_layers=1
+    ),
     "llama-relu": _llama(hidden_act="relu", num_key_value_heads=3),
     "llama-sharded": dataclasses.replace(_llama(tie_word_embeddings=False), shard="40KB"),
     "llama-bf16": dataclasses.replace(_llama(), dtype="bfloat16"),

@@ -1,0 +1,85 @@
+// Matrix products with packed rows of weights: a few rows at a time are decoded, packed as an operand of gemm.h and
+// multiplied with all tokens while they are in the cache.
+//
+//   rows that are multiplied with the input (q, k, v, gate, up, head):  C[rows x tokens] = W[rows x d] X^T[d x tokens]
+//   rows that are added to the output (o, down):                        Y[tokens x d] += A[tokens x rows] W[rows x d]
+#pragma once
+
+#include <type_traits>
+
+#include "gemm.h"
+#include "kernels.h"
+#include "pool.h"
+
+namespace dejavu {
+
+inline constexpr int kPiece = 32;   // rows of weights, or queries, per product: a multiple of every Gemm's mr and kr
+inline constexpr int kDepth = 256;  // weights of a row decoded at a time
+inline constexpr int kOutputColumns = 256;  // columns of Y per product
+inline constexpr int kOutputDepth = 512;    // rows of W per product
+
+inline int least(int a, int b) { return a < b ? a : b; }
+inline int round_up(int n, int unit) { return (n + unit - 1) / unit * unit; }
+
+struct Products {
+  const Gemm& gemm;
+  const Kernels& kernels;
+
+  size_t a_bytes(int m, int k) const { return size_t(round_up(m, gemm.mr) / gemm.mr) * gemm.panel_bytes_a(k); }
+  size_t b_bytes(int n, int k) const { return size_t(round_up(n, gemm.nr) / gemm.nr) * gemm.panel_bytes_b(k); }
+  // Floats of `scratch` and bytes of `packed` that the two products need.
+  size_t scratch_floats() const { return size_t(kPiece) * (kDepth > kOutputColumns ? kDepth : kOutputColumns); }
+  size_t packed_bytes(int width) const {
+    const size_t dots = a_bytes(kPiece, width), sums = b_bytes(kOutputColumns, kOutputDepth);
+    return dots > sums ? dots : sums;
+  }
+
+  // Gives the weights [begin, end), in stored order, of the i-th of some rows.
+  template <typename RowAt>
+  auto packed_rows(const RowLayout& layout, RowAt row) const {
+    return [this, &layout, row](int i, int begin, int end, float* out) {
+      kernels.rows[int(layout.codec)].decode(layout, row(i), begin, end, out);
+    };
+  }
+
+  // out[m x tokens] = rows(0..m) . input, at most kPiece rows of `width` weights (padding included).
+  template <typename Rows>
+  void dot(Rows rows, int m, int width, const void* input, int tokens, float* scratch, void* packed, float* out,
+           size_t ld) const {
+    const size_t panel = gemm.panel_bytes_a(width);
+    for (int k0 = 0; k0 < width; k0 += kDepth) {
+      const int depth = least(width - k0, kDepth);
+      for (int i = 0; i < m; ++i) rows(i, k0, k0 + depth, scratch + i * kDepth);
+      gemm.pack_a(scratch, kDepth, m, depth, at(packed, k0, gemm.mr), panel);
+    }
+    gemm.multiply(m, tokens, width, packed, panel, input, gemm.panel_bytes_b(width), out, ld, false);
+  }
+
+  // out[tokens x columns] = left[tokens x n] . rows(0..n), columns [begin, end) in stored order.
+  template <typename Rows>
+  void axpy(Rows rows, int n, const void* left, int tokens, Range columns, float* scratch, void* packed, float* out,
+            size_t ld) const {
+    const size_t left_panel = gemm.panel_bytes_a(n), panel = gemm.panel_bytes_b(kOutputDepth);
+    for (int c0 = columns.begin; c0 < columns.end; c0 += kOutputColumns) {
+      const int width = least(columns.end - c0, kOutputColumns);
+      for (int n0 = 0; n0 < n; n0 += kOutputDepth) {
+        const int depth = least(n - n0, kOutputDepth);
+        for (int r0 = 0; r0 < depth; r0 += kPiece) {
+          const int m = least(depth - r0, kPiece);
+          for (int i = 0; i < m; ++i) rows(n0 + r0 + i, c0, c0 + width, scratch + i * kOutputColumns);
+          gemm.pack_b(scratch, kOutputColumns, m, width, at(packed, r0, gemm.nr), panel);
+        }
+        gemm.multiply(tokens, width, depth, at(left, n0, gemm.mr), left_panel, packed, panel, out + c0, ld, n0 > 0);
+      }
+    }
+  }
+
+  // Address of depth k (a multiple of kr) in a packed operand with panels of `wide` rows or columns.
+  template <typename T>
+  T* at(T* packed, int k, int wide) const {
+    using Byte = std::conditional_t<std::is_const_v<T>, const char, char>;
+    return static_cast<Byte*>(packed) + size_t(k) * size_t(wide) * gemm.element_size;
+  }
+};
+
+}  // namespace dejavu

@@ -1,0 +1,74 @@
+// S = Q K^T, softmax under the causal mask, P V. All threads call this together.
+#include <cstring>
+#include <numeric>
+
+#include "batch.h"
+
+namespace dejavu {
+
+void Engine::BatchThread::attend_prompt(const Segment& segment, int layer) {
+  const int hd = c.head_dim, start = segment.cache->length(), end = start + segment.count;
+  const size_t key_panel = gemm.panel_bytes_b(hd), value_panel = gemm.panel_bytes_b(end);
+  pack_keys_and_values(segment, layer, end);
+  e.pool_.barrier();
+
+  const int pieces = round_up(segment.count, kPiece) / kPiece;
+  void* packed_scores = (char*)packed + (products.a_bytes(kPiece, hd) + 63) / 64 * 64;
+  for (int item = thread; item < c.heads * pieces; item += threads) {
+    const int h = item % c.heads, t0 = item / c.heads * kPiece, g = h / (c.heads / c.kv_heads);
+    const int m = least(segment.count - t0, kPiece), n = start + t0 + m;
+    const size_t at = size_t(segment.row + t0) * size_t(q_width) + size_t(h * hd), ld = size_t(round_up(n, 16));
+    gemm.pack_a(b.q.get(0) + at, size_t(q_width), m, hd, packed, gemm.panel_bytes_a(hd));
+    gemm.multiply(m, n, hd, packed, gemm.panel_bytes_a(hd), (char*)b.keys.get(0) + b.keys_stride * size_t(g), key_panel,
+                  scores, ld, false);
+    for (int r = 0; r < m; ++r) mask_scores(layer, h, start + t0 + r, n, scores + size_t(r) * ld);
+    gemm.pack_a(scores, ld, m, n, packed_scores, gemm.panel_bytes_a(n));
+    gemm.multiply(m, hd, n, packed_scores, gemm.panel_bytes_a(n), (char*)b.values.get(0) + b.values_stride * size_t(g),
+                  value_panel, b.mixed.get(0) + at, size_t(q_width), false);
+  }
+  e.pool_.barrier();  // the packed keys and values serve the next segment
+}
+
+// Keys and values of every head as right-hand sides.
+void Engine::BatchThread::pack_keys_and_values(const Segment& segment, int layer, int end) {
+  const Cache& cache = *segment.cache;
+  const int hd = c.head_dim, type = int(cache.type());
+  const int key_columns = std::lcm(gemm.nr, kKeyTile), key_groups = round_up(end, key_columns) / key_columns;
+  const size_t key_panel = gemm.panel_bytes_b(hd), value_panel = gemm.panel_bytes_b(end);
+  for (int item = thread; item < c.kv_heads * key_groups; item += threads) {
+    const int g = item / key_groups, p0 = item % key_groups * key_columns, n = least(end - p0, key_columns);
+    for (int p = p0; p < p0 + n; p += kKeyTile) {
+      const int block = p / kCacheBlock;
+      k.load_keys[type](cache.keys(block, layer, g), cache.key_scales(block, layer, g), hd, p % kCacheBlock / kKeyTile,
+                        scratch + (p - p0), size_t(key_columns));
+    }
+    char* to = (char*)b.keys.get(0) + b.keys_stride * size_t(g);
+    gemm.pack_b(scratch, size_t(key_columns), hd, n, to + size_t(p0 / gemm.nr) * key_panel, key_panel);
+  }
+  const int blocks = cache.block_count(end);
+  for (int item = thread; item < c.kv_heads * blocks; item += threads) {
+    const int g = item / blocks, block = item % blocks, p0 = block * kCacheBlock, n = least(end - p0, kCacheBlock);
+    for (int p = 0; p < n; ++p) {
+      k.load_value[type](cache.values(block, layer, g), cache.value_scales(block, layer, g), hd, p,
+                         scratch + size_t(p) * size_t(hd));
+    }
+    char* to = (char*)b.values.get(0) + b.values_stride * size_t(g);
+    gemm.pack_b(scratch, size_t(hd), n, hd, products.at(to, p0, gemm.nr), value_panel);
+  }
+}
+
+// Turns the n scores of the query at `position` into weights of the values; those it must not see get zero.
+void Engine::BatchThread::mask_scores(int layer, int head, int position, int n, float* row) {
+  const int end = position + 1, first = c.windowed[size_t(layer)] && end > c.window ? end - c.window : 0;
+  for (int j = first; j < end; ++j) row[j] *= c.scale;
+  if (c.attn_softcap > 0) k.softcap(row + first, c.attn_softcap, end - first);
+  if (!c.alibi_slopes.empty()) {
+    const float slope = c.alibi_slopes[size_t(head)];
+    for (int j = first; j < end; ++j) row[j] += slope * float(j - position);
+  }
+  k.softmax(row + first, end - first);
+  std::memset(row, 0, size_t(first) * sizeof(float));
+  std::memset(row + end, 0, size_t(n - end) * sizeof(float));
+}
+
+}  // namespace dejavu
