@@ -14,6 +14,7 @@ struct Vec {
   using F = __m512;   // W floats
   using I = __m512i;  // W int32
   using H = __m512i;  // 2 W int16
+  using B = __m512i;  // 4 W bytes
 
   static F zero() { return _mm512_setzero_ps(); }
   static F set1(float x) { return _mm512_set1_ps(x); }
@@ -92,9 +93,55 @@ struct Vec {
     const __m256i low = _mm256_and_si256(x, _mm256_set1_epi16(15)), high = _mm256_srli_epi16(x, 4);
     out[0] = _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
   }
+
+  static B low_bytes(H a, H b) {
+    return _mm512_ternarylogic_epi32(a, _mm512_set1_epi16(0xff), _mm512_slli_epi16(b, 8), 0xea);
+  }
+  static B high_bytes(H a, H b) {
+    return _mm512_ternarylogic_epi32(b, _mm512_set1_epi16(short(0xff00)), _mm512_srli_epi16(a, 8), 0xea);
+  }
+  static H even_bytes(B x) { return _mm512_and_si512(x, _mm512_set1_epi16(0xff)); }
+  static H odd_bytes(B x) { return _mm512_srli_epi16(x, 8); }
+  template <int bits, int shift>
+  static B or_plane(B x, const uint8_t* p, int) {  // (fields & mask) | x
+    const __m512i mask = _mm512_set1_epi8(char(((1 << bits) - 1) << shift));
+    return _mm512_ternarylogic_epi32(fields<bits, shift>(p), mask, x, 0xea);
+  }
+  static B zero_b() { return _mm512_setzero_si512(); }
+  static I dot_b(I acc, B a, B b) { return _mm512_dpbusd_epi32(acc, a, b); }
+  static I join_bytes(I high, I low) { return _mm512_add_epi32(_mm512_slli_epi32(high, 8), low); }
+  static H load_split(const int16_t* p) {
+    const __m512i low = _mm512_castsi256_si512(_mm256_loadu_si256((const __m256i*)p));
+    return _mm512_inserti64x4(low, _mm256_loadu_si256((const __m256i*)(p + 32)), 1);
+  }
+  static F spread(F x, int i) {
+    const __m512i lanes = _mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1);
+    return _mm512_permutexvar_ps(_mm512_add_epi32(lanes, _mm512_set1_epi32(i)), x);
+  }
+  static void words(H x, F* low, F* high) {
+    *low = to_float(_mm512_cvtepi16_epi32(_mm512_castsi512_si256(x)));
+    *high = to_float(_mm512_cvtepi16_epi32(_mm512_extracti64x4_epi64(x, 1)));
+  }
   static void prefetch(const void* p) { _mm_prefetch((const char*)p, _MM_HINT_T2); }
 
  private:
+  template <int bits, int shift>
+  static B fields(const uint8_t* p) {  // byte i: the field of byte i % (8 bits), at `shift`; other bits are anything
+    constexpr auto count = [](int q) { return (long long)((q / bits * bits - shift) & 63); };
+    const __m512i counts =
+        _mm512_setr_epi64(count(0), count(1), count(2), count(3), count(4), count(5), count(6), count(7));
+    __m512i x;
+    if constexpr (bits == 1) {
+      long long word;
+      memcpy(&word, p, 8);
+      x = _mm512_set1_epi64(word);
+    } else if constexpr (bits == 2) {
+      x = _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i*)p));
+    } else {
+      x = _mm512_broadcast_i64x4(_mm256_loadu_si256((const __m256i*)p));
+    }
+    return _mm512_rorv_epi64(x, counts);
+  }
   static __mmask16 mask(int n) { return __mmask16((1u << n) - 1u); }
 };
 

@@ -21,6 +21,9 @@ struct Vec {
   struct H {
     int16_t v[2 * W];
   };
+  struct B {
+    uint8_t v[4 * W];
+  };
 
 #define DEJAVU_EACH(expression)                      \
   F r;                                               \
@@ -173,6 +176,68 @@ struct Vec {
   static F broadcast(const F& x, int lane) { return set1(x.v[lane]); }
   static void load_u4_h(const uint8_t* p, H* out) {  // 16 bytes -> 32 codes (16 / W vectors): low nibbles, then high
     for (int i = 0; i < 16; ++i) out[0].v[i] = p[i] & 15, out[0].v[16 + i] = p[i] >> 4;
+  }
+
+  // The low (high) bytes of the words of a and b in turn.
+  static B low_bytes(const H& a, const H& b) {
+    B r;
+    for (int i = 0; i < 2 * W; ++i) r.v[2 * i] = uint8_t(a.v[i]), r.v[2 * i + 1] = uint8_t(b.v[i]);
+    return r;
+  }
+  static B high_bytes(const H& a, const H& b) {
+    B r;
+    for (int i = 0; i < 2 * W; ++i) r.v[2 * i] = uint8_t(a.v[i] >> 8), r.v[2 * i + 1] = uint8_t(b.v[i] >> 8);
+    return r;
+  }
+  static H even_bytes(const B& x) {
+    H r;
+    for (int i = 0; i < 2 * W; ++i) r.v[i] = x.v[2 * i];
+    return r;
+  }
+  static H odd_bytes(const B& x) {
+    H r;
+    for (int i = 0; i < 2 * W; ++i) r.v[i] = x.v[2 * i + 1];
+    return r;
+  }
+  // x | a chunk of a bit plane (planes.h), each field moved to bit `shift` of its byte. `half`: which 4 W of the 64
+  // bytes.
+  template <int bits, int shift>
+  static B or_plane(B x, const uint8_t* p, int) {
+    for (int i = 0; i < 4 * W; ++i) {
+      const int field = p[i % (8 * bits)] >> (i / (8 * bits) * bits) & ((1 << bits) - 1);
+      x.v[i] = uint8_t(x.v[i] | field << shift);
+    }
+    return x;
+  }
+  static B zero_b() { return B{}; }
+  // Lane i: acc + the sum of a's bytes 4i .. 4i + 3 (unsigned) times b's (signed). No two neighbouring products may sum
+  // up beyond int16.
+  static I dot_b(const I& acc, const B& a, const B& b) {
+    I r;
+    for (int i = 0; i < W; ++i) {
+      r.v[i] = acc.v[i];
+      for (int j = 4 * i; j < 4 * i + 4; ++j) r.v[i] += int32_t(a.v[j]) * int8_t(b.v[j]);
+    }
+    return r;
+  }
+  static I join_bytes(const I& high, const I& low) {
+    I r;
+    for (int i = 0; i < W; ++i) r.v[i] = high.v[i] * 256 + low.v[i];
+    return r;
+  }
+  static H load_split(const int16_t* p) {  // 16 words at p, and (W = 16) 16 words at p + 32
+    H r;
+    memcpy(r.v, p, 32);
+    memcpy(r.v + 16, p + 32, 32);
+    return r;
+  }
+  static F spread(const F& x, int i) {  // x[i] in the first eight lanes, (W = 16) x[i + 1] in the others
+    F r;
+    for (int j = 0; j < W; ++j) r.v[j] = x.v[(i + j / 8) % W];
+    return r;
+  }
+  static void words(const H& x, F* low, F* high) {
+    for (int i = 0; i < W; ++i) low->v[i] = x.v[i], high->v[i] = x.v[W + i];
   }
   static void prefetch(const void* p) { __builtin_prefetch(p); }
 
