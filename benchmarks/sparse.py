@@ -188,7 +188,7 @@ def check(executor: NativeExecutor) -> None:
 
 def gather(args: argparse.Namespace) -> list[dict[str, Any]]:
     """One MLP of the shape: our kernel against index_select followed by products, in NumPy and torch."""
-    import torch  # noqa: PLC0415  only this part needs it
+    import torch
 
     config: ModelConfig = dataclasses.replace(
         shape(args.shape), n_layers=8, vocab_size=64, n_heads=1, n_kv_heads=1, head_dim=64

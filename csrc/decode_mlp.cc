@@ -180,9 +180,9 @@ void Engine::Decoder::sum_neurons(const Layer& layer, const Selector& selector, 
       if (c.gated) gate[j] = gate_known[ids[j]];
       if (have_up) up[j] = up_known[ids[j]];
     }
-    if (c.gated) e.dots(layer.mlp, 0, ids, scored, n, input[t], gate + scored);
+    if (c.gated) rows.dot_list(layer.mlp, 0, ids + scored, n - scored, input[t], gate + scored);
     const int from = have_up ? scored : 0;
-    e.dots(layer.mlp, parts - 1, ids, from, n, input[t], up + from);
+    rows.dot_list(layer.mlp, parts - 1, ids + from, n - from, input[t], up + from);
   }
   for (int j = 0; j < n; ++j) {
     if (layer.gate_bias) gate[j] += layer.gate_bias[ids[j]];

@@ -140,7 +140,6 @@ class Engine {
   // (threshold: gate alone) or from the leading planes (sketch). Pointers are to the first of all neurons.
   void score_neurons(const Layer& layer, const Selector& selector, Range range, const void* input, float* gate,
                      float* up, float* scores) const;
-  void dots(const Bundles& b, int row, const int32_t* list, int begin, int end, const void* input, float* out) const;
   const void* to_input8(const void* input, void* scratch) const;  // int8's form of what f32 and bf16 take as floats
   int own_neurons() const { return c_.ff - c_.refined; }
 

@@ -43,18 +43,13 @@ void Engine::scores_of(const LowRank& predictor, Range range, const float* hidde
   k_.add(scores + range.begin, predictor.bias.data() + range.begin, range.end - range.begin);
 }
 
-void Engine::dots(const Bundles& b, int row, const int32_t* list, int begin, int end, const void* input,
-                  float* out) const {
-  for (int i = begin; i < end; ++i) {
-    k_.rows[int(b.layout.codec)].dot(b, list ? list[i] : i, row, 1, input, out + (i - begin));
-  }
-}
-
 void Engine::score_neurons(const Layer& layer, const Selector& selector, Range range, const void* input, float* gate,
                            float* up, float* scores) const {
   const bool sketch = selector.rule == Rule::sketch, gate_only = selector.rule == Rule::threshold && c_.gated;
   const int rows = c_.gated ? 2 : 1;
+  const RowKernels& kernels = k_.rows[int(layout_.codec)];
   alignas(64) float parts[2 * kTogether], biased[2][kTogether];
+  int32_t ids[kTogether];
   for (int begin = range.begin; begin < range.end; begin += kTogether) {
     const int n = range.end - begin < kTogether ? range.end - begin : kTogether;
     float *g = gate + begin, *u = up + begin, *out = scores + begin;
@@ -66,8 +61,9 @@ void Engine::score_neurons(const Layer& layer, const Selector& selector, Range r
         u[i] = parts[i * rows + rows - 1];
       }
     } else {
-      if (c_.gated) dots(layer.mlp, 0, nullptr, begin, begin + n, input, g);
-      if (!gate_only) dots(layer.mlp, rows - 1, nullptr, begin, begin + n, input, u);
+      for (int i = 0; i < n; ++i) ids[i] = begin + i;
+      if (c_.gated) kernels.dot_list(layer.mlp, 0, ids, n, input, g);
+      if (!gate_only) kernels.dot_list(layer.mlp, rows - 1, ids, n, input, u);
     }
     for (int i = 0; c_.gated && i < n; ++i) biased[0][i] = g[i] + (layer.gate_bias ? layer.gate_bias[begin + i] : 0);
     for (int i = 0; !gate_only && i < n; ++i) biased[1][i] = u[i] + (layer.up_bias ? layer.up_bias[begin + i] : 0);

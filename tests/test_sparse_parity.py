@@ -1,0 +1,315 @@
+"""Under an access plan the native engine equals the reference: selectors, codecs, families, batches, K/V policies."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from dejavu import _core
+from dejavu.engine import NativeExecutor
+from dejavu.engine.packed import pack_in_memory
+from dejavu.models.loading import open_model
+from dejavu.plan import (
+    AccessPlan,
+    Compensator,
+    Dense,
+    KvPolicy,
+    LayerPlan,
+    LowRank,
+    Oracle,
+    Random,
+    Sketch,
+    Static,
+    Threshold,
+    VocabularySketch,
+)
+from dejavu.reference import ReferenceExecutor, selection
+from tiny_models import CASES, prompt, relative_error
+from tolerances import TOLERANCES
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from dejavu.models.config import ModelConfig
+
+    Folder = Callable[[str], Path]
+
+FAMILIES = list(CASES)
+GROUPED = ("int8", "int4")
+
+
+def pair(
+    folder: Path, codec: str = "f32", *, nested: bool = False, threads: int = 2
+) -> tuple[NativeExecutor, ReferenceExecutor]:
+    model = open_model(folder)
+    packed = pack_in_memory(model.config, model.weights, codec, 1, nested=nested)
+    native = NativeExecutor(packed, kv_dtype="f32", threads=threads)
+    return native, ReferenceExecutor(model.config, model.weights, codec=codec)
+
+
+def low_rank(n: int, d: int, seed: int, **options: Any) -> LowRank:
+    random = np.random.default_rng(seed)
+    a, b = (random.standard_normal(shape).astype(np.float32) for shape in ((9, d), (n, 9)))
+    return LowRank(a=a, b=b, bias=random.standard_normal(n).astype(np.float32), **options)
+
+
+def neurons(kind: str, config: ModelConfig, layer: int) -> Any:
+    f, d = config.base_neurons, config.d_model
+    return {
+        "static": lambda: Static(indices=np.arange(layer, f, 3, dtype=np.int32)),
+        "random": lambda: Random(density=0.4, seed=7),
+        "oracle": lambda: Oracle(density=0.3),
+        "threshold": lambda: Threshold(density=0.5),
+        "threshold-absolute": lambda: Threshold(threshold=0.01),
+        "low-rank": lambda: low_rank(f, d, layer, density=0.35),
+        "low-rank-ahead-1": lambda: low_rank(f, d, layer, density=0.35, lookahead=1, hidden="relu"),
+        "low-rank-ahead-2": lambda: low_rank(f, d, layer, threshold=0.5, lookahead=2),
+        "sketch-2": lambda: Sketch(density=0.4, bits=2),
+        "sketch-3": lambda: Sketch(threshold=0.005, bits=3),
+        "sketch-4": lambda: Sketch(density=0.2, bits=4),
+        "sketch-ahead-1": lambda: Sketch(density=0.5, bits=3, lookahead=1),
+    }[kind]()
+
+
+KINDS = [
+    "static",
+    "random",
+    "oracle",
+    "threshold",
+    "threshold-absolute",
+    "low-rank",
+    "low-rank-ahead-1",
+    "low-rank-ahead-2",
+    "sketch-2",
+    "sketch-3",
+    "sketch-4",
+    "sketch-ahead-1",
+]
+
+
+def heads(kind: str, config: ModelConfig, layer: int) -> Any:
+    return {
+        "dense": Dense,
+        "static": lambda: Static(indices=np.arange(layer % 2, config.n_heads, 2, dtype=np.int32)),
+        "random": lambda: Random(density=0.5, seed=3),
+        "oracle": lambda: Oracle(density=0.5),
+        "low-rank": lambda: low_rank(config.n_heads, config.d_model, 50 + layer, density=0.5),
+        "low-rank-ahead-1": lambda: low_rank(
+            config.n_heads, config.d_model, 50 + layer, density=0.4, lookahead=1
+        ),
+    }[kind]()
+
+
+def compensator(config: ModelConfig, rank: int, seed: int) -> Compensator:
+    random, d = np.random.default_rng(seed), config.d_model
+    a, b = (0.05 * random.standard_normal((rank, d)).astype(np.float32) for _ in range(2))
+    return Compensator(a=a, b=b, bias=0.01 * random.standard_normal(d).astype(np.float32))
+
+
+def plan_of(
+    executor: NativeExecutor,
+    kind: str,
+    *,
+    head_kind: str = "dense",
+    kv: KvPolicy | None = None,
+    rank: int | None = None,
+    **options: Any,
+) -> AccessPlan:
+    config = executor.config
+    layers = tuple(
+        LayerPlan(
+            Dense() if kind == "dense" else neurons(kind, config, i),
+            heads(head_kind, config, i),
+            None if rank is None else compensator(config, rank, i),
+        )
+        for i in range(config.n_layers)
+    )
+    return AccessPlan(model=executor.packed.fingerprint, layers=layers, kv=kv or KvPolicy(), **options)
+
+
+def by_decoding(executor: Any, tokens: NDArray[np.int32]) -> NDArray[np.float32]:
+    cache = executor.new_cache()
+    return np.concatenate([executor.decode(tokens[i : i + 1], [cache]) for i in range(len(tokens))])
+
+
+class Margins:
+    """How clearly the reference decided: the smallest gap between a score and the border of its selected set."""
+
+    def __init__(self) -> None:
+        self.smallest = np.inf
+        self._pick = selection.pick
+
+    def pick(self, scores: NDArray[np.float32], rule: Any) -> NDArray[np.bool_]:
+        chosen = self._pick(scores, rule)
+        size = np.abs(scores).max()
+        for row, mask in zip(scores, chosen, strict=True):
+            if isinstance(rule, Random) or mask.all():  # scores without rounding; nothing to decide
+                continue
+            if rule.threshold is not None:
+                gap = np.abs(row - rule.threshold).min()
+            else:
+                gap = row[mask].min() - row[~mask].max()
+            self.smallest = min(self.smallest, gap / size)
+        return chosen
+
+
+def check(
+    native: NativeExecutor, reference: ReferenceExecutor, plan: AccessPlan, name: str, codec: str
+) -> None:
+    """Logits agree token by token.
+
+    Where they do not, the reference must have been undecided between two units; both then go on from the same dense
+    past, and such tokens must be few.
+    """
+    native.set_plan(plan)
+    reference.set_plan(plan)
+    margins, unclear = Margins(), TOLERANCES["margin_f32" if codec == "f32" else "margin"]
+    tokens, undecided = prompt(CASES[name]), 0
+    caches = (native.new_cache(), reference.new_cache())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(selection, "pick", margins.pick)
+        for i, token in enumerate(tokens):
+            margins.smallest = np.inf
+            found, expected = (
+                executor.decode(np.array([token], np.int32), [cache])
+                for executor, cache in zip((native, reference), caches, strict=True)
+            )
+            if relative_error(found, expected) > TOLERANCES[f"native_{codec}"]:
+                assert margins.smallest < unclear
+                undecided += 1
+                caches = (native.new_cache(), reference.new_cache())
+                for executor, cache in zip((native, reference), caches, strict=True):
+                    for past in tokens[: i + 1]:
+                        executor.prefill(np.array([past], np.int32), cache)
+    assert undecided <= len(tokens) // 8
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", ["llama-head-dim", "opt-350m", "bloom", "neox", "gemma3"])
+def test_selectors_on_families(name: str, kind: str, tiny_folder: Folder) -> None:
+    codec = "int8" if kind.startswith("sketch") else "f32"
+    native, reference = pair(tiny_folder(name), codec, nested=kind.startswith("sketch"))
+    check(native, reference, plan_of(native, kind), name, codec)
+
+
+@pytest.mark.parametrize("isa", _core.isas())
+@pytest.mark.parametrize(
+    ("codec", "nested"),
+    [("f32", False), ("bf16", False), ("int8", False), ("int4", False), ("int8", True), ("int4", True)],
+)
+def test_codecs_and_instruction_sets(
+    isa: str, codec: str, nested: bool, tiny_folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DEJAVU_ISA", isa)
+    name = "llama-head-dim"
+    native, reference = pair(tiny_folder(name), codec, nested=nested)
+    for kind in ("static", "oracle", "threshold", "low-rank-ahead-1", *(["sketch-3"] if nested else [])):
+        check(native, reference, plan_of(native, kind, head_kind="low-rank", rank=5), name, codec)
+
+
+@pytest.mark.parametrize("head_kind", ["static", "random", "oracle", "low-rank", "low-rank-ahead-1"])
+@pytest.mark.parametrize("kv", [KvPolicy(), KvPolicy("recompute", 5), KvPolicy("recompute", 64)])
+@pytest.mark.parametrize("name", ["llama-head-dim", "bloom", "mistral-window", "neox"])
+def test_heads_and_kv_policies(name: str, kv: KvPolicy, head_kind: str, tiny_folder: Folder) -> None:
+    native, reference = pair(tiny_folder(name))
+    check(native, reference, plan_of(native, "dense", head_kind=head_kind, kv=kv), name, "f32")
+
+
+@pytest.mark.parametrize("rank", [0, 1, 17])
+def test_compensators(rank: int, tiny_folder: Folder) -> None:
+    for codec in ("f32", "int4"):
+        native, reference = pair(tiny_folder("llama-head-dim"), codec)
+        check(native, reference, plan_of(native, "threshold", rank=rank), "llama-head-dim", codec)
+
+
+@pytest.mark.parametrize("codec", GROUPED)
+def test_vocabulary_sketch(codec: str, tiny_folder: Folder) -> None:
+    native, reference = pair(tiny_folder("llama-head-dim"), codec, nested=True)
+    plan = plan_of(native, "dense", vocabulary=VocabularySketch(bits=4, exact=20))
+    check(native, reference, plan, "llama-head-dim", codec)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 7])
+@pytest.mark.parametrize("kind", ["low-rank", "threshold", "sketch-3", "static"])
+def test_any_number_of_threads(threads: int, kind: str, tiny_folder: Folder) -> None:
+    native, reference = pair(
+        tiny_folder("llama-head-dim"), "int8", nested=kind == "sketch-3", threads=threads
+    )
+    plan = plan_of(native, kind, head_kind="random", kv=KvPolicy("recompute", 8), rank=3)
+    check(native, reference, plan, "llama-head-dim", "int8")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("batch", [2, 3, 8, 11])
+def test_batches_equal_single_sequences(batch: int, kind: str, tiny_folder: Folder) -> None:
+    """Sequences of different lengths, each selecting for itself: what each gives alone."""
+    codec = "int8" if kind.startswith("sketch") else "f32"
+    native, _ = pair(tiny_folder("llama-head-dim"), codec, nested=kind.startswith("sketch"))
+    native.set_plan(plan_of(native, kind, head_kind="random", kv=KvPolicy("recompute", 4), rank=2))
+    random = np.random.default_rng(batch)
+    prompts = [random.integers(0, native.config.vocab_size, n + 1).astype(np.int32) for n in range(batch)]
+    alone, together = [], [native.new_cache() for _ in prompts]
+    for tokens, cache in zip(prompts, together, strict=True):
+        alone.append(by_decoding(native, np.append(tokens, np.int32(3)))[-1])
+        for token in tokens:
+            native.decode(np.array([token], np.int32), [cache])
+    found = native.decode(np.full(batch, 3, np.int32), together)
+    assert relative_error(found, np.stack(alone)) <= TOLERANCES["native_f32"]
+
+
+@pytest.mark.parametrize("codec", ["f32", "int8", "int4"])
+def test_density_one_is_dense(codec: str, tiny_folder: Folder) -> None:
+    nested = codec in GROUPED
+    native, _ = pair(tiny_folder("llama-head-dim"), codec, nested=nested)
+    tokens = prompt(CASES["llama-head-dim"])
+    dense = by_decoding(native, tokens)
+    config = native.config
+    for selector in (
+        Oracle(density=1.0),
+        Threshold(density=1.0),
+        *([Sketch(density=1.0, bits=3)] if nested else []),
+    ):
+        native.set_plan(AccessPlan.uniform(native.packed.fingerprint, config.n_layers, neurons=selector))
+        assert relative_error(by_decoding(native, tokens), dense) <= TOLERANCES["native_f32"]
+    native.set_plan(None)
+    np.testing.assert_array_equal(by_decoding(native, tokens), dense)
+
+
+def test_late_keys_are_the_dense_ones(tiny_folder: Folder) -> None:
+    """When a plan ends, what `recompute` left out is made up for: with all neurons and heads that matter, exactly."""
+    native, _ = pair(tiny_folder("llama-long"))
+    tokens = prompt(CASES["llama-long"])
+    plan = plan_of(native, "dense", head_kind="random")
+    late = native.new_cache()
+    native.set_plan(dataclasses.replace(plan, kv=KvPolicy("recompute", 7)))
+    for token in tokens[:-1]:
+        native.decode(np.array([token], np.int32), [late])
+    always = native.new_cache()
+    native.set_plan(plan)
+    for token in tokens[:-1]:
+        native.decode(np.array([token], np.int32), [always])
+    native.set_plan(None)
+    for cache in (late.fork(), late):
+        found = native.decode(tokens[-1:], [cache])
+        expected = native.decode(tokens[-1:], [always.fork()])
+        assert relative_error(found, expected) <= TOLERANCES["late_kv"]
+
+
+def test_counters(tiny_folder: Folder) -> None:
+    native, _ = pair(tiny_folder("llama-head-dim"))
+    config = native.config
+    native.set_plan(plan_of(native, "oracle", head_kind="random"))
+    by_decoding(native, prompt(CASES["llama-head-dim"])[:9])
+    stats = native.last_stats
+    k = int(np.ceil(0.3 * config.base_neurons))
+    assert stats["tokens"] == 9
+    assert stats["neurons"] == pytest.approx([k / config.base_neurons] * config.n_layers)
+    assert stats["heads"] == pytest.approx([np.ceil(0.5 * config.n_heads) / config.n_heads] * config.n_layers)
+    native.reset_stats()
+    assert native.last_stats["tokens"] == 0
