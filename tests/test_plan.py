@@ -373,8 +373,8 @@ def test_a_missing_array(saved: Path) -> None:
 
 
 def test_saving_over_a_plan_replaces_it(saved: Path) -> None:
-    AccessPlan.uniform("ef", 3, name="other").save(saved)
-    plan = AccessPlan.load(saved, fingerprint="ef")
+    AccessPlan.uniform("ef", 3, name="other").save(str(saved))
+    plan = AccessPlan.load(str(saved), fingerprint="ef")
     assert (plan.name, len(plan.layers)) == ("other", 3)
     with pytest.raises(PlanError, match="for model ef, this one is abcd"):
         AccessPlan.load(saved, fingerprint="abcd")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 from dejavu.errors import PlanError
@@ -19,7 +20,6 @@ from dejavu.plan.selectors import (
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
     from dejavu.models.config import ModelConfig
 
@@ -120,7 +120,7 @@ class AccessPlan:
         )
 
     @classmethod
-    def load(cls, folder: Path, *, fingerprint: str | None = None) -> AccessPlan:
+    def load(cls, folder: Path | str, *, fingerprint: str | None = None) -> AccessPlan:
         """Read a saved plan; `fingerprint`: of the model that it must be for.
 
         Raises:
@@ -128,12 +128,12 @@ class AccessPlan:
         """
         from dejavu.plan.storage import read_plan
 
-        plan = read_plan(folder)
+        plan = read_plan(Path(folder))
         if fingerprint is not None:
             plan.check_model(fingerprint)
         return plan
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path | str) -> None:
         """Write ``plan.json`` and ``predictors.safetensors`` into `folder`, whole or not at all.
 
         Raises:
@@ -141,7 +141,7 @@ class AccessPlan:
         """
         from dejavu.plan.storage import write_plan
 
-        write_plan(self, folder)
+        write_plan(self, Path(folder))
 
     @property
     def needs_planes(self) -> bool:
