@@ -88,7 +88,7 @@ class Executor(Protocol):
 
     @property
     def last_stats(self) -> dict[str, Any]:
-        """Of the last call that ran the plan: "neurons" and "heads", mean density per layer (lists of L floats)."""
+        """Since the plan was set: "neurons" and "heads", mean density per layer (lists of L floats)."""
 
     def prefill(
         self, tokens: NDArray[np.int32], cache: Cache, *, all_logits: bool = False, sparse: bool = False

@@ -62,6 +62,7 @@ class ReferenceExecutor:
         self._w = Tensors(config, weights, codec)
         self._plan: AccessPlan | None = None
         self._stats: dict[str, Any] = {}
+        self._counted = 0  # tokens behind the statistics
         weights.release()
 
     def new_cache(self) -> ReferenceCache:
@@ -78,11 +79,11 @@ class ReferenceExecutor:
                     fix="use --codec int8 or int4",
                 )
         self._w.forget_leading()
-        self._plan, self._stats = plan, {}
+        self._plan, self._stats, self._counted = plan, {}, 0
 
     @property
     def last_stats(self) -> dict[str, Any]:
-        """Of the last call that ran the plan: "neurons" and "heads", mean density per layer (lists of L floats)."""
+        """Since the plan was set: "neurons" and "heads", mean density per layer (lists of L floats)."""
         return self._stats
 
     def prefill(
@@ -141,12 +142,15 @@ class ReferenceExecutor:
         return Run(np.arange(start, stop), mine, plan)
 
     def _note_stats(self, runs: Sequence[Run]) -> None:
-        """Mean densities per layer over the runs."""
-        if runs[0].plan is not None:
-            self._stats = {
-                "neurons": np.mean([run.neurons for run in runs], axis=0).tolist(),
-                "heads": np.mean([run.heads for run in runs], axis=0).tolist(),
-            }
+        """Bring the mean densities per layer up to date."""
+        for run in runs:
+            if run.plan is not None:
+                before, now = self._counted, len(run.positions)
+                for name, densities in (("neurons", run.neurons), ("heads", run.heads)):
+                    known = np.asarray(self._stats.get(name, densities))  # [L]
+                    mean = (before * known + now * np.asarray(densities)) / (before + now)
+                    self._stats[name] = mean.tolist()
+                self._counted = before + now
 
     def _forward(self, tokens: NDArray[np.int32], run: Run) -> Array:
         """Hidden states after the last layer, [t, d]; the cache grows by t."""

@@ -56,18 +56,14 @@ class Probe:
     def measure(self, plan: AccessPlan, progress: Callable[[int], None] = lambda _: None) -> Measured:
         """Run the plan over all pieces. The executor is left dense."""
         loss = divergence = 0.0
-        layers = self._executor.config.n_layers
-        neurons, heads = np.zeros(layers), np.zeros(layers)
         self._executor.set_plan(plan)
         try:
             for piece, dense in zip(self.pieces, self._dense, strict=True):
                 log_probs = self._log_probs(piece, sparse=True)
-                stats = self._executor.last_stats
-                neurons += (len(piece) - 1) * np.array(stats["neurons"])
-                heads += (len(piece) - 1) * np.array(stats["heads"])
                 loss += dense.loss_added(log_probs, piece[1:])
                 divergence += dense.divergence(log_probs)
                 progress(len(piece))
+            stats = self._executor.last_stats
         finally:
             self._executor.set_plan(None)
         if not math.isfinite(loss + divergence):
@@ -75,8 +71,8 @@ class Probe:
         return Measured(
             math.exp(min(loss / self.tokens, 700)),
             divergence / self.tokens,
-            tuple((neurons / self.tokens).tolist()),
-            tuple((heads / self.tokens).tolist()),
+            tuple(stats["neurons"]),
+            tuple(stats["heads"]),
         )
 
     def _log_probs(self, piece: Piece, *, sparse: bool) -> NDArray[np.float32]:
