@@ -50,8 +50,8 @@ void Engine::BatchThread::attention(int i) {
                 (char*)b.left.get(0) + size_t(panels.begin / gemm.mr) * panel, panel);
   }
   e.pool_.barrier();
-  const auto o_row = [&](int r) { return layer.heads.row(r / hd, hd + r % hd); };
-  products.axpy(products.packed_rows(e.layout_, o_row), q_width, b.left.get(0), total, columns, scratch, packed,
+  const auto o_row = [&](int r) { return layer.o.row(r / hd, r % hd); };
+  products.axpy(products.packed_rows(layer.o.layout, o_row), q_width, b.left.get(0), total, columns, scratch, packed,
                 b.branch.get(0), size_t(padded));
   if (!c.parallel_residual) {
     close(layer.o_bias, layer.attn_post_norm, layer.attn_norm, layer.attn_norm_bias);

@@ -169,10 +169,11 @@ void Engine::Decoder::dot(const Bundles& b, int bundle, int first, int n, const 
 
 void Engine::Decoder::axpy(const Bundles& b, int bundle, int first, int n, const float* const* by, int tokens,
                            float* const* out) const {
+  const RowKernels& kernels = e.k_.rows[int(b.layout.codec)];
   if (tokens == 1) {
-    rows.axpy(b, bundle, first, n, by[0], out[0]);
+    kernels.axpy(b, bundle, first, n, by[0], out[0]);
   } else if (tokens > 1) {
-    rows.axpy_many(b, bundle, first, n, by, tokens, out);
+    kernels.axpy_many(b, bundle, first, n, by, tokens, out);
   }
 }
 

@@ -191,7 +191,7 @@ void Engine::Decoder::attend_all(int i) {
       if (!oracle) e.attend(*s.caches[t], i, h, position[t], e.q_.get(0) + at, scores, mixed);
       by[n] = mixed, out[n++] = attn_partial[t];
     }
-    axpy(layer.heads, h, hd, hd, by, n, out);
+    axpy(layer.o, h, 0, hd, by, n, out);
   }
 }
 

@@ -78,7 +78,9 @@ float sum_by_halving(float* v) {
   return v[0];
 }
 
-// One group: codes (0..15), float16 scale and minimum with the smallest squared error among five ranges.
+constexpr int kFits = 3;
+
+// One group: codes (0..15), float16 scale and minimum; see the twin.
 DEJAVU_CLONES void encode_int4(const float* w, uint8_t* codes, uint16_t* scale, uint16_t* minimum) {
   float lowest = w[0], highest = w[0];
   for (int i = 1; i < kGroup; ++i) {
@@ -90,36 +92,62 @@ DEJAVU_CLONES void encode_int4(const float* w, uint8_t* codes, uint16_t* scale, 
   *scale = kHalfInfinity;  // stays where no candidate is finite
   *minimum = 0;
   std::memset(codes, 0, kGroup);
-  for (float factor : {1.0f, 0.95f, 0.9f, 0.85f, 0.8f}) {
+  for (float factor : {1.0f, 0.9f, 0.8f}) {
     const float shrunken = factor * reach, lo = middle - shrunken, hi = middle + shrunken;
-    const uint16_t scale_bits = float_to_half((hi - lo) / 15.0f), minimum_bits = float_to_half(lo + 0.0f);
-    const float s = half_to_float(scale_bits), m = half_to_float(minimum_bits);
+    uint16_t scale_bits = float_to_half((hi - lo) / 15.0f), minimum_bits = float_to_half(lo + 0.0f);
+    for (int fit = 0; fit <= kFits; ++fit) {
+      const float s = half_to_float(scale_bits), m = half_to_float(minimum_bits);
+      float q[kGroup], above[kGroup], sums[kGroup];
+      for (int i = 0; i < kGroup; ++i) {
+        above[i] = w[i] - m;
+        const float r = s == 0.0f ? 0.0f : std::nearbyint(above[i] / s);
+        q[i] = r > 0.0f ? (r < 15.0f ? r : 15.0f) : 0.0f;
+        const float difference = w[i] - (s * q[i] + m);
+        sums[i] = difference * difference;
+      }
+      const float error = sum_by_halving(sums);
+      if (error < best) {
+        best = error;
+        *scale = scale_bits;
+        *minimum = minimum_bits;
+        for (int i = 0; i < kGroup; ++i) codes[i] = uint8_t(q[i]);
+      }
+      if (fit == kFits) break;
+      // The line through (code, value); none where all codes are the same.
+      std::memcpy(sums, q, sizeof sums);
+      const float total = sum_by_halving(sums);
+      for (int i = 0; i < kGroup; ++i) sums[i] = q[i] * q[i];
+      const float spread = float(kGroup) * sum_by_halving(sums) - total * total;
+      if (!(spread > 0.0f)) break;
+      for (int i = 0; i < kGroup; ++i) sums[i] = q[i] * above[i];
+      const float products = sum_by_halving(sums);
+      const float height = sum_by_halving(above);
+      scale_bits = float_to_half((float(kGroup) * products - total * height) / spread);
+      minimum_bits = float_to_half(m + (height - half_to_float(scale_bits) * total) / float(kGroup));
+    }
+  }
+}
+
+DEJAVU_CLONES void encode_int8(const float* w, uint8_t* codes, uint16_t* scale) {
+  float highest = 0.0f, best = INFINITY;
+  for (int i = 0; i < kGroup; ++i) highest = std::fabs(w[i]) > highest ? std::fabs(w[i]) : highest;
+  *scale = kHalfInfinity;  // stays where no candidate is finite
+  for (int levels = 127; levels > 111; --levels) {
+    const uint16_t scale_bits = float_to_half(highest / float(levels));
+    const float s = half_to_float(scale_bits);
     float q[kGroup], squares[kGroup];
     for (int i = 0; i < kGroup; ++i) {
-      const float r = s == 0.0f ? 0.0f : std::nearbyint((w[i] - m) / s);
-      q[i] = r > 0.0f ? (r < 15.0f ? r : 15.0f) : 0.0f;
-      const float difference = w[i] - (s * q[i] + m);
+      const float r = s == 0.0f ? 0.0f : std::nearbyint(w[i] / s);
+      q[i] = r < -127.0f ? -127.0f : r > 127.0f ? 127.0f : r;
+      const float difference = w[i] - s * q[i];
       squares[i] = difference * difference;
     }
     const float error = sum_by_halving(squares);
     if (error < best) {
       best = error;
       *scale = scale_bits;
-      *minimum = minimum_bits;
-      for (int i = 0; i < kGroup; ++i) codes[i] = uint8_t(q[i]);
+      for (int i = 0; i < kGroup; ++i) codes[i] = uint8_t(int8_t(q[i]));
     }
-  }
-}
-
-DEJAVU_CLONES void encode_int8(const float* w, uint8_t* codes, uint16_t* scale) {
-  float highest = 0.0f;
-  for (int i = 0; i < kGroup; ++i) highest = std::fabs(w[i]) > highest ? std::fabs(w[i]) : highest;
-  *scale = float_to_half(highest / 127.0f);
-  const float s = half_to_float(*scale);
-  for (int i = 0; i < kGroup; ++i) {
-    float r = s == 0.0f ? 0.0f : std::nearbyint(w[i] / s);
-    r = r < -127.0f ? -127.0f : r > 127.0f ? 127.0f : r;
-    codes[i] = uint8_t(int8_t(r));
   }
 }
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from dejavu.codecs import CODECS, GROUP, SHRINK, Codec, decode, embed_codec, encode, roundtrip
+from dejavu.codecs import CODECS, FITS, GROUP, LEVELS, SHRINK, Codec, decode, embed_codec, encode, roundtrip
 from dejavu.errors import InputError, NumericsError
 
 if TYPE_CHECKING:
@@ -25,25 +25,46 @@ matrices = hnp.arrays(
 def slow_group(codec: Codec, group: NDArray[np.float32]) -> NDArray[np.float32]:
     """The definition once more, one scalar at a time."""
     if codec == "int8":
-        scale = F32(np.float16(max(abs(w) for w in group) / F32(127)))
-        codes = [F32(0) if scale == 0 else F32(np.clip(np.rint(w / scale), -127, 127)) for w in group]
-        return np.array([scale * q for q in codes], F32)
+        tries = []
+        for levels in LEVELS:
+            scale = F32(np.float16(max(abs(w) for w in group) / F32(levels)))
+            codes = [F32(0) if scale == 0 else F32(np.clip(np.rint(w / scale), -127, 127)) for w in group]
+            values = [F32(scale * q) for q in codes]
+            tries.append(
+                (halving([F32(F32(w - v) * F32(w - v)) for w, v in zip(group, values, strict=True)]), values)
+            )
+        return np.array(min(tries, key=lambda found: found[0])[1], F32)
     low, high = min(group), max(group)
     middle, reach = F32((low + high) / F32(2)), F32((high - low) / F32(2))
     best, kept = F32(np.inf), None
     for factor in SHRINK:
         lo, hi = F32(middle - F32(factor) * reach), F32(middle + F32(factor) * reach)
         scale, minimum = F32(np.float16((hi - lo) / F32(15))), F32(np.float16(lo))
-        codes = [F32(0) if scale == 0 else F32(np.clip(np.rint((w - minimum) / scale), 0, 15)) for w in group]
-        values = [F32(F32(scale * q) + minimum) for q in codes]
-        errors = [F32(F32(w - v) * F32(w - v)) for w, v in zip(group, values, strict=True)]
-        while len(errors) > 1:
-            middle_index = len(errors) // 2
-            errors = [F32(a + b) for a, b in zip(errors[:middle_index], errors[middle_index:], strict=True)]
-        if errors[0] < best:
-            best, kept = errors[0], values
+        for _ in range(FITS + 1):
+            codes = [
+                F32(0) if scale == 0 else F32(np.clip(np.rint((w - minimum) / scale), 0, 15)) for w in group
+            ]
+            values = [F32(F32(scale * q) + minimum) for q in codes]
+            error = halving([F32(F32(w - v) * F32(w - v)) for w, v in zip(group, values, strict=True)])
+            if error < best:
+                best, kept = error, values
+            above = [F32(w - minimum) for w in group]
+            count, total, height = F32(GROUP), halving(codes), halving(above)
+            spread = F32(count * halving([q * q for q in codes])) - F32(total * total)
+            if spread > 0:
+                products = halving([F32(q * a) for q, a in zip(codes, above, strict=True)])
+                scale = F32(np.float16(F32(F32(count * products) - F32(total * height)) / spread))
+                minimum = F32(np.float16(minimum + F32(F32(height - F32(scale * total)) / count)))
     assert kept is not None
     return np.array(kept, F32)
+
+
+def halving(values: list[np.float32]) -> np.float32:
+    """The sum of 32 values, halves added until one is left."""
+    while len(values) > 1:
+        middle = len(values) // 2
+        values = [F32(a + b) for a, b in zip(values[:middle], values[middle:], strict=True)]
+    return values[0]
 
 
 def slow(codec: Codec, rows: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -66,12 +87,33 @@ def test_error_is_bounded(rows: NDArray[np.float32]) -> None:
     peak = np.abs(rows).max()
     assert np.array_equal(roundtrip("f32", rows), rows)
     assert np.all(np.abs(roundtrip("bf16", rows) - rows) <= np.abs(rows) * 2.0**-8 + 2.0**-133)
-    # Half a step, one float16 rounding of the scale over 127 steps, and float16's least step for tiny groups.
-    bound = peak * (0.5 / 127 + 2.0**-11) * 1.01 + 127 * 2.0**-24
+    # Half a step, one float16 rounding of the scale over all steps, and float16's least step for tiny groups.
+    bound = peak * (0.5 / LEVELS[-1] + 2.0**-11) * 1.01 + 127 * 2.0**-24
     assert np.abs(roundtrip("int8", rows) - rows).max() <= bound
     # Least squares may clip single values, but the group's sum of squares is at most that of the plain range.
     plain = (2 * peak / 15 * 0.5 + 2 * peak * 2.0**-10) ** 2 * GROUP + 1e-9
     assert ((roundtrip("int4", rows) - rows) ** 2).sum() <= plain * rows.size
+
+
+@settings(max_examples=50, deadline=None)
+@given(rows=matrices, exponent=st.integers(-20, 4))
+def test_int8_keeps_values_that_it_decoded(rows: NDArray[np.float32], exponent: int) -> None:
+    once = roundtrip("int8", rows * F32(2.0**exponent))
+    assert np.array_equal(roundtrip("int8", once), once)
+
+
+def test_int8_keeps_codes_that_it_chose() -> None:
+    first = encode("int8", np.random.default_rng(3).standard_normal((256, 96)).astype(F32))
+    again = encode("int8", decode(first))
+    np.testing.assert_array_equal(again.codes, first.codes)
+    np.testing.assert_array_equal(again.scales, first.scales)
+
+
+def test_int8_searches_its_scale() -> None:
+    rows = np.random.default_rng(4).standard_normal((256, GROUP)).astype(F32)
+    scale = np.abs(rows).max(1, keepdims=True) / F32(127)
+    plain = ((np.rint(rows / scale) * scale - rows) ** 2).sum()
+    assert ((roundtrip("int8", rows) - rows) ** 2).sum() < 0.85 * plain
 
 
 def test_bf16_rounds_half_to_even() -> None:
@@ -109,7 +151,20 @@ def test_a_shrunken_range_wins_when_one_value_stands_out() -> None:
     assert scales is not None
     full = ((rows.max(1) - rows.min(1)) / F32(15)).astype(np.float16)
     assert (scales[:, 0] < full).any()
-    assert (scales[:, 0] <= full).all()
+
+
+def test_fitting_beats_the_best_of_the_plain_ranges() -> None:
+    rng = np.random.default_rng(2)
+    rows = rng.standard_normal((64, GROUP)).astype(F32)
+    low, high = rows.min(1, keepdims=True), rows.max(1, keepdims=True)
+    plain = []
+    for factor in SHRINK:
+        reach = F32(factor) * (high - low) / 2
+        minimum, scale = (low + high) / 2 - reach, reach / F32(7.5)
+        values = np.clip(np.rint((rows - minimum) / scale), 0, 15) * scale + minimum
+        plain.append(((values - rows) ** 2).sum(1))
+    fitted = ((roundtrip("int4", rows) - rows) ** 2).sum()
+    assert fitted < 0.93 * np.min(plain, axis=0).sum()
 
 
 @pytest.mark.parametrize("codec", CODECS)

@@ -29,7 +29,9 @@ def chunks(config: ModelConfig, weights: Weights, section: Bundled | Planed) -> 
     """
     prefix, _, kind = section.name.rpartition(".")
     if kind == "heads":
-        yield from _heads(config, weights, f"{prefix}.")
+        yield from _queries(config, weights, f"{prefix}.")
+    elif kind == "o":
+        yield from _outputs(config, weights, f"{prefix}.")
     elif kind == "kv":
         k, v = (weights.read(f"{prefix}.{name}.weight") for name in "kv")
         shape = (config.n_kv_heads, config.head_dim, config.d_model)
@@ -42,16 +44,24 @@ def chunks(config: ModelConfig, weights: Weights, section: Bundled | Planed) -> 
         yield from _plain(weights, section.name)
 
 
-def _heads(config: ModelConfig, weights: Weights, prefix: str) -> Iterator[NDArray[np.float32]]:
-    """Per query head: its rows of q, then its columns of o, transposed."""
+def _queries(config: ModelConfig, weights: Weights, prefix: str) -> Iterator[NDArray[np.float32]]:
+    """Per query head: its rows of q."""
     hd, d = config.head_dim, config.d_model
-    step = COLUMN_STEP // math.gcd(COLUMN_STEP, hd)  # heads whose columns begin at a border of read_columns
-    step *= max(1, _CHUNK_BYTES // (step * hd * d * 8))
+    step = max(1, _CHUNK_BYTES // (4 * hd * d))
     for first in range(0, config.n_heads, step):
         n = min(step, config.n_heads - first)
-        q = weights.read(f"{prefix}q.weight", first * hd, (first + n) * hd)  # [n * hd, d]
+        yield weights.read(f"{prefix}q.weight", first * hd, (first + n) * hd).reshape(n, hd, d)
+
+
+def _outputs(config: ModelConfig, weights: Weights, prefix: str) -> Iterator[NDArray[np.float32]]:
+    """Per query head: its columns of o, transposed."""
+    hd, d = config.head_dim, config.d_model
+    step = COLUMN_STEP // math.gcd(COLUMN_STEP, hd)  # heads whose columns begin at a border of read_columns
+    step *= max(1, _CHUNK_BYTES // (4 * step * hd * d))
+    for first in range(0, config.n_heads, step):
+        n = min(step, config.n_heads - first)
         o = weights.read_columns(f"{prefix}o.weight", first * hd, (first + n) * hd)  # [d, n * hd]
-        yield np.concatenate([q.reshape(n, hd, d), o.T.reshape(n, hd, d)], axis=1)  # [n, 2 hd, d]
+        yield np.ascontiguousarray(o.T).reshape(n, hd, d)
 
 
 def _neurons(config: ModelConfig, weights: Weights, prefix: str) -> Iterator[NDArray[np.float32]]:

@@ -148,14 +148,17 @@ def _rows(name: str, codec: Codec, shape: tuple[int, ...]) -> Bundled:
 
 
 def _layer(config: ModelConfig, codec: Codec, prefix: str, nested: bool) -> list[Section]:
-    d, head_rows = config.d_model, 2 * config.head_dim
-    heads = Bundled(f"{prefix}heads", codec, config.n_heads, head_rows, d)
-    kv = Bundled(f"{prefix}kv", codec, config.n_kv_heads, head_rows, d)
+    d, hd = config.d_model, config.head_dim
+    attention: list[Section] = [
+        Bundled(f"{prefix}heads", codec, config.n_heads, hd, d),
+        Bundled(f"{prefix}o", embed_codec(codec), config.n_heads, hd, d),
+        Bundled(f"{prefix}kv", codec, config.n_kv_heads, 2 * hd, d),
+    ]
     dots = 2 if config.gated else 1
     if not nested:
-        return [heads, kv, Bundled(f"{prefix}mlp", codec, config.d_ff, dots + 1, d)]
+        return [*attention, Bundled(f"{prefix}mlp", codec, config.d_ff, dots + 1, d)]
     rest = NestedBundles(f"{prefix}mlp", codec, config.d_ff, dots, d)
-    return [heads, kv, Planed(f"{prefix}planes", codec, config.d_ff, dots, d, rest), rest]
+    return [*attention, Planed(f"{prefix}planes", codec, config.d_ff, dots, d, rest), rest]
 
 
 def _aligned(n: int) -> int:

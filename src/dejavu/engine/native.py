@@ -199,7 +199,7 @@ class NativeExecutor:
         parts = {"attention": 0, "mlp": 0, "head": 0}
         for name, (_, size) in self.packed.places.items():
             kind = name.rpartition(".")[2]
-            if kind in ("heads", "kv"):
+            if kind in ("heads", "o", "kv"):
                 parts["attention"] += size
             elif kind in ("mlp", "planes") and name != "head.planes":
                 parts["mlp"] += size

@@ -80,7 +80,8 @@ class Tensors:
         if part in _ROWS:
             return roundtrip(self._codec, values)
         if part in _COLUMNS:
-            return np.ascontiguousarray(roundtrip(self._codec, values.T).T)
+            codec = embed_codec(self._codec) if part == "o.weight" else self._codec
+            return np.ascontiguousarray(roundtrip(codec, values.T).T)
         return values
 
 
