@@ -6,6 +6,7 @@ is a sum over its neurons or heads, ``F(x) = sum_i c_i`` (+ bias), so ``F(x) - F
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,14 +29,29 @@ if TYPE_CHECKING:
     Mask = NDArray[np.bool_]
 
 DENSITIES = (0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+"""For the oracle; the others are measured at fewer."""
+COMPARED = (0.1, 0.2, 0.5)
 ENERGIES = (0.9, 0.95, 0.99)
-_TOKENS = 32  # of a piece, for the errors
+_TOKENS = 32  # of a piece
 _SEEDS = {"neurons": 2, "heads": 3}
-_SELECTORS = {"neurons": ("oracle", "threshold", "static", "random"), "heads": ("oracle", "static", "random")}
+
+
+@dataclass(frozen=True, eq=False)
+class _Piece:
+    """What is kept of a trace; `sample` [s] are the tokens whose errors are taken."""
+
+    sample: NDArray[np.int64]
+    attn_input: Array  # [L, t, d]
+    head_norm: Array  # [L, t, H]
+    mlp_input: Array  # [L, s, d]
+    hidden: Array  # [L, s, f]
+    gate: Array  # [L, s, f]
 
 
 class Blocks:
     """Errors of the blocks under partial selections, and what the blocks add to the residual stream.
+
+    Keeps what it needs of the pieces, and reads each layer's weights once.
 
     Args:
         config: the model.
@@ -46,131 +62,130 @@ class Blocks:
 
     def __init__(self, config: ModelConfig, weights: Weights, usage: Usage, seed: int) -> None:
         self._config, self._weights = config, weights
-        self._static = {"neurons": usage.neurons, "heads": usage.heads}
+        self._usage = {"neurons": usage.neurons, "heads": usage.heads}
         self._seed = seed
-        self._tokens = 0
-        self._sampled = 0
-        sizes = {"neurons": config.base_neurons, "heads": config.n_heads}
-        self._counts = {part: _counts(n) for part, n in sizes.items()}
-        shapes = {part: (config.n_layers, len(counts)) for part, counts in self._counts.items()}
-        self._errors = {
-            part: {selector: np.zeros(shapes[part]) for selector in selectors}
-            for part, selectors in _SELECTORS.items()
-        }
-        self._energy = {part: np.zeros(shape) for part, shape in shapes.items()}
-        self._added = {block: np.zeros(config.n_layers) for block in ("attention", "mlp")}
-        self.heads = HeadConcentration(config)
+        self._pieces: list[_Piece] = []
+        self._heads = HeadConcentration(config)
 
     def add(self, trace: Trace) -> None:
         """Take in one piece."""
         t = trace.attn_input.shape[1]
-        rng = np.random.default_rng([self._seed, 0, self._tokens])
+        rng = np.random.default_rng([self._seed, 0, len(self._pieces)])
         sample = np.sort(rng.choice(t, min(t, _TOKENS), replace=False))  # [s]
-        self._tokens += t
-        self._sampled += len(sample)
-        for layer in range(self._config.n_layers):
-            self._add_mlp(layer, trace, sample)
-            self._add_attention(layer, trace, sample)
-            self._weights.release()
+        inside = (trace.mlp_input[:, sample], trace.hidden[:, sample], trace.gate[:, sample])
+        self._pieces.append(_Piece(sample, trace.attn_input, trace.head_norm, *inside))
 
     def result(self) -> dict[str, Any]:
-        """Per layer [L]: errors by part, selector and density; shares for the energies; sizes of the blocks."""
-        out: dict[str, Any] = {"tokens": self._sampled}
-        for part, errors in self._errors.items():
-            curves = {selector: self._curve(part, sums / self._sampled) for selector, sums in errors.items()}
-            out[part] = {"relative_error": curves, "share_for_energy": self._shares(part)}
-        for block, added in self._added.items():
-            ratio = added / self._tokens
-            out[f"{block}_added"] = {"ratio": ratio.tolist(), "mean": float(ratio.mean())}
-        return out
+        """Everything, layer by layer.
 
-    def _add_mlp(self, layer: int, trace: Trace, sample: NDArray[np.int64]) -> None:
+        "blocks": errors by part and selector, shares of the oracle's selection for the energies, and the sizes of the
+        blocks' outputs. "attention": see `HeadConcentration`.
+        """
+        layers: list[dict[str, Any]] = []
+        for layer in range(self._config.n_layers):
+            layers.append({"neurons": self._mlp(layer), "heads": self._attention(layer)})
+            self._weights.release()
+        blocks: dict[str, Any] = {"tokens": sum(len(piece.sample) for piece in self._pieces)}
+        for part in ("neurons", "heads"):
+            n = self._usage[part].shape[1]
+            curves = {
+                selector: [
+                    _summary(count / n, [layer[part]["errors"][selector, count] for layer in layers])
+                    for count in _counts(n, DENSITIES if selector == "oracle" else COMPARED)
+                ]
+                for selector in dict.fromkeys(selector for selector, _ in layers[0][part]["errors"])
+            }
+            shares = {f"{e:.2f}": [_share(layer[part]["energy"], n, e) for layer in layers] for e in ENERGIES}
+            blocks[part] = {"relative_error": curves, "share_for_energy": shares}
+        for part, block in (("heads", "attention"), ("neurons", "mlp")):
+            ratios = [layer[part]["added"] for layer in layers]
+            blocks[f"{block}_added"] = {"ratio": ratios, "mean": float(np.mean(ratios))}
+        return {"blocks": blocks, "attention": self._heads.result()}
+
+    def _mlp(self, layer: int) -> dict[str, Any]:
         c, prefix = self._config, f"layers.{layer}."
-        down = self._weights.read(prefix + "down.weight")  # [d, f]
-        bias = self._weights.read(prefix + "down.bias") if "down" in c.biases else np.float32(0)
-        hidden = trace.hidden[layer]  # [t, f]
-        output = hidden @ down.T + bias  # [t, d]
-        self._add_size("mlp", layer, trace.mlp_input[layer], output)
-        part, exact = hidden[sample], output[sample]  # [s, f], [s, d]
-        scores = {"oracle": np.abs(part), "threshold": np.abs(trace.gate[layer][sample])}
-        for selector, place, mask in self._masks("neurons", layer, scores):
-            self._add_error("neurons", selector, place, layer, (part * ~mask) @ down.T, exact)
+        x, hidden, gate = (
+            np.concatenate([getattr(piece, name)[layer] for piece in self._pieces])
+            for name in ("mlp_input", "hidden", "gate")
+        )  # [s, d], [s, f], [s, f]; s over all pieces
+        down = self._weights.read(prefix + "down.weight").T  # [f, d]
+        output = hidden @ down  # [s, d]
+        if "down" in c.biases:
+            output += self._weights.read(prefix + "down.bias")
+        scores = {"oracle": np.abs(hidden), "threshold": np.abs(gate)}
+        masks = self._masks("neurons", layer, scores)
+        left_out = ((key, (hidden * ~mask) @ down) for key, mask in masks)
+        return {**_losses(left_out, output), "added": self._added("mlp_post_norm", layer, x, output)}
 
-    def _add_attention(self, layer: int, trace: Trace, sample: NDArray[np.int64]) -> None:
+    def _attention(self, layer: int) -> dict[str, Any]:
         c, prefix = self._config, f"layers.{layer}."
-        attention = attend(c, self._weights, layer, trace.attn_input[layer])
-        self.heads.add(layer, attention, trace.head_norm[layer])
-        rows = self._weights.read(prefix + "o.weight")  # [d, H * e]
-        bias = self._weights.read(prefix + "o.bias") if "o" in c.biases else np.float32(0)
-        output = attention.mixed @ rows.T + bias  # [t, d]
-        self._add_size("attention", layer, trace.attn_input[layer], output)
-        part, exact = attention.mixed[sample], output[sample]  # [s, H * e], [s, d]
-        scores = {"oracle": trace.head_norm[layer][sample]}
-        for selector, place, mask in self._masks("heads", layer, scores):
-            left_out = part * ~np.repeat(mask, c.head_dim, axis=1)  # [s, H * e]
-            self._add_error("heads", selector, place, layer, left_out @ rows.T, exact)
+        parts = []
+        for piece in self._pieces:
+            attention = attend(c, self._weights, layer, piece.attn_input[layer])
+            self._heads.add(layer, attention, piece.head_norm[layer])
+            chosen = piece.sample
+            parts.append(
+                (piece.attn_input[layer, chosen], attention.mixed[chosen], piece.head_norm[layer, chosen])
+            )
+        x, mixed, size = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+        columns = self._weights.read(prefix + "o.weight").T  # [H * e, d]
+        output = mixed @ columns  # [s, d]
+        if "o" in c.biases:
+            output += self._weights.read(prefix + "o.bias")
+        masks = self._masks("heads", layer, {"oracle": size})
+        left_out = ((key, (mixed * ~np.repeat(mask, c.head_dim, axis=1)) @ columns) for key, mask in masks)
+        return {**_losses(left_out, output), "added": self._added("attn_post_norm", layer, x, output)}
 
-    def _masks(self, part: str, layer: int, scores: Mapping[str, Array]) -> Iterator[tuple[str, int, Mask]]:
-        """Selections [s, n], with their selector and the place of their size in `_counts`."""
+    def _masks(
+        self, part: str, layer: int, scores: Mapping[str, Array]
+    ) -> Iterator[tuple[tuple[str, int], Mask]]:
+        """Selections [s, n] with their selector and size."""
         s, n = scores["oracle"].shape
-        rng = np.random.default_rng([self._seed, _SEEDS[part], layer, self._tokens])
         everything: dict[str, NDArray[Any]] = {
             **scores,
-            "static": np.broadcast_to(self._static[part][layer], (s, n)),
-            "random": rng.random((s, n), np.float32),
+            "static": np.broadcast_to(self._usage[part][layer], (s, n)),
+            "random": np.random.default_rng([self._seed, _SEEDS[part], layer]).random((s, n)),
         }
-        for place, count in enumerate(self._counts[part]):
-            for selector, values in everything.items():
-                yield selector, place, top_mask(values, count)
+        for selector, values in everything.items():
+            for count in _counts(n, DENSITIES if selector == "oracle" else COMPARED):
+                yield (selector, count), top_mask(values, count)
 
-    def _add_error(
-        self, part: str, selector: str, place: int, layer: int, left_out: Array, exact: Array
-    ) -> None:
-        """`left_out` [s, d] is the output of what was not selected, `exact` [s, d] that of all."""
-        whole = np.linalg.norm(exact, axis=1).astype(np.float64)  # [s]
-        lost = np.linalg.norm(left_out, axis=1).astype(np.float64)
-        ratio = np.divide(lost, whole, out=np.zeros_like(lost), where=whole > 0)  # [s]
-        self._errors[part][selector][layer, place] += ratio.sum()
-        if selector == "oracle":
-            self._energy[part][layer, place] += (ratio**2).sum()
-
-    def _add_size(self, block: str, layer: int, x: Array, output: Array) -> None:
-        """Sum of |F(x)| / |x| over the tokens; with the norm that some models apply to F."""
+    def _added(self, post_norm: str, layer: int, x: Array, output: Array) -> float:
+        """Mean of |F(x)| / |x| over the tokens; with the norm that some models apply to F."""
         if self._config.post_norms:
-            name = "attn_post_norm" if block == "attention" else "mlp_post_norm"
-            output = norm(self._config, self._weights, f"layers.{layer}.{name}", output)
-        size = np.linalg.norm(x, axis=1).astype(np.float64)
-        added = np.linalg.norm(output, axis=1).astype(np.float64)
-        self._added[block][layer] += np.divide(added, size, out=np.zeros_like(size), where=size > 0).sum()
-
-    def _curve(self, part: str, errors: NDArray[np.float64]) -> list[dict[str, Any]]:
-        """`errors` [L, counts] as one entry per density."""
-        densities = (count / self._static[part].shape[1] for count in self._counts[part])
-        return [
-            {"density": density, "error": column.tolist(), "mean": float(column.mean())}
-            for density, column in zip(densities, errors.T, strict=True)
-        ]
-
-    def _shares(self, part: str) -> dict[str, list[float]]:
-        """Smallest share of the oracle's selection that keeps 90, 95, 99% of |F|^2: interpolated, per layer."""
-        densities = np.array([0, *self._counts[part], n := self._static[part].shape[1]]) / n
-        lost = self._energy[part] / self._sampled  # [L, counts]
-        curves = np.pad(
-            np.pad(lost, ((0, 0), (1, 0)), constant_values=1), ((0, 0), (0, 1))
-        )  # [L, 1 + counts + 1]
-        return {
-            f"{energy:.2f}": [_crossing(densities, curve, 1 - energy) for curve in curves]
-            for energy in ENERGIES
-        }
+            output = norm(self._config, self._weights, f"layers.{layer}.{post_norm}", output)
+        return float(_ratio(output, x).mean())
 
 
-def _counts(n: int) -> list[int]:
+def _losses(left_out: Iterator[tuple[tuple[str, int], Array]], output: Array) -> dict[str, Any]:
+    """Mean errors, and the oracle's share of lost energy by size, from what was left out of `output` [s, d]."""
+    errors, energy = {}, {}
+    for (selector, count), lost in left_out:
+        ratio = _ratio(lost, output)  # [s]
+        errors[selector, count] = float(ratio.mean())
+        if selector == "oracle":
+            energy[count] = float((ratio**2).mean())
+    return {"errors": errors, "energy": energy}
+
+
+def _ratio(a: Array, b: Array) -> NDArray[np.float64]:
+    """|a| / |b| of rows; 0 where b is zero."""
+    above, below = (np.linalg.norm(x, axis=1).astype(np.float64) for x in (a, b))
+    return np.asarray(np.divide(above, below, out=np.zeros_like(above), where=below > 0), np.float64)
+
+
+def _summary(density: float, errors: list[float]) -> dict[str, Any]:
+    return {"density": density, "error": errors, "mean": float(np.mean(errors))}
+
+
+def _counts(n: int, densities: tuple[float, ...]) -> list[int]:
     """The sizes of selections out of `n`, ascending, each once, without all."""
-    return sorted({count_at(density, n) for density in DENSITIES} - {n})
+    return sorted({count_at(density, n) for density in densities} - {n})
 
 
-def _crossing(x: NDArray[np.float64], y: NDArray[np.float64], level: float) -> float:
-    """Where the falling curve through (x, y) comes down to `level` for good."""
-    above = np.flatnonzero(y > level)
-    i = int(above[-1])  # y[0] is 1
-    return float(x[i] + (x[i + 1] - x[i]) * (y[i] - level) / (y[i] - y[i + 1]))
+def _share(lost: Mapping[int, float], n: int, energy: float) -> float:
+    """Smallest share of `n` that keeps so much of |F|^2, interpolated between the sizes that were measured."""
+    x = np.array([0, *lost, n]) / n
+    y = np.array([1.0, *lost.values(), 0.0])
+    i = int(np.flatnonzero(y > 1 - energy)[-1])  # the last size that keeps too little; y[0] is 1
+    return float(x[i] + (x[i + 1] - x[i]) * (y[i] - (1 - energy)) / (y[i] - y[i + 1]))

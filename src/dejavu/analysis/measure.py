@@ -113,8 +113,7 @@ def _insides(
         "zeros": zeros.result(),
         "similarity": similarity.result(),
         "overlap": {"neurons": neurons.result(), "heads": heads.result()},
-        "blocks": blocks.result(),
-        "attention": blocks.heads.result(),
+        **blocks.result(),
     }
 
 
