@@ -1,8 +1,8 @@
 """What each way of choosing neurons costs in quality and brings in speed: one table for one model.
 
-    python benchmarks/selectors.py quality --model smollm2 --text heldout.jsonl moby_dick.txt --out selectors.jsonl
-    python benchmarks/selectors.py speed --model smollm2 --out selectors.jsonl
-    python benchmarks/selectors.py table --out selectors.jsonl
+    python benchmarks/selector_table.py quality --model smollm2 --text heldout.jsonl moby_dick.txt --out selectors.jsonl
+    python benchmarks/selector_table.py speed --model smollm2 --out selectors.jsonl
+    python benchmarks/selector_table.py table --out selectors.jsonl
 
 `quality` measures the perplexity ratio to the dense model in the same codec (every token of the text selects for itself),
 and recall and precision against the neurons that matter most; `speed` measures tokens/s of the same plans against the
@@ -22,6 +22,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from dejavu.environment import describe_machine
+from dejavu.evaluation.perplexity import encode_documents, measure_perplexity
+from dejavu.plan import AccessPlan, LayerPlan, LowRank, Oracle, Random, Sketch, Threshold
+from dejavu.texts import read_documents
 from dejavu.training.calibrate import Calibration, Family, calibrate
 from dejavu.training.compensator import fit_compensators
 from dejavu.training.corpus import Corpus
@@ -31,17 +36,11 @@ from dejavu.training.scores import Scores
 from dejavu.training.stream import TokenStream
 from dejavu.training.subject import open_subject
 
-from dejavu.environment import describe_machine
-from dejavu.evaluation.perplexity import encode_documents, measure_perplexity
-from dejavu.plan import AccessPlan, LayerPlan, LowRank, Oracle, Random, Sketch, Threshold
-from dejavu.texts import read_documents
-
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from dejavu.training.subject import Subject
-
     from dejavu.executor import Executor, Trace
+    from dejavu.training.subject import Subject
 
 CALIBRATION_TOKENS = 20_000
 AGREEMENT_TOKENS = 4_000
