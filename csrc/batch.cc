@@ -7,18 +7,27 @@
 
 namespace dejavu {
 
-void Engine::forward(const int32_t* tokens, const std::vector<Segment>& segments, Logits which, float* logits,
-                     const Capture& capture) {
+void Engine::forward(const int32_t* tokens, const std::vector<Segment>& segments, bool sparse, Logits which,
+                     float* logits, const Capture& capture) {
   std::lock_guard<std::mutex> lock(mutex_);
-  batch_->start(*this, tokens, segments, which, logits, capture);
+  batch_->start(*this, tokens, segments, sparse, which, logits, capture);
   pool_.run([&](int thread) { BatchThread(*this, thread).run(); });
   for (const Segment& s : segments) s.cache->advance(s.count);
+  if (!batch_->plan) return;
+  counters.tokens += batch_->total;
+  for (const Counters& touched : batch_->touched) {
+    for (size_t i = 0; i < size_t(c_.layers); ++i) {
+      counters.neurons[i] += touched.neurons[i];
+      counters.heads[i] += touched.heads[i];
+    }
+  }
 }
 
 // Notes what is to be done, and makes room for it.
-void Engine::Batch::start(Engine& e, const int32_t* tokens_, const std::vector<Segment>& segments_, Logits which_,
-                          float* logits_, const Capture& capture_) {
+void Engine::Batch::start(Engine& e, const int32_t* tokens_, const std::vector<Segment>& segments_, bool sparse,
+                          Logits which_, float* logits_, const Capture& capture_) {
   tokens = tokens_, segments = &segments_, which = which_, logits = logits_, capture = capture_;
+  plan = sparse ? e.plan_.get() : nullptr;
   position.clear(), length.clear(), cache.clear();
   int longest = 0;
   for (const Segment& s : segments_) {
@@ -64,6 +73,29 @@ void Engine::Batch::start(Engine& e, const int32_t* tokens_, const std::vector<S
     w.scores.get(size_t(kPiece) * size_t(round_up(longest, kCacheBlock)));
     w.c0.get(size_t(kPiece) * ld);
     w.c1.get(size_t(kPiece) * ld);
+  }
+  if (plan) start_plan(e);
+}
+
+void Engine::Batch::start_plan(Engine& e) {
+  const Config& c = e.c_;
+  const size_t T = size_t(total), ff = size_t(c.ff), vocab = size_t(c.vocab), widest = size_t(e.layout_.padded);
+  slots = 1;
+  for (const LayerPlan& layer : plan->layers) {
+    for (const Selector* s : {&layer.neurons, &layer.heads}) slots = s->lookahead < slots ? slots : s->lookahead + 1;
+  }
+  neuron_masks.resize(size_t(slots) * T * ff);
+  head_masks.resize(size_t(slots) * T * size_t(c.heads));
+  hidden.get(T * ff), gate.get(T * ff), stand_in.get(T * size_t(e.widest_rank_) + 16);
+  touched.assign(e.workers_.size(), Counters());
+  const size_t rank = size_t(e.widest_rank_);
+  for (size_t i = 0; i < e.workers_.size(); ++i) {
+    touched[i].neurons.resize(size_t(c.layers)), touched[i].heads.resize(size_t(c.layers));
+    Worker& w = e.workers_[i];
+    w.predictor.get(3 * (ff + size_t(c.heads) + 16) + 3 * widest + rank + 64);
+    w.picking.get(2 * (vocab > ff ? vocab : ff) + 2 * size_t(c.heads) + 16);
+    // Two forms of an input, or one of a predictor's hidden values.
+    w.scratch.get((2 * (e.layout_.input_bytes() + RowLayout(Codec::int8, c.d).input_bytes()) + 3 * rank * 4) / 4 + 64);
   }
 }
 
@@ -128,10 +160,11 @@ void Engine::BatchThread::prepare(const float* weight, const float* bias) {
 
 // x += branch for this thread's tokens.
 void Engine::BatchThread::close(const float* bias, const float* post_norm, const float* norm_weight,
-                                const float* norm_bias) {
+                                const float* norm_bias, const LowRank* stand_in) {
   e.pool_.barrier();  // all products are complete
   for (int t = mine.begin; t < mine.end; ++t) {
     to_natural_order(e.layout_, row(b.branch, t, padded), line);
+    if (stand_in) compensate(*stand_in, t, line);
     e.add_branch(row(b.x, t, c.d), line, bias, post_norm, norm_weight, norm_bias);
   }
 }

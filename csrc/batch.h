@@ -4,7 +4,10 @@
 //   prompt_attention.cc  attention of all tokens of a prompt, two products per head and 32 queries
 //   batch_mlp.cc         one MLP block
 //   batch_head.cc        logits
+//   batch_select.cc      what a plan leaves out
 #pragma once
+
+#include <utility>
 
 #include "engine.h"
 #include "products.h"
@@ -18,6 +21,7 @@ struct Engine::Batch {
   Logits which;
   float* logits;
   Capture capture;
+  const Plan* plan;  // null: dense
 
   int total;                          // tokens
   size_t ld;                          // of products with one column per token
@@ -34,8 +38,16 @@ struct Engine::Batch {
   Buffer rope;          // [tokens, rope_dim], and again for local layers
   Buffer keys, values;  // packed B, per K/V head
 
-  void start(Engine& engine, const int32_t* tokens, const std::vector<Segment>& segments, Logits which, float* logits,
-             const Capture& capture);
+  // Under a plan.
+  int slots;                                      // layers whose masks are known at a time
+  std::vector<uint8_t> neuron_masks, head_masks;  // [slots, tokens, units], layer % slots
+  Buffer hidden, gate;                            // [tokens, ff] what the down rows are multiplied with; act(gate)
+  Buffer stand_in;                                // [tokens, widest rank] hidden values of the compensator
+  std::vector<Counters> touched;                  // per thread
+
+  void start(Engine& engine, const int32_t* tokens, const std::vector<Segment>& segments, bool sparse, Logits which,
+             float* logits, const Capture& capture);
+  void start_plan(Engine& engine);
 };
 
 struct Engine::BatchThread {
@@ -60,7 +72,8 @@ struct Engine::BatchThread {
  private:
   // batch.cc
   void prepare(const float* weight, const float* bias);
-  void close(const float* bias, const float* post_norm, const float* norm_weight, const float* norm_bias);
+  void close(const float* bias, const float* post_norm, const float* norm_weight, const float* norm_bias,
+             const LowRank* stand_in = nullptr);
   void capture_input(float* captured, int layer);
   const float* turn(int layer, int token) const;
   float* row(Buffer& buffer, int token, int width) const { return buffer.get(0) + size_t(token) * size_t(width); }
@@ -76,10 +89,22 @@ struct Engine::BatchThread {
   void pack_keys_and_values(const Segment& segment, int layer, int end);
   void mask_scores(int layer, int head, int position, int n, float* scores);
   void mlp(int layer);  // batch_mlp.cc
-  void hidden(int layer, int first, int n);
+  void hidden(int layer, int first, int n, bool keep_gate);
   void logits();  // batch_head.cc
   void few_logits();
   void many_logits();
+  void sketched_logits();
+  const float* logits_input(int row);
+
+  // batch_select.cc
+  void choose(int layer, bool heads);
+  void choose_for(int target, bool heads, int token);
+  std::pair<const void*, const void*> prepare_one(int layer, bool heads, int token);
+  uint8_t* mask(int layer, bool heads, int token) const;
+  void set_mask(const Selector& selector, const float* scores, int units, uint8_t* mask);
+  void mask_heads(int layer, int token);
+  void mask_neurons(int layer, int token);
+  void compensate(const LowRank& stand_in, int token, float* out);
 };
 
 }  // namespace dejavu

@@ -19,6 +19,7 @@ void Engine::BatchThread::attention(int i) {
   const int hd = c.head_dim;
   capture_input(b.capture.attn_input, i);
   prepare(layer.attn_norm, layer.attn_norm_bias);
+  if (b.plan) choose(i, true);
   project(i);
   e.pool_.barrier();
   cache_keys_and_values(i);
@@ -45,13 +46,14 @@ void Engine::BatchThread::attention(int i) {
     }
   }
   if (panels.end > panels.begin) {
+    for (int t = panels.begin; b.plan && t < panels.end; ++t) mask_heads(i, t);
     const size_t panel = gemm.panel_bytes_a(q_width);
     gemm.pack_a(row(b.mixed, panels.begin, q_width), size_t(q_width), panels.end - panels.begin, q_width,
                 (char*)b.left.get(0) + size_t(panels.begin / gemm.mr) * panel, panel);
   }
   e.pool_.barrier();
   const auto o_row = [&](int r) { return layer.o.row(r / hd, r % hd); };
-  products.axpy(products.packed_rows(layer.o.layout, o_row), q_width, b.left.get(0), total, columns, scratch, packed,
+  products.axpy(PackedRows{layer.o.layout, o_row}, q_width, b.left.get(0), total, columns, scratch, packed,
                 b.branch.get(0), size_t(padded));
   if (!c.parallel_residual) {
     close(layer.o_bias, layer.attn_post_norm, layer.attn_norm, layer.attn_norm_bias);
@@ -76,8 +78,8 @@ void Engine::BatchThread::project(int i) {
     const bool query = head < c.heads, value = head >= c.heads + c.kv_heads;
     const Bundles& bundles = query ? layer.heads : layer.kv;
     const int bundle = query ? head : (head - c.heads) % c.kv_heads, offset = first + (value ? hd : 0);
-    products.dot(products.packed_rows(e.layout_, [&](int r) { return bundles.row(bundle, offset + r); }), m, padded,
-                 b.input.get(0), total, scratch, packed, c0, b.ld);
+    products.dot(PackedRows{e.layout_, [&](int r) { return bundles.row(bundle, offset + r); }}, m, b.input.get(0),
+                 total, scratch, packed, c0, b.ld);
     float* to = (query ? b.q : value ? b.v : b.k).get(0) + bundle * hd + first;
     k.transpose(c0, b.ld, m, total, to, size_t(query ? q_width : kv_width));
   }

@@ -1,46 +1,57 @@
 #include "batch.h"
 #include "order.h"
+#include "select.h"
 
 namespace dejavu {
 
 void Engine::BatchThread::logits() {
   e.pool_.barrier();
-  if (b.which == Logits::last && b.segments->size() < 3) {
+  if (b.plan && b.plan->head_planes && b.plan->exact < c.vocab) {
+    sketched_logits();
+  } else if (b.which == Logits::last && b.segments->size() < 3) {
     few_logits();
   } else {
     many_logits();
   }
 }
 
-// Of each segment's last token, by matrix-vector products as in decoding.
+// What the head's rows are multiplied with for row r of the logits.
+const float* Engine::BatchThread::logits_input(int r) {
+  if (b.which == Logits::last) {
+    const Segment& s = (*b.segments)[size_t(r)];
+    r = s.row + s.count - 1;
+  }
+  return e.head_input(row(b.x, r, c.d), line, line + c.d);
+}
+
+// By matrix-vector products, as in decoding.
 void Engine::BatchThread::few_logits() {
   const RowKernels& rows = k.rows[int(e.head_.layout.codec)];
-  const Range bundles = share(e.head_.count, 1, thread, threads);
-  for (size_t s = 0; s < b.segments->size(); ++s) {
-    const Segment& segment = (*b.segments)[s];
-    rows.prepare(e.head_.layout, e.head_input(row(b.x, segment.row + segment.count - 1, c.d), line, line + c.d),
-                 scratch);
-    for (int n = bundles.begin; n < bundles.end; ++n) {
-      const int first = n * kPlainRows, count = least(c.vocab - first, kPlainRows);
-      float* out = b.logits + s * size_t(c.vocab) + first;
-      rows.dot(e.head_, n, 0, count, scratch, out);
-      e.finish_logits(out, first, count);
+  for (int r = 0; r < int(b.segments->size()); ++r) {
+    float* out = b.logits + size_t(r) * size_t(c.vocab);
+    rows.prepare(e.head_.layout, logits_input(r), scratch);
+    const Range vocabulary = share(c.vocab, kPlainRows, thread, threads);
+    for (int first = vocabulary.begin; first < vocabulary.end; first += kPlainRows) {
+      const int n = least(vocabulary.end - first, kPlainRows);
+      if (e.head_planes_.planes) {
+        k.planes.dot(e.head_planes_, nullptr, first, first + n, 0, e.head_planes_.planes, scratch, out + first);
+      } else {
+        rows.dot(e.head_, first / kPlainRows, 0, n, scratch, out + first);
+      }
+      e.finish_logits(out + first, first, n);
     }
   }
 }
 
 void Engine::BatchThread::many_logits() {
   const RowLayout& layout = e.head_.layout;
-  const bool all = b.which == Logits::all;
-  const int count = all ? total : int(b.segments->size());
+  const int count = b.which == Logits::all ? total : int(b.segments->size());
   const size_t panel = gemm.panel_bytes_b(layout.padded);
-  const Range tokens = share(count, gemm.nr, thread, threads);
-  for (int r0 = tokens.begin; r0 < tokens.end; r0 += gemm.nr) {
-    const int n = least(tokens.end - r0, gemm.nr);
+  const Range inputs = share(count, gemm.nr, thread, threads);
+  for (int r0 = inputs.begin; r0 < inputs.end; r0 += gemm.nr) {
+    const int n = least(inputs.end - r0, gemm.nr);
     for (int i = 0; i < n; ++i) {
-      const Segment* s = all ? nullptr : &(*b.segments)[size_t(r0 + i)];
-      const float* from = row(b.x, s ? s->row + s->count - 1 : r0 + i, c.d);
-      to_stored_order(layout, e.head_input(from, line, line + c.d), normed + size_t(i) * size_t(layout.padded));
+      to_stored_order(layout, logits_input(r0 + i), normed + size_t(i) * size_t(layout.padded));
     }
     gemm.pack_bt(normed, size_t(layout.padded), layout.padded, n, (char*)b.input.get(0) + size_t(r0 / gemm.nr) * panel,
                  panel);
@@ -50,10 +61,33 @@ void Engine::BatchThread::many_logits() {
   for (int v0 = vocabulary.begin; v0 < vocabulary.end; v0 += kPiece) {
     const int n = least(vocabulary.end - v0, kPiece);
     const auto row_at = [&](int r) { return e.head_.row((v0 + r) / kPlainRows, (v0 + r) % kPlainRows); };
-    products.dot(products.packed_rows(layout, row_at), n, layout.padded, b.input.get(0), count, scratch, packed, c0,
-                 b.ld);
+    if (e.head_planes_.planes) {
+      products.dot(PlaneRows{layout, e.head_planes_, v0, 0}, n, b.input.get(0), count, scratch, packed, c0, b.ld);
+    } else {
+      products.dot(PackedRows{layout, row_at}, n, b.input.get(0), count, scratch, packed, c0, b.ld);
+    }
     k.transpose(c0, b.ld, n, count, b.logits + v0, size_t(c.vocab));
     for (int t = 0; t < count; ++t) e.finish_logits(b.logits + size_t(t) * size_t(c.vocab) + v0, v0, n);
+  }
+}
+
+// All rows by their leading planes, the best of them exactly. Each thread takes whole rows of logits.
+void Engine::BatchThread::sketched_logits() {
+  const Planes& head = e.head_planes_;
+  const int count = b.which == Logits::all ? total : int(b.segments->size());
+  const Range mine_here = share(count, 1, thread, threads);
+  Selector best;
+  best.k = b.plan->exact;
+  float* room = w.picking.get(0);
+  int32_t* list = reinterpret_cast<int32_t*>(room + c.vocab);
+  for (int r = mine_here.begin; r < mine_here.end; ++r) {
+    float* out = b.logits + size_t(r) * size_t(c.vocab);
+    k.rows[int(head.layout.codec)].prepare(head.layout, logits_input(r), scratch);
+    k.planes.dot(head, nullptr, 0, c.vocab, 0, b.plan->head_planes, scratch, out);
+    const int n = pick(best, out, c.vocab, room, list);
+    k.planes.dot(head, list, 0, n, b.plan->head_planes, head.planes, scratch, room);
+    for (int j = 0; j < n; ++j) out[list[j]] += room[j];
+    e.finish_logits(out, 0, c.vocab);
   }
 }
 

@@ -4,34 +4,57 @@ namespace dejavu {
 
 void Engine::BatchThread::mlp(int i) {
   const Layer& layer = e.layers_[size_t(i)];
+  const LayerPlan* plan = b.plan ? &b.plan->layers[size_t(i)] : nullptr;
+  const bool masked = plan && plan->neurons.rule != Rule::dense;
+  const bool by_gate = masked && plan->neurons.rule == Rule::threshold && c.gated;
   capture_input(b.capture.mlp_input, i);
   prepare(layer.mlp_norm, layer.mlp_norm_bias);
+  if (b.plan) choose(i, false);
+  const size_t left_panel = gemm.panel_bytes_a(c.ff);
   const Range neurons = share(c.ff, kPiece, thread, threads);
   for (int n0 = neurons.begin; n0 < neurons.end; n0 += kPiece) {
     const int n = least(neurons.end - n0, kPiece);
-    hidden(i, n0, n);
-    if (b.capture.hidden) k.transpose(c1, b.ld, n, total, piece(b.capture.hidden, i, c.ff) + n0, size_t(c.ff));
-    if (b.capture.gate) {
-      k.transpose(c.gated ? c0 : c1, b.ld, n, total, piece(b.capture.gate, i, c.ff) + n0, size_t(c.ff));
+    hidden(i, n0, n, by_gate || b.capture.gate);
+    auto keep = [&](const float* from, float* to) { k.transpose(from, b.ld, n, total, to + n0, size_t(c.ff)); };
+    if (b.capture.hidden) keep(c1, piece(b.capture.hidden, i, c.ff));
+    if (b.capture.gate) keep(c.gated ? c0 : c1, piece(b.capture.gate, i, c.ff));
+    if (by_gate) keep(c0, b.gate.get(0));
+    if (masked) {
+      keep(c1, b.hidden.get(0));
+    } else {
+      gemm.pack_at(c1, b.ld, total, n, products.at((void*)b.left.get(0), n0, gemm.mr), left_panel);
     }
-    gemm.pack_at(c1, b.ld, total, n, products.at((void*)b.left.get(0), n0, gemm.mr), gemm.panel_bytes_a(c.ff));
   }
   e.pool_.barrier();
-  const auto down_row = [&](int r) { return layer.mlp.row(r, c.gated ? 2 : 1); };
-  products.axpy(products.packed_rows(e.layout_, down_row), c.ff, b.left.get(0), total, columns, scratch, packed,
-                b.branch.get(0), size_t(padded));
+  for (int t = panels.begin; plan && t < panels.end; ++t) mask_neurons(i, t);
+  if (masked) {
+    if (panels.end > panels.begin) {
+      gemm.pack_a(row(b.hidden, panels.begin, c.ff), size_t(c.ff), panels.end - panels.begin, c.ff,
+                  (char*)b.left.get(0) + size_t(panels.begin / gemm.mr) * left_panel, left_panel);
+    }
+    e.pool_.barrier();
+  }
+  const auto down_row = [&](int r) { return layer.nested ? layer.down.row(r, 0) : layer.mlp.row(r, c.gated ? 2 : 1); };
+  products.axpy(PackedRows{e.layout_, down_row}, c.ff, b.left.get(0), total, columns, scratch, packed, b.branch.get(0),
+                size_t(padded));
   if (c.parallel_residual) {
     for (int t = mine.begin; t < mine.end; ++t) k.add(row(b.x, t, c.d), row(b.q, t, q_width), c.d);
   }
-  close(layer.down_bias, layer.mlp_post_norm, layer.mlp_norm, layer.mlp_norm_bias);
+  close(layer.down_bias, layer.mlp_post_norm, layer.mlp_norm, layer.mlp_norm_bias,
+        plan && plan->compensated ? &plan->compensator : nullptr);
 }
 
-// c1[n x tokens] = what the down rows of neurons [n0, n0 + n) are multiplied with; c0: act(gate) if it is captured.
-void Engine::BatchThread::hidden(int i, int n0, int n) {
+// c1[n x tokens] = what the down rows of neurons [n0, n0 + n) are multiplied with; c0: act(gate) if it is to be kept.
+void Engine::BatchThread::hidden(int i, int n0, int n, bool keep_gate) {
   const Layer& layer = e.layers_[size_t(i)];
   const auto multiply = [&](int part, const float* bias, float* out) {
     const auto row_at = [&](int r) { return layer.mlp.row(n0 + r, part); };
-    products.dot(products.packed_rows(e.layout_, row_at), n, padded, b.input.get(0), total, scratch, packed, out, b.ld);
+    if (layer.nested) {
+      products.dot(PlaneRows{layer.planes.layout, layer.planes, n0, part}, n, b.input.get(0), total, scratch, packed,
+                   out, b.ld);
+    } else {
+      products.dot(PackedRows{e.layout_, row_at}, n, b.input.get(0), total, scratch, packed, out, b.ld);
+    }
     for (int r = 0; bias && r < n; ++r) {
       for (int t = 0; t < total; ++t) out[size_t(r) * b.ld + size_t(t)] += bias[n0 + r];
     }
@@ -41,7 +64,7 @@ void Engine::BatchThread::hidden(int i, int n0, int n) {
   for (int r = 0; r < n; ++r) {
     float *up = c1 + size_t(r) * b.ld, *gate = c0 + size_t(r) * b.ld;
     k.activate(c.activation, c.gated ? gate : up, c.gated ? up : nullptr, total, up);
-    if (c.gated && b.capture.gate) k.activate(c.activation, gate, nullptr, total, gate);
+    if (c.gated && keep_gate) k.activate(c.activation, gate, nullptr, total, gate);
   }
 }
 

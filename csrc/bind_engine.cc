@@ -222,19 +222,19 @@ void bind_engine(nb::module_& m) {
       .def(
           "forward",
           [](NativeEngine& e, Array<const int32_t, 1> tokens, const std::vector<Cache*>& caches,
-             const std::vector<int>& counts, const std::string& which, Array<float, 2> logits) {
+             const std::vector<int>& counts, bool sparse, const std::string& which, Array<float, 2> logits) {
             const Logits kind = which == "last" ? Logits::last : which == "all" ? Logits::all : Logits::none;
             const std::vector<Segment> segments = parse_segments(e.engine, tokens, caches, counts);
             if (kind != Logits::none) {
               check_logits(e.engine, logits, kind == Logits::all ? tokens.shape(0) : segments.size());
             }
             nb::gil_scoped_release release;
-            e.engine.forward(tokens.data(), segments, kind, logits.data());
+            e.engine.forward(tokens.data(), segments, sparse, kind, logits.data());
           },
-          nb::arg("tokens").noconvert(), nb::arg("caches"), nb::arg("counts"), nb::arg("which"),
+          nb::arg("tokens").noconvert(), nb::arg("caches"), nb::arg("counts"), nb::arg("sparse"), nb::arg("which"),
           nb::arg("logits").noconvert(),
-          "Appends counts[i] tokens to caches[i]; writes the logits of each cache's last token, of all tokens, or "
-          "none.")
+          "Appends counts[i] tokens to caches[i], under the plan if `sparse`; writes the logits of each cache's last "
+          "token, of all tokens, or none.")
       .def(
           "trace",
           [](NativeEngine& e, Array<const int32_t, 1> tokens, Cache& cache, const nb::dict& arrays,
@@ -248,8 +248,8 @@ void bind_engine(nb::module_& m) {
             const Capture capture{find("attn_input", c.d), find("mlp_input", c.d), find("hidden", c.ff),
                                   find("gate", c.ff), find("head_norm", c.heads)};
             nb::gil_scoped_release release;
-            e.engine.forward(tokens.data(), segments, logits.shape(0) ? Logits::all : Logits::none, logits.data(),
-                             capture);
+            e.engine.forward(tokens.data(), segments, false, logits.shape(0) ? Logits::all : Logits::none,
+                             logits.data(), capture);
           },
           nb::arg("tokens").noconvert(), nb::arg("cache"), nb::arg("arrays"), nb::arg("logits").noconvert(),
           "Appends tokens; fills the arrays (float32 [layers, tokens, width]: attn_input and mlp_input of width d, "

@@ -81,8 +81,9 @@ class Engine {
 
   // One token of each of `n` sequences. `logits` [n, vocab], or null. `sparse`: by the plan.
   void decode(const int32_t* tokens, Cache* const* caches, int n, bool sparse, float* logits);
-  // Many tokens. `logits` [segments or tokens, vocab] as `which` says.
-  void forward(const int32_t* tokens, const std::vector<Segment>& segments, Logits which, float* logits,
+  // Many tokens. `logits` [segments or tokens, vocab] as `which` says. `sparse`: each token by the plan, which saves
+  // nothing here, but gives what decoding would.
+  void forward(const int32_t* tokens, const std::vector<Segment>& segments, bool sparse, Logits which, float* logits,
                const Capture& capture = {});
 
  private:

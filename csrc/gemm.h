@@ -11,6 +11,7 @@
 #include <cstddef>
 
 #include "isa.h"
+#include "layout.h"
 
 namespace dejavu {
 
@@ -25,6 +26,11 @@ struct Gemm {
   void (*pack_at)(const float* src, size_t ld, int m, int k, void* dst, size_t panel_stride);  // src[k][m], A = src^T
   void (*pack_b)(const float* src, size_t ld, int k, int n, void* dst, size_t panel_stride);   // src[k][n]
   void (*pack_bt)(const float* src, size_t ld, int k, int n, void* dst, size_t panel_stride);  // src[n][k], B = src^T
+  // The same from packed rows of weights, in stored order; null where there is nothing better than decoding the rows
+  // first. A = rows[m], whole; B = weights [begin, end) of rows[k] (begin a multiple of 64, end too, or `padded`).
+  void (*pack_rows_a[kCodecCount])(const RowLayout&, const Row* rows, int m, void* dst, size_t panel_stride);
+  void (*pack_rows_b[kCodecCount])(const RowLayout&, const Row* rows, int k, int begin, int end, void* dst,
+                                   size_t panel_stride);
 
   void (*multiply)(int m, int n, int k, const void* a, size_t a_stride, const void* b, size_t b_stride, float* c,
                    size_t ldc, bool accumulate);

@@ -21,6 +21,30 @@ inline constexpr int kOutputDepth = 512;    // rows of W per product
 inline int least(int a, int b) { return a < b ? a : b; }
 inline int round_up(int n, int unit) { return (n + unit - 1) / unit * unit; }
 
+// Rows of weights as Bundles have them: `at(i)` is the i-th.
+template <typename At>
+struct PackedRows {
+  const RowLayout& layout;
+  At at;
+
+  void decode(const Kernels& kernels, int i, int begin, int end, float* out) const {
+    kernels.rows[int(layout.codec)].decode(layout, at(i), begin, end, out);
+  }
+};
+template <typename At>
+PackedRows(const RowLayout&, At) -> PackedRows<At>;
+
+// Rows of bit planes: row `part` of units from `first` on.
+struct PlaneRows {
+  const RowLayout& layout;
+  const Planes& planes;
+  int first, part;
+
+  void decode(const Kernels& kernels, int i, int begin, int end, float* out) const {
+    kernels.planes.decode(planes, first + i, part, begin, end, out);
+  }
+};
+
 struct Products {
   const Gemm& gemm;
   const Kernels& kernels;
@@ -34,40 +58,37 @@ struct Products {
     return dots > sums ? dots : sums;
   }
 
-  // Gives the weights [begin, end), in stored order, of the i-th of some rows.
-  template <typename RowAt>
-  auto packed_rows(const RowLayout& layout, RowAt row) const {
-    return [this, &layout, row](int i, int begin, int end, float* out) {
-      kernels.rows[int(layout.codec)].decode(layout, row(i), begin, end, out);
-    };
-  }
-
-  // out[m x tokens] = rows(0..m) . input, at most kPiece rows of `width` weights (padding included).
-  template <typename Rows>
-  void dot(Rows rows, int m, int width, const void* input, int tokens, float* scratch, void* packed, float* out,
+  // out[m x tokens] = rows(0..m) . input, at most kPiece rows.
+  template <typename Source>
+  void dot(const Source& rows, int m, const void* input, int tokens, float* scratch, void* packed, float* out,
            size_t ld) const {
+    const int width = rows.layout.padded;
     const size_t panel = gemm.panel_bytes_a(width);
-    for (int k0 = 0; k0 < width; k0 += kDepth) {
-      const int depth = least(width - k0, kDepth);
-      for (int i = 0; i < m; ++i) rows(i, k0, k0 + depth, scratch + i * kDepth);
-      gemm.pack_a(scratch, kDepth, m, depth, at(packed, k0, gemm.mr), panel);
+    if (!pack_a(rows, m, packed, panel)) {
+      for (int k0 = 0; k0 < width; k0 += kDepth) {
+        const int depth = least(width - k0, kDepth);
+        for (int i = 0; i < m; ++i) rows.decode(kernels, i, k0, k0 + depth, scratch + i * kDepth);
+        gemm.pack_a(scratch, kDepth, m, depth, at(packed, k0, gemm.mr), panel);
+      }
     }
     gemm.multiply(m, tokens, width, packed, panel, input, gemm.panel_bytes_b(width), out, ld, false);
   }
 
   // out[tokens x columns] = left[tokens x n] . rows(0..n), columns [begin, end) in stored order.
-  template <typename Rows>
-  void axpy(Rows rows, int n, const void* left, int tokens, Range columns, float* scratch, void* packed, float* out,
-            size_t ld) const {
+  template <typename Source>
+  void axpy(const Source& rows, int n, const void* left, int tokens, Range columns, float* scratch, void* packed,
+            float* out, size_t ld) const {
     const size_t left_panel = gemm.panel_bytes_a(n), panel = gemm.panel_bytes_b(kOutputDepth);
     for (int c0 = columns.begin; c0 < columns.end; c0 += kOutputColumns) {
       const int width = least(columns.end - c0, kOutputColumns);
       for (int n0 = 0; n0 < n; n0 += kOutputDepth) {
         const int depth = least(n - n0, kOutputDepth);
-        for (int r0 = 0; r0 < depth; r0 += kPiece) {
-          const int m = least(depth - r0, kPiece);
-          for (int i = 0; i < m; ++i) rows(n0 + r0 + i, c0, c0 + width, scratch + i * kOutputColumns);
-          gemm.pack_b(scratch, kOutputColumns, m, width, at(packed, r0, gemm.nr), panel);
+        for (int r0 = n0; r0 < n0 + depth; r0 += kPiece) {
+          const int m = least(n0 + depth - r0, kPiece);
+          void* to = at(packed, r0 - n0, gemm.nr);
+          if (pack_b(rows, r0, m, c0, c0 + width, to, panel)) continue;
+          for (int i = 0; i < m; ++i) rows.decode(kernels, r0 + i, c0, c0 + width, scratch + i * kOutputColumns);
+          gemm.pack_b(scratch, kOutputColumns, m, width, to, panel);
         }
         gemm.multiply(tokens, width, depth, at(left, n0, gemm.mr), left_panel, packed, panel, out + c0, ld, n0 > 0);
       }
@@ -79,6 +100,28 @@ struct Products {
   T* at(T* packed, int k, int wide) const {
     using Byte = std::conditional_t<std::is_const_v<T>, const char, char>;
     return static_cast<Byte*>(packed) + size_t(k) * size_t(wide) * gemm.element_size;
+  }
+
+ private:
+  // Straight from the codes, where the product knows how.
+  template <typename At>
+  bool pack_a(const PackedRows<At>& rows, int m, void* dst, size_t panel) const {
+    const auto pack = gemm.pack_rows_a[int(rows.layout.codec)];
+    if (!pack) return false;
+    Row list[kPiece];
+    for (int i = 0; i < m; ++i) list[i] = rows.at(i);
+    pack(rows.layout, list, m, dst, panel);
+    return true;
+  }
+  bool pack_a(const PlaneRows&, int, void*, size_t) const { return false; }
+  template <typename At>
+  bool pack_b(const PackedRows<At>& rows, int first, int m, int begin, int end, void* dst, size_t panel) const {
+    const auto pack = gemm.pack_rows_b[int(rows.layout.codec)];
+    if (!pack) return false;
+    Row list[kPiece];
+    for (int i = 0; i < m; ++i) list[i] = rows.at(first + i);
+    pack(rows.layout, list, m, begin, end, dst, panel);
+    return true;
   }
 };
 

@@ -2,6 +2,7 @@
 #include "gemm_bf16.h"
 #include "gemm_impl.h"
 #include "gemm_tables.h"
+#include "pack_rows_bf16.h"
 
 namespace dejavu {
 namespace {
@@ -117,7 +118,19 @@ void multiply(int m, int n, int k, const void* a, size_t a_stride, const void* b
 
 }  // namespace
 
-constexpr Gemm kGemmBf16Amx = {"amx bf16",      AmxOps::kRows,  At::kColumns,    At::kDepth, 2,     pack_a<AmxOps>,
-                               pack_at<AmxOps>, pack_b<AmxOps>, pack_bt<AmxOps>, multiply,   begin, end};
+constexpr Gemm kGemmBf16Amx = with_rows<AmxOps>({"amx bf16",
+                                                 AmxOps::kRows,
+                                                 At::kColumns,
+                                                 At::kDepth,
+                                                 2,
+                                                 pack_a<AmxOps>,
+                                                 pack_at<AmxOps>,
+                                                 pack_b<AmxOps>,
+                                                 pack_bt<AmxOps>,
+                                                 {},
+                                                 {},
+                                                 multiply,
+                                                 begin,
+                                                 end});
 
 }  // namespace dejavu

@@ -2,6 +2,7 @@
 #include "gemm_bf16.h"
 #include "gemm_impl.h"
 #include "gemm_tables.h"
+#include "pack_rows_bf16.h"
 
 namespace dejavu {
 namespace {
@@ -26,6 +27,6 @@ struct Avx512Bf16Ops : Bf16Words {
 
 }  // namespace
 
-constexpr Gemm kGemmBf16Avx512 = make_gemm<Avx512Bf16Ops>("avx512bf16 bf16");
+constexpr Gemm kGemmBf16Avx512 = with_rows<Avx512Bf16Ops>(make_gemm<Avx512Bf16Ops>("avx512bf16 bf16"));
 
 }  // namespace dejavu

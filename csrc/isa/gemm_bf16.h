@@ -25,9 +25,13 @@ struct Bf16Words {
   static Word across(const float* src, size_t ld, int depth, int lanes) {
     const __m512 even = load_floats(src, lanes);
     const __m512 odd = depth > 1 ? load_floats(src + ld, lanes) : _mm512_setzero_ps();
+    return zip(even, odd);
+  }
+  // Words of two: a value of `first` and the value of `second` at the same place.
+  static Word zip(__m512 first, __m512 second) {
     const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6,
                                            21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
-    return _mm512_castsi512_ps(_mm512_permutexvar_epi16(order, (__m512i)_mm512_cvtne2ps_pbh(odd, even)));
+    return _mm512_castsi512_ps(_mm512_permutexvar_epi16(order, (__m512i)_mm512_cvtne2ps_pbh(second, first)));
   }
   static void transpose(Word (&x)[kLanes]) { transpose_16x16(x); }
 };

@@ -158,11 +158,9 @@ class NativeExecutor:
         tokens = np.ascontiguousarray(tokens, np.int32)
         if len(tokens) == 1:
             self._engine.decode(tokens, [cache], sparse, logits)
-        elif sparse and self._plan is not None:
-            raise _no_plans()
         else:
             which = "all" if all_logits else "last"
-            self._engine.forward(tokens, [cache], [len(tokens)], which, logits)
+            self._engine.forward(tokens, [cache], [len(tokens)], sparse, which, logits)
         return logits
 
     def decode(self, tokens: NDArray[np.int32], caches: Sequence[Any]) -> NDArray[np.float32]:
@@ -212,10 +210,6 @@ class NativeExecutor:
     def close(self) -> None:
         """Stop the threads and let go of the weights."""
         self._engine = None
-
-
-def _no_plans() -> PlanError:
-    return PlanError("the native executor cannot prefill by an access plan yet", fix="decode token by token")
 
 
 def default_threads() -> int:
