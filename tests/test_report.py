@@ -20,8 +20,10 @@ from dejavu.report import (
     Series,
     Table,
     bar_chart,
+    frontier,
     heat_map,
     line_chart,
+    look_ahead_ablation,
     scatter_chart,
     standalone_svg,
 )
@@ -173,3 +175,17 @@ def test_a_page_is_one_file() -> None:
     assert checker.seen.count("svg") == 4
     assert {"figure", "figcaption", "caption", "details"} <= set(checker.seen)
     assert "prefers-color-scheme:dark" in page.html()
+
+
+def test_figures_are_svg_files() -> None:
+    figure = frontier(
+        {"ours": [("sketch 3", 120.0, 1.03), ("int8", 90.0, 1.004)], "theirs": [("Q4_K", 110.0, 1.05)]}
+    )
+    root = ET.fromstring(figure)
+    texts = {"".join(element.itertext()) for element in root.iter() if element.tag.endswith("}text")}
+    assert {"ours", "theirs", "sketch 3", "int8", "Q4_K", "tokens/s"} <= texts
+    front = next(e for e in root.iter() if e.get("class") == "line front")
+    assert len(front.get("points", "").split()) == 2
+    root = ET.fromstring(look_ahead_ablation({"low-rank": [(0, 0.9, 1.02), (1, 0.88, 1.03), (2, 0.8, 1.1)]}))
+    assert root.get("viewBox") == "0 0 880 300"
+    assert sum(e.tag.endswith("polyline") for e in root.iter()) == 2

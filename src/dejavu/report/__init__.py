@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dejavu.report.axes import Axis
 from dejavu.report.bars import bar_chart
+from dejavu.report.figures import frontier, look_ahead_ablation
 from dejavu.report.heat import heat_map
 from dejavu.report.lines import Series, line_chart
 from dejavu.report.page import Page, Table, standalone_svg
@@ -17,8 +18,10 @@ __all__ = [
     "Series",
     "Table",
     "bar_chart",
+    "frontier",
     "heat_map",
     "line_chart",
+    "look_ahead_ablation",
     "scatter_chart",
     "standalone_svg",
 ]

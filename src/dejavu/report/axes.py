@@ -135,10 +135,12 @@ def text_width(content: str) -> float:
     return _LETTER * len(content)
 
 
-def svg(title: str, body: Iterable[str], *, description: str = "", height: float = HEIGHT) -> str:
+def svg(
+    title: str, body: Iterable[str], *, description: str = "", width: float = WIDTH, height: float = HEIGHT
+) -> str:
     """The element around a chart; `title` is drawn, `description` is for screen readers."""
     return (
-        f'<svg class="chart" xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH:g} {height:g}" role="img" '
+        f'<svg class="chart" xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:g} {height:g}" role="img" '
         f'aria-label="{escape(description or title)}">'
         f"{text(LEFT, 16, title, css='title')}{''.join(body)}</svg>"
     )
