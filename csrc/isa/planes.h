@@ -13,7 +13,7 @@ using dejavu::kMaxPlanes;
 using dejavu::Planes;
 using B = Vec::B;
 
-constexpr int kPlaneRows = W == 16 ? 8 : 4;
+constexpr int kPlaneRows = 4;
 constexpr int kChunksPerBlock = kBlock / kChunk;
 
 struct PlaneRow {
@@ -67,10 +67,11 @@ inline void dot_planes(const RowLayout& layout, const PlaneRow* rows, const Plan
   F total[R];
   for (int r = 0; r < R; ++r) total[r] = Vec::zero();
   const F unit = Vec::set1(in.unit), offset = Vec::set1(in.offset);
-  I high[R], low[R];
   for (int b = 0; b < layout.blocks; ++b) {
     for (int h = 0; h < kHalves; ++h) {
+      I high[R], low[R];
       for (int r = 0; r < R; ++r) high[r] = low[r] = Vec::zero_i();
+#pragma GCC unroll 8
       for (int v = 0; v < kChunksPerBlock; ++v) {
         const int chunk = b * kChunksPerBlock + v;
         const int16_t* x = in.x.codes + chunk * kChunk + h * 2 * W;
@@ -110,6 +111,7 @@ inline void dot_planes(const RowLayout& layout, const PlaneRow* rows, const Plan
       for (int r = 0; r < R; ++r) prefetch_planes<First, Last>(next[r], g / 2);
       for (int h = 0; h < kHalves && g + h < g0 + n; ++h) {
         const int16_t* x = words + h * kGroup;
+        I high[R], low[R];
         for (int r = 0; r < R; ++r) high[r] = low[r] = Vec::zero_i();
         chunk_dot<First, Last, R>(rows, g / 2, h, Vec::load_split(x), Vec::load_split(x + 16), high, low);
         for (int r = 0; r < R; ++r) {
@@ -138,6 +140,23 @@ inline void dot_rows(const Planes& planes, const PlaneRow* rows, const PlaneRow*
   }
 }
 
+// The rows of units list[at], list[at + 1], ..., and after the last unit that one again, for prefetching.
+template <int First, int Last>
+struct RowCursor {
+  const Planes& planes;
+  const int32_t* units;
+  int at, end, r;
+
+  PlaneRow take() {
+    const int unit = units ? units[at] : at;
+    PlaneRow row;
+    for (int p = First; p < Last; ++p) row.planes[p] = planes.row(p, unit, r);
+    row.scales = planes.scale(unit, r);
+    if (++r == planes.rows) r = 0, at += at + 1 < end;
+    return row;
+  }
+};
+
 template <int First, int Last, bool Minima>
 void dot_units(const Planes& planes, const int32_t* units, int begin, int end, const void* input, float* out) {
   const RowLayout& layout = planes.layout;
@@ -145,24 +164,19 @@ void dot_units(const Planes& planes, const int32_t* units, int begin, int end, c
   int16_t tail[kChunk] = {};
   const int left = layout.padded % kChunk ? kGroup : kChunk;
   memcpy(tail, x.codes + layout.padded - left, size_t(left) * 2);
-  const auto row = [&](int i) {  // beyond the last one: the last, for prefetching
-    const int at = begin + i / planes.rows < end ? begin + i / planes.rows : end - 1;
-    const int unit = units ? units[at] : at, r = i % planes.rows;
-    PlaneRow found;
-    for (int p = First; p < Last; ++p) found.planes[p] = planes.row(p, unit, r);
-    found.scales = planes.scale(unit, r);
-    return found;
-  };
+  RowCursor<First, Last> cursor = {planes, units, begin, end, 0};
   PlaneRow rows[kPlaneRows], next[kPlaneRows];
   const int n = (end - begin) * planes.rows;
+  if (n > 0) {
+    for (int r = 0; r < kPlaneRows; ++r) next[r] = cursor.take();
+  }
   int i = 0;
   for (; i + kPlaneRows <= n; i += kPlaneRows) {
-    for (int r = 0; r < kPlaneRows; ++r) rows[r] = row(i + r), next[r] = row(i + kPlaneRows + r);
+    for (int r = 0; r < kPlaneRows; ++r) rows[r] = next[r], next[r] = cursor.take();
     dot_rows<First, Last, Minima, kPlaneRows>(planes, rows, next, x, tail, out + i);
   }
-  for (; i < n; ++i) {
-    rows[0] = row(i), next[0] = row(i + 1);
-    dot_rows<First, Last, Minima, 1>(planes, rows, next, x, tail, out + i);
+  for (int r = 0; i + r < n; ++r) {
+    dot_rows<First, Last, Minima, 1>(planes, next + r, next + r, x, tail, out + i + r);
   }
 }
 
