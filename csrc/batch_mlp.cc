@@ -35,8 +35,8 @@ void Engine::BatchThread::mlp(int i) {
     e.pool_.barrier();
   }
   const auto down_row = [&](int r) { return layer.nested ? layer.down.row(r, 0) : layer.mlp.row(r, c.gated ? 2 : 1); };
-  products.axpy(PackedRows{e.layout_, down_row}, c.ff, b.left.get(0), total, columns, scratch, packed, b.branch.get(0),
-                size_t(padded));
+  products.axpy(PackedRows{mlp_layout(layer), down_row}, c.ff, b.left.get(0), total, columns, scratch, packed,
+                b.branch.get(0), size_t(padded));
   if (c.parallel_residual) {
     for (int t = mine.begin; t < mine.end; ++t) k.add(row(b.x, t, c.d), row(b.q, t, q_width), c.d);
   }
@@ -53,7 +53,7 @@ void Engine::BatchThread::hidden(int i, int n0, int n, bool keep_gate) {
       products.dot(PlaneRows{layer.planes.layout, layer.planes, n0, part}, n, b.input.get(0), total, scratch, packed,
                    out, b.ld);
     } else {
-      products.dot(PackedRows{e.layout_, row_at}, n, b.input.get(0), total, scratch, packed, out, b.ld);
+      products.dot(PackedRows{layer.mlp.layout, row_at}, n, b.input.get(0), total, scratch, packed, out, b.ld);
     }
     for (int r = 0; bias && r < n; ++r) {
       for (int t = 0; t < total; ++t) out[size_t(r) * b.ld + size_t(t)] += bias[n0 + r];

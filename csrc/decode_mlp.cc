@@ -79,11 +79,11 @@ void Engine::Decoder::dense_mlp(int i, float* const* output) {
       for (int t = 0; t < s.n; ++t) sum_neurons(layer, all, t, begin, end, output[t]);
     }
   } else if (s.n == 1) {
-    rows.mlp({&layer.mlp, nullptr, mine.begin, mine.end, c.gated, c.activation, layer.gate_bias, layer.up_bias,
-              input[0], output[0]});
+    e.mlp_rows(layer).mlp({&layer.mlp, nullptr, mine.begin, mine.end, c.gated, c.activation, layer.gate_bias,
+                           layer.up_bias, input[0], output[0]});
   } else {
-    rows.mlp_many({&layer.mlp, nullptr, nullptr, mine.begin, mine.end, c.gated, c.activation, layer.gate_bias,
-                   layer.up_bias, s.n, input, output});
+    e.mlp_rows(layer).mlp_many({&layer.mlp, nullptr, nullptr, mine.begin, mine.end, c.gated, c.activation,
+                                layer.gate_bias, layer.up_bias, s.n, input, output});
   }
 }
 
@@ -101,8 +101,8 @@ void Engine::Decoder::listed_mlp(int i, float* const* output) {
         sum_neurons(layer, selector, 0, begin, end, output[0]);
       }
     } else {
-      rows.mlp({&layer.mlp, chosen[0], mine.begin, mine.end, c.gated, c.activation, layer.gate_bias, layer.up_bias,
-                input[0], output[0]});
+      e.mlp_rows(layer).mlp({&layer.mlp, chosen[0], mine.begin, mine.end, c.gated, c.activation, layer.gate_bias,
+                             layer.up_bias, input[0], output[0]});
     }
     return;
   }
@@ -118,8 +118,8 @@ void Engine::Decoder::listed_mlp(int i, float* const* output) {
   if (mine.begin == mine.end) return;
   if (!by_parts) {
     for (size_t u = 0; u < w.units.size(); ++u) w.masks[u] = w.masks[size_t(w.units[u])];  // in the list's order
-    rows.mlp_many({&layer.mlp, w.units.data(), w.masks.data(), mine.begin, mine.end, c.gated, c.activation,
-                   layer.gate_bias, layer.up_bias, s.n, input, output});
+    e.mlp_rows(layer).mlp_many({&layer.mlp, w.units.data(), w.masks.data(), mine.begin, mine.end, c.gated, c.activation,
+                                layer.gate_bias, layer.up_bias, s.n, input, output});
     return;
   }
   int at[kMaxTokens];
@@ -180,9 +180,9 @@ void Engine::Decoder::sum_neurons(const Layer& layer, const Selector& selector, 
       if (c.gated) gate[j] = gate_known[ids[j]];
       if (have_up) up[j] = up_known[ids[j]];
     }
-    if (c.gated) rows.dot_list(layer.mlp, 0, ids + scored, n - scored, input[t], gate + scored);
+    if (c.gated) e.mlp_rows(layer).dot_list(layer.mlp, 0, ids + scored, n - scored, input[t], gate + scored);
     const int from = have_up ? scored : 0;
-    rows.dot_list(layer.mlp, parts - 1, ids + from, n - from, input[t], up + from);
+    e.mlp_rows(layer).dot_list(layer.mlp, parts - 1, ids + from, n - from, input[t], up + from);
   }
   for (int j = 0; j < n; ++j) {
     if (layer.gate_bias) gate[j] += layer.gate_bias[ids[j]];
@@ -196,9 +196,9 @@ void Engine::Decoder::sum_neurons(const Layer& layer, const Selector& selector, 
     kept += h[j] != 0;
   }
   if (layer.nested) {
-    rows.axpy_list(layer.down, 0, ids, kept, h, output);
+    e.mlp_rows(layer).axpy_list(layer.down, 0, ids, kept, h, output);
   } else {
-    rows.axpy_list(layer.mlp, parts, ids, kept, h, output);
+    e.mlp_rows(layer).axpy_list(layer.mlp, parts, ids, kept, h, output);
   }
 }
 

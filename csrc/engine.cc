@@ -141,12 +141,15 @@ Engine::Engine(const Config& config, Codec codec, Codec head_codec, const Sectio
     l.o = read.bundles(p + "o", RowLayout(head_codec, c_.d), hd, c_.heads);
     l.kv = read.bundles(p + "kv", layout_, 2 * hd, c_.kv_heads);
     const int dots = c_.gated ? 2 : 1;
+    // The first and the last layer's MLP in the head's codec: see mlp_codec of dejavu/codecs.py.
+    const bool end = c_.layers >= 8 && (i == 0 || i == c_.layers - 1);
+    const RowLayout mlp_layout(end ? head_codec : codec, c_.d);
     l.nested = sections.count(p + "planes") > 0;
     if (l.nested) {
-      const NestedMlp mlp = read.nested(p, layout_, dots, c_.ff);
+      const NestedMlp mlp = read.nested(p, mlp_layout, dots, c_.ff);
       l.planes = mlp.planes, l.down = mlp.down;
     } else {
-      l.mlp = read.bundles(p + "mlp", layout_, dots + 1, c_.ff);
+      l.mlp = read.bundles(p + "mlp", mlp_layout, dots + 1, c_.ff);
     }
     layers_.push_back(l);
   }

@@ -38,6 +38,7 @@ struct Layer {
   Planes planes;  // nested: gate and up, or up
   Bundles down;   // nested: the down rows
 };
+inline const RowLayout& mlp_layout(const Layer& layer) { return (layer.nested ? layer.down : layer.mlp).layout; }
 
 // A piece of a batch: `count` tokens of one sequence, rows [row, row + count) of the batch.
 struct Segment {
@@ -133,6 +134,7 @@ class Engine {
   void to_natural(const float* stored, float* out) const;  // an axpy accumulator, minima added
   const float* head_input(const float* x, float* normed, float* projected) const;
   void finish_logits(float* logits, int first, int n) const;
+  const RowKernels& mlp_rows(const Layer& layer) const { return k_.rows[int(mlp_layout(layer).codec)]; }
   bool local_rope(int layer) const { return !c_.local_inv_freq.empty() && c_.windowed[size_t(layer)]; }
 
   // score.cc; one token. `input` is prepared for rows of the model, `input8` for rows of int8.

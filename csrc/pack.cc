@@ -48,6 +48,11 @@ namespace {
 #else
 #define DEJAVU_CLONES
 #endif
+#if defined(__GNUC__)
+#define DEJAVU_INLINE inline __attribute__((always_inline))
+#else
+#define DEJAVU_INLINE inline
+#endif
 
 constexpr uint16_t kHalfInfinity = 0x7c00;
 
@@ -70,12 +75,16 @@ uint16_t to_bf16(float f) {
   return uint16_t((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
 }
 
-// Sum of 32 values as a fixed tree (halves are added until one is left), as in the twin.
-float sum_by_halving(float* v) {
-  for (int n = kGroup / 2; n > 0; n /= 2) {
-    for (int i = 0; i < n; ++i) v[i] += v[i + n];
+// Sum of N values as a fixed tree (halves are added until one is left), as in the twin.
+template <int N = kGroup>
+DEJAVU_INLINE float sum_by_halving(const float* v) {
+  if constexpr (N == 1) {
+    return v[0];
+  } else {
+    float sums[N / 2];
+    for (int i = 0; i < N / 2; ++i) sums[i] = v[i] + v[i + N / 2];
+    return sum_by_halving<N / 2>(sums);
   }
-  return v[0];
 }
 
 constexpr int kFits = 3;
@@ -113,15 +122,16 @@ DEJAVU_CLONES void encode_int4(const float* w, uint8_t* codes, uint16_t* scale, 
         for (int i = 0; i < kGroup; ++i) codes[i] = uint8_t(q[i]);
       }
       if (fit == kFits) break;
-      // The line through (code, value); none where all codes are the same.
-      std::memcpy(sums, q, sizeof sums);
-      const float total = sum_by_halving(sums);
-      for (int i = 0; i < kGroup; ++i) sums[i] = q[i] * q[i];
-      const float spread = float(kGroup) * sum_by_halving(sums) - total * total;
+      // The line through (code, value); none where all codes are the same. Sums of codes are exact in any order.
+      int codes_sum = 0, squares_sum = 0;
+      for (int i = 0; i < kGroup; ++i) {
+        const int code = int(q[i]);
+        codes_sum += code, squares_sum += code * code;
+        sums[i] = q[i] * above[i];
+      }
+      const float total = float(codes_sum), spread = float(kGroup * squares_sum - codes_sum * codes_sum);
       if (!(spread > 0.0f)) break;
-      for (int i = 0; i < kGroup; ++i) sums[i] = q[i] * above[i];
-      const float products = sum_by_halving(sums);
-      const float height = sum_by_halving(above);
+      const float products = sum_by_halving(sums), height = sum_by_halving(above);
       scale_bits = float_to_half((float(kGroup) * products - total * height) / spread);
       minimum_bits = float_to_half(m + (height - half_to_float(scale_bits) * total) / float(kGroup));
     }

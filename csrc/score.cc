@@ -47,7 +47,7 @@ void Engine::score_neurons(const Layer& layer, const Selector& selector, Range r
                            float* up, float* scores) const {
   const bool sketch = selector.rule == Rule::sketch, gate_only = selector.rule == Rule::threshold && c_.gated;
   const int rows = c_.gated ? 2 : 1;
-  const RowKernels& kernels = k_.rows[int(layout_.codec)];
+  const RowKernels& kernels = mlp_rows(layer);
   alignas(64) float parts[2 * kTogether], biased[2][kTogether];
   int32_t ids[kTogether];
   for (int begin = range.begin; begin < range.end; begin += kTogether) {

@@ -8,7 +8,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from dejavu.codecs import CODECS, FITS, GROUP, LEVELS, SHRINK, Codec, decode, embed_codec, encode, roundtrip
+from dejavu.codecs import (
+    CODECS,
+    FITS,
+    GROUP,
+    LEVELS,
+    SHRINK,
+    Codec,
+    decode,
+    embed_codec,
+    encode,
+    mlp_codec,
+    roundtrip,
+)
 from dejavu.errors import InputError, NumericsError
 
 if TYPE_CHECKING:
@@ -183,6 +195,12 @@ def test_values_beyond_float16_scales_are_an_error(codec: Codec) -> None:
 def test_unknown_codec_lists_the_known_ones() -> None:
     with pytest.raises(InputError, match="f32, bf16, int8, int4"):
         encode("int3", np.zeros((1, 32), F32))  # type: ignore[arg-type]
+
+
+def test_int4_keeps_the_first_and_the_last_mlp_in_int8() -> None:
+    assert [mlp_codec("int4", i, 8) for i in range(8)] == ["int8", *["int4"] * 6, "int8"]
+    assert {mlp_codec("int4", i, 7) for i in range(7)} == {"int4"}
+    assert {mlp_codec("bf16", i, 8) for i in range(8)} == {"bf16"}
 
 
 def test_embeddings_never_go_below_eight_bits() -> None:

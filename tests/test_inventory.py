@@ -38,9 +38,10 @@ def test_smollm2() -> None:
     assert sum(counts.values()) == 134_515_008
     assert set(parts["norms"].bytes.values()) == {4 * 61 * 576}
     for codec, bits in (("f32", 32), ("bf16", 16), ("int8", 8 + 16 / 32), ("int4", 4 + 32 / 32)):
-        finer = 30 * 576 * 576 * 3.5 / 8 if codec == "int4" else 0  # o is int8
-        for part, more in (("attention", finer), ("mlp", 0)):  # bundles are rounded up to 64 bytes
-            assert parts[part].bytes[codec] == pytest.approx(counts[part] * bits / 8 + more, rel=0.02)
+        more = 3.5 / 8 if codec == "int4" else 0  # o, and the MLPs of the first and the last layer, are int8
+        for part, finer in (("attention", 30 * 576 * 576), ("mlp", 2 * 3 * 576 * 1536)):
+            # bundles are rounded up to 64 bytes
+            assert parts[part].bytes[codec] == pytest.approx(counts[part] * bits / 8 + finer * more, rel=0.02)
     assert parts["embedding"].bytes["int4"] == parts["embedding"].bytes["int8"]
 
 

@@ -63,12 +63,12 @@ class Made:
     def close(self) -> None: ...
 
 
-def model(gated: bool = True) -> tuple[ModelConfig, Made]:
+def model(gated: bool = True, layers: int = 2) -> tuple[ModelConfig, Made]:
     config = ModelConfig(
         "llama",
         60,
         64,
-        2,
+        layers,
         4,
         2,
         16,
@@ -123,15 +123,19 @@ def test_the_giant_neuron_is_stored_far_better(codec: str) -> None:
     assert relative_error(twice, column) < relative_error(once, column) / 10
 
 
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize("layers", [2, 8])  # of eight layers, int4 keeps the first and the last MLP in int8
 @pytest.mark.parametrize("codec", ["int8", "int4"])
-def test_both_executors_compute_the_same_with_it(codec: str) -> None:
-    config, weights = model()
+def test_both_executors_compute_the_same_with_it(codec: str, layers: int, nested: bool) -> None:
+    config, weights = model(layers=layers)
     tokens = np.arange(1, 30, dtype=np.int32)
     wide, refined = refine(config, weights, codec)
     reference = by_decoding(ReferenceExecutor(wide, refined, codec=codec), tokens)
-    packed = pack_in_memory(wide, refined, codec, 2)
-    native = by_decoding(NativeExecutor(packed, kv_dtype="f32", threads=2), tokens)
-    assert relative_error(native, reference) <= TOLERANCES[f"native_{codec}"]
+    packed = pack_in_memory(wide, refined, codec, 2, nested=nested)
+    executor = NativeExecutor(packed, kv_dtype="f32", threads=2)
+    assert relative_error(by_decoding(executor, tokens), reference) <= TOLERANCES[f"native_{codec}"]
+    found = executor.prefill(tokens, executor.new_cache(), all_logits=True)
+    assert relative_error(found, reference) <= TOLERANCES[f"native_{codec}_prefill"]
 
 
 def test_other_codecs_and_narrow_models_are_left_alone() -> None:

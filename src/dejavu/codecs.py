@@ -63,6 +63,15 @@ def embed_codec(codec: Codec) -> Codec:
     return "int8" if codec == "int4" else codec
 
 
+def mlp_codec(codec: Codec, layer: int, layers: int) -> Codec:
+    """Codec of the MLP of layer `layer` in a model of `layers` layers whose linears are in `codec`.
+
+    The first and the last layer cost several times as much perplexity as any other: they get `embed_codec`. Models
+    of fewer than eight layers, where two are many, have none of that.
+    """
+    return embed_codec(codec) if layers >= 8 and layer in (0, layers - 1) else codec
+
+
 def encode(codec: Codec, rows: NDArray[np.float32]) -> Encoded:
     """Encode float32 `rows` [n, d].
 

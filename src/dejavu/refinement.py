@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dejavu.codecs import Codec, roundtrip
+from dejavu.codecs import Codec, mlp_codec, roundtrip
 from dejavu.models.weights import COLUMN_STEP
 
 if TYPE_CHECKING:
@@ -146,4 +146,5 @@ class RefinedWeights:
             block = weights.read_columns(f"{layer}down.weight", start, min(start + COLUMN_STEP, count))
             columns.append(block[:, i - start])
         rows = np.stack(columns)  # [REFINED, d]
-        return chosen, np.ascontiguousarray((rows - roundtrip(self._codec, rows)).T)
+        codec = mlp_codec(self._codec, int(layer.split(".")[1]), self._config.n_layers)
+        return chosen, np.ascontiguousarray((rows - roundtrip(codec, rows)).T)

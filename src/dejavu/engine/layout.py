@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from dejavu import nested as planes
-from dejavu.codecs import GROUP, Codec, embed_codec
+from dejavu.codecs import GROUP, Codec, embed_codec, mlp_codec
 from dejavu.engine.core import load_core
 from dejavu.models.tensors import tensor_shapes
 
@@ -155,6 +155,7 @@ def _layer(config: ModelConfig, codec: Codec, prefix: str, nested: bool) -> list
         Bundled(f"{prefix}kv", codec, config.n_kv_heads, 2 * hd, d),
     ]
     dots = 2 if config.gated else 1
+    codec = mlp_codec(codec, int(prefix.split(".")[1]), config.n_layers)
     if not nested:
         return [*attention, Bundled(f"{prefix}mlp", codec, config.d_ff, dots + 1, d)]
     rest = NestedBundles(f"{prefix}mlp", codec, config.d_ff, dots, d)

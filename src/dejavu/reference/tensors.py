@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dejavu.codecs import Encoded, decode, embed_codec, encode, roundtrip
+from dejavu.codecs import Encoded, decode, embed_codec, encode, mlp_codec, roundtrip
 from dejavu.errors import NumericsError
 from dejavu.models.tensors import tensor_shapes
 from dejavu.nested import WIDTHS, estimate
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 _ROWS = {"q.weight", "k.weight", "v.weight"}  # bundled by row
 _COLUMNS = {"o.weight", "down.weight"}  # bundled by column
+_MLP = {"gate.weight", "up.weight", "down.weight"}
 _SKETCHED = {"gate.weight", "up.weight", "embed.weight", "head.weight"}  # by row, perhaps in bit planes
 _BLOCK_ROWS = 1024
 
@@ -35,6 +36,7 @@ class Tensors:
 
     def __init__(self, config: ModelConfig, weights: Weights, codec: Codec) -> None:
         self._codec = codec
+        self._layers = config.n_layers
         self._values: dict[str, Array] = {}
         self._codes: dict[str, Encoded] = {}
         self._estimates: dict[tuple[str, int], Array] = {}
@@ -71,16 +73,18 @@ class Tensors:
     def _round(self, name: str, values: Array) -> Array:
         """In rows of length d_model (head: embed_dim)."""
         part = ".".join(name.split(".")[-2:])
-        if part in _SKETCHED:
-            codec = embed_codec(self._codec) if part in ("embed.weight", "head.weight") else self._codec
-            if codec not in WIDTHS:
-                return roundtrip(codec, values)
+        if part in ("embed.weight", "head.weight", "o.weight"):
+            codec = embed_codec(self._codec)
+        elif part in _MLP:
+            codec = mlp_codec(self._codec, int(name.split(".")[1]), self._layers)
+        else:
+            codec = self._codec
+        if part in _SKETCHED and codec in WIDTHS:
             self._codes[name] = encoded = _encode(codec, values)
             return decode(encoded)
-        if part in _ROWS:
-            return roundtrip(self._codec, values)
+        if part in _ROWS | _SKETCHED:
+            return roundtrip(codec, values)
         if part in _COLUMNS:
-            codec = embed_codec(self._codec) if part == "o.weight" else self._codec
             return np.ascontiguousarray(roundtrip(codec, values.T).T)
         return values
 
