@@ -145,13 +145,15 @@ def test_sizes_follow_from_the_configuration(tiny_folder: Folder) -> None:
 
 @pytest.mark.parametrize("codec", ["int8", "int4"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_decoding_equals_the_dense_model(codec: str, family: str, tiny_folder: Folder) -> None:
+def test_passes_equal_the_dense_model(codec: str, family: str, tiny_folder: Folder) -> None:
     model = open_model(tiny_folder(family))
-    logits = []
+    tokens = prompt(CASES[family])
+    decoded, prefilled = [], []
     for nested in (False, True):
         packed = pack_in_memory(model.config, model.weights, codec, 1, nested=nested)
         executor = NativeExecutor(packed, threads=2)
+        prefilled.append(executor.prefill(tokens, executor.new_cache(), all_logits=True))
         cache = executor.new_cache()
-        logits.append([executor.decode(np.array([t]), [cache]) for t in prompt(CASES[family])])
-    dense, planes = np.array(logits)
-    assert np.abs(dense - planes).max() <= TOLERANCES[f"native_{codec}"] * np.abs(dense).max()
+        decoded.append(np.array([executor.decode(np.array([t]), [cache]) for t in tokens]))
+    for dense, planes in (decoded, prefilled):
+        assert np.abs(dense - planes).max() <= TOLERANCES[f"native_{codec}"] * np.abs(dense).max()
