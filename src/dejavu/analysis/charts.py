@@ -37,7 +37,7 @@ def quality_chart(document: Document, part: str) -> Chart:
         _TITLES[part],
         series,
         x=Axis("density: share computed", log=True, percent=True, high=1.0, ticks=_DENSITIES),
-        y=Axis("perplexity ratio", log=True, low=0.98, high=_WORST, ticks=(1, 1.1, 1.3, 1.6, 2, 3, 5, 10)),
+        y=Axis("perplexity ratio", log=True, low=0.98, high=_WORST, ticks=(1, 1.2, 1.5, 2, 3, 5, 10)),
         mark=SMALL,
         description=f"{_TITLES[part]}: perplexity ratio against density, by selector",
     )

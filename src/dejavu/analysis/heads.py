@@ -88,9 +88,11 @@ def _gathering(
 ) -> NDArray[np.float64]:
     """How much nearer the attended mean of the other tokens is to a token than their plain mean is; sums, [H].
 
-    Nearer in cosine. `shares` [H, r, t] belongs to the tokens `rows` [r]; `normed` [t, d].
+    Nearer in cosine. `shares` [H, r, t] belongs to the tokens `rows` [r]; `normed` [t, d]. The first token is left out:
+    attention that has nothing to gather rests on it.
     """
     others = shares.copy()  # [H, r, t]
+    others[:, :, 0] = 0
     others[:, np.arange(len(rows)), rows] = 0
     here = normed[rows]  # [r, d]
     attended = cosine(here, others @ normed)  # [H, r]

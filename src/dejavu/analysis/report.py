@@ -38,7 +38,7 @@ def _facts(document: Document) -> dict[str, str]:
         "Text": f"{document['text']}: {tokens['evaluation']:,} tokens judged, in pieces of up to {tokens['piece']}; "
         f"{tokens['calibration']:,} before them for the fixed sets",
         "Machine": str(document["machine"]["cpu"]),
-        "Made": f"{document['date']} by dejavu {version}, seed {document['seed']}",
+        "Made": f"{document['date']}, dejavu {version}, seed {document['seed']}",
     }
 
 

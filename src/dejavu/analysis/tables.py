@@ -95,8 +95,8 @@ def attention_table(document: Document) -> Table:
     ]
     headers = ["layer", "evenness", "heaviest key", "first token", "gathering"]
     caption = (
-        "Mean over heads. Gathering: how much nearer to a token (in cosine) the mean of the others is if it is weighted "
-        "by attention"
+        "Mean over heads. Gathering: how much nearer to a token (in cosine) the mean of the others but the first is if it "
+        "is weighted by attention"
     )
     return Table(caption, headers, rows)
 

@@ -139,7 +139,7 @@ def _look_ahead(document: Mapping[str, Any]) -> str:
     if not nearest:
         return ""
     mean = nearest[0]["mean"]
-    judged = "slowly enough to predict one layer ahead" if mean >= 0.9 else "fast for predicting ahead"
+    judged = "slowly, which look-ahead needs" if mean >= 0.9 else "fast, which is hard on look-ahead"
     return f"The residual stream changes {judged}: cosine {mean:.2f} from one layer to the next."
 
 

@@ -51,7 +51,7 @@ def heat_map(
     )
     longest = max(map(len, columns), default=1)
     for j, name in enumerate(columns):
-        if j % max(1, math.ceil((7 * longest + 4) / width)) == 0:
+        if j % max(1, math.ceil((7 * longest + 8) / width)) == 0:
             body.append(text(LEFT + (j + 0.5) * width, bottom + 15, name, anchor="middle", css="dim"))
     body.append(text(LEFT, bottom + 34, column_label))
     middle = (_TOP + bottom) / 2
