@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
 WIDTH, HEIGHT = 440.0, 300.0
 """Of a chart, in SVG units; it is stretched to the width of its place."""
+Size = tuple[float, float]
+"""Width and height."""
 LEFT, RIGHT, BOTTOM = 52.0, 22.0, 46.0
 """Margins around the plotting area."""
 _LETTER = 6.4  # mean width of a letter at 12 px
@@ -87,9 +89,9 @@ def number(value: float, *, percent: bool = False) -> str:
     return f"{value:.0e}".replace("e-0", "e-").replace("e+0", "e")
 
 
-def frame(x: Scale, y: Scale, top: float) -> list[str]:
+def frame(x: Scale, y: Scale, top: float, size: Size = (WIDTH, HEIGHT)) -> list[str]:
     """Grid, ticks and labels of a chart whose plotting area begins at `top`."""
-    bottom, left, right = HEIGHT - BOTTOM, LEFT, WIDTH - RIGHT
+    bottom, left, right = size[1] - BOTTOM, LEFT, size[0] - RIGHT
     parts = []
     for tick in y.ticks():
         at = y(tick)
@@ -99,7 +101,7 @@ def frame(x: Scale, y: Scale, top: float) -> list[str]:
         at = x(tick)
         parts.append(f'<line class="grid" x1="{at}" x2="{at}" y1="{bottom}" y2="{bottom + 4}"/>')
         parts.append(text(at, bottom + 17, x.text(tick), anchor="middle", css="dim"))
-    parts.append(text((left + right) / 2, HEIGHT - 8, x.axis.label, anchor="middle"))
+    parts.append(text((left + right) / 2, size[1] - 8, x.axis.label, anchor="middle"))
     middle = (top + bottom) / 2
     parts.append(
         f'<text text-anchor="middle" transform="translate(12 {middle:.1f}) rotate(-90)">'
@@ -113,20 +115,22 @@ def text(x: float, y: float, content: str, *, anchor: str = "start", css: str = 
     return f'<text class="{css}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(content)}</text>'
 
 
-def legend(labels: Sequence[tuple[str, int, bool]], top: float) -> tuple[list[str], float]:
+def legend(
+    labels: Sequence[tuple[str, int, bool]], top: float, width: float = WIDTH
+) -> tuple[list[str], float]:
     """Entries (label, colour, dashed) in rows from `top` downward; also where the last row ends."""
     parts: list[str] = []
     x, y = LEFT, top
     for label, color, dashed in labels:
-        width = 26 + text_width(label) + 12
-        if x > LEFT and x + width > WIDTH:
+        needed = 26 + text_width(label) + 12
+        if x > LEFT and x + needed > width:
             x, y = LEFT, y + 16
         style = "line dashed" if dashed else "line"
         parts.append(
             f'<line class="{style} s{color}" x1="{x:.1f}" x2="{x + 20:.1f}" y1="{y - 4:.1f}" y2="{y - 4:.1f}"/>'
         )
         parts.append(text(x + 25, y, label))
-        x += width
+        x += needed
     return parts, y + 10 if labels else top
 
 
@@ -135,12 +139,10 @@ def text_width(content: str) -> float:
     return _LETTER * len(content)
 
 
-def svg(
-    title: str, body: Iterable[str], *, description: str = "", width: float = WIDTH, height: float = HEIGHT
-) -> str:
+def svg(title: str, body: Iterable[str], *, description: str = "", size: Size = (WIDTH, HEIGHT)) -> str:
     """The element around a chart; `title` is drawn, `description` is for screen readers."""
     return (
-        f'<svg class="chart" xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:g} {height:g}" role="img" '
+        f'<svg class="chart" xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {size[0]:g} {size[1]:g}" role="img" '
         f'aria-label="{escape(description or title)}">'
         f"{text(LEFT, 16, title, css='title')}{''.join(body)}</svg>"
     )

@@ -13,6 +13,8 @@ from dejavu.report.scatter import Group, Point, scatter_chart
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+_WIDE = (680.0, 420.0)
+
 
 def frontier(
     groups: Mapping[str, Sequence[tuple[str, float, float]]], *, title: str = "Speed against quality"
@@ -31,7 +33,7 @@ def frontier(
         for name, points in groups.items()
     ]
     x, y = Axis("tokens/s"), Axis("perplexity ratio to the base model", log=True)
-    return standalone_svg(scatter_chart(title, made, x=x, y=y, pareto=("high", "low")))
+    return standalone_svg(scatter_chart(title, made, x=x, y=y, pareto=("high", "low"), size=_WIDE))
 
 
 def look_ahead_ablation(curves: Mapping[str, Sequence[tuple[int, float, float]]]) -> str:
@@ -61,4 +63,4 @@ def side_by_side(charts: Sequence[str], description: str) -> str:
         height = max(height, float(size[1]) if size else 0.0)
         body = chart[chart.index(">") + 1 : chart.rindex("</svg>")]
         parts.append(f'<g transform="translate({i * WIDTH:g} 0)">{body}</g>')
-    return svg("", parts, description=description, width=len(charts) * WIDTH, height=height)
+    return svg("", parts, description=description, size=(len(charts) * WIDTH, height))

@@ -59,7 +59,7 @@ def heat_map(
         f'<text text-anchor="middle" transform="translate(12 {middle:.1f}) rotate(-90)">{escape(row_label)}</text>'
     )
     body += _key(bottom + 34, number(low, percent=percent), number(high, percent=percent))
-    return svg(title, body, description=description, height=bottom + _KEY)
+    return svg(title, body, description=description, size=(WIDTH, bottom + _KEY))
 
 
 def _key(y: float, low: str, high: str) -> list[str]:

@@ -13,6 +13,7 @@ from dejavu.report.axes import (
     RIGHT,
     WIDTH,
     Axis,
+    Size,
     fit,
     frame,
     legend,
@@ -55,6 +56,7 @@ def scatter_chart(
     y: Axis,
     pareto: tuple[Better, Better] | None = None,
     description: str = "",
+    size: Size = (WIDTH, HEIGHT),
 ) -> str:
     """An SVG of named points; names are put where they cover least.
 
@@ -65,17 +67,20 @@ def scatter_chart(
         y: the axis upward.
         pareto: which end of x and of y is better: joins the points that no other point beats in both.
         description: what screen readers say; default: the title.
+        size: more room for many points.
     """
+    width, height = size
     points = [point for group in groups for point in group.points]
     colors = [i % COLORS for i in range(len(groups))]
-    body, top = legend([(g.label, c, False) for g, c in zip(groups, colors, strict=True)], 36)
-    across = fit(x, [p.x for p in points], LEFT + 8, WIDTH - RIGHT - 8)
-    upward = fit(y, [p.y for p in points], HEIGHT - BOTTOM - 8, top + 8)
-    body += frame(across, upward, top)
+    body, top = legend([(g.label, c, False) for g, c in zip(groups, colors, strict=True)], 36, width)
+    across = fit(x, [p.x for p in points], LEFT + 8, width - RIGHT - 8)
+    upward = fit(y, [p.y for p in points], height - BOTTOM - 8, top + 8)
+    body += frame(across, upward, top, size)
     if pareto is not None:
         best = pareto_points(points, pareto)
         path = " ".join(f"{across(p.x):g},{upward(p.y):g}" for p in best)
         body.append(f'<polyline class="line front" points="{path}"/>')
+    area = (LEFT, top, width, height - BOTTOM)
     taken: list[Box] = [_around(across(p.x), upward(p.y)) for p in points]
     for group, color in zip(groups, colors, strict=True):
         for point in group.points:
@@ -88,9 +93,9 @@ def scatter_chart(
                 f'<circle class="f{color}" cx="{cx:g}" cy="{cy:g}" r="4"><title>{tip}</title></circle>'
             )
             if point.label:
-                left, baseline = _place(cx, cy, point.label, taken, top)
+                left, baseline = _place(cx, cy, point.label, taken, area)
                 body.append(text(left, baseline, point.label, css=f"f{color}"))
-    return svg(title, body, description=description)
+    return svg(title, body, description=description, size=size)
 
 
 def pareto_points(points: Sequence[Point], better: tuple[Better, Better]) -> list[Point]:
@@ -107,8 +112,8 @@ def _around(x: float, y: float) -> Box:
     return x - 4, y - 4, x + 4, y + 4
 
 
-def _place(x: float, y: float, label: str, taken: list[Box], top: float) -> tuple[float, float]:
-    """Left end and baseline of a label beside (x, y), covering as little as it can; remembers its box."""
+def _place(x: float, y: float, label: str, taken: list[Box], area: Box) -> tuple[float, float]:
+    """Left end and baseline of a label beside (x, y), inside `area`, covering as little as it can; remembers it."""
     width = text_width(label)
     offsets = [
         (7, 4),
@@ -123,8 +128,7 @@ def _place(x: float, y: float, label: str, taken: list[Box], top: float) -> tupl
 
     def cost(offset: tuple[float, float]) -> float:
         box = _label_box(x + offset[0], y + offset[1], width)
-        outside = max(0, LEFT - box[0]) + max(0, box[2] - WIDTH) + max(0, top - box[1])
-        outside += max(0, box[3] - (HEIGHT - BOTTOM))
+        outside = sum(max(0, area[i] - box[i]) + max(0, box[i + 2] - area[i + 2]) for i in (0, 1))
         return 20 * outside + sum(_common(box, other) for other in taken)
 
     left, baseline = min(offsets, key=cost)
