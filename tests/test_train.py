@@ -125,6 +125,7 @@ def test_curve_is_linear_in_the_logarithm_and_never_rises() -> None:
 @pytest.fixture(autouse=True)
 def little_text(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recipe, "CALIBRATION_TOKENS", 3000)
+    monkeypatch.setattr(recipe, "COMPENSATOR_TOKENS", 3000)
 
 
 @pytest.fixture(scope="module")

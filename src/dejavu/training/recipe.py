@@ -32,7 +32,10 @@ if TYPE_CHECKING:
     Layers = Sequence[LayerPlan]
     Calibrations = dict[Block, list[Calibration]]
 
-CALIBRATION_TOKENS = 20_000
+CALIBRATION_TOKENS = 8192
+"""For thresholds."""
+COMPENSATOR_TOKENS = 20_480
+"""For compensators."""
 MIN_TOKENS = 2048
 """Shortest text that is calibrated on."""
 SPREAD = (0.5, 1.0, 1.5)
@@ -92,7 +95,7 @@ class _Recipe:
     def run(self, checkpoint: Path, resume: bool, command: str) -> AccessPlan:
         options, stream = self._options, self._stream
         stream.require(MIN_TOKENS)
-        pieces = next(stream.batches(min(CALIBRATION_TOKENS, options.tokens)))[0]
+        pieces = self._text(CALIBRATION_TOKENS)
         trained = self._train(pieces, checkpoint, resume) if options.targets else None
         calibrations = self._calibrate(pieces, trained)
         probe = Probe(self._subject.executor, stream.validation(options.search_tokens))
@@ -105,10 +108,10 @@ class _Recipe:
         search = searches["neurons"]
         allotment = self._neurons(search, layers)
         if options.compensator is not None:
-            layers = self._compensate(search, allotment, layers, pieces, options.compensator)
+            layers = self._compensate(search, allotment, layers, options.compensator)
             if options.max_ppl_ratio is not None:  # what was gained may go into a lower density
                 allotment = search.for_ratio(options.max_ppl_ratio, layers)
-                layers = self._compensate(search, allotment, layers, pieces, options.compensator)
+                layers = self._compensate(search, allotment, layers, options.compensator)
         held_out = Probe(
             self._subject.executor, stream.validation(options.verify_tokens, skip=options.search_tokens)
         )
@@ -137,6 +140,10 @@ class _Recipe:
             },
         }
         return dataclasses.replace(plan, evidence=evidence)
+
+    def _text(self, tokens: int) -> list[Piece]:
+        """The beginning of the training text."""
+        return next(self._stream.batches(tokens))[0]
 
     def _train(self, pieces: Sequence[Piece], checkpoint: Path, resume: bool) -> Trained:
         from dejavu.training.examples import Examples
@@ -226,16 +233,14 @@ class _Recipe:
             layers = combine(layers, searches[block].settle(allotment, layers))
         return layers
 
-    def _compensate(
-        self, search: Search, allotment: Allotment, layers: Layers, pieces: Sequence[Piece], rank: int
-    ) -> Layers:
+    def _compensate(self, search: Search, allotment: Allotment, layers: Layers, rank: int) -> Layers:
         """`layers` with compensators for what `allotment` skips, where they are worth their bytes."""
         fitted = fit_compensators(
             self._subject.opened,
             allotment.selectors,
             self._scores,
             self._inputs,
-            self._traces(pieces, "compensators"),
+            self._traces(self._text(COMPENSATOR_TOKENS), "compensators"),
             rank,
         )
         kept = search.worthwhile(allotment, fitted)
