@@ -156,7 +156,8 @@ def test_the_native_engine_by_a_plan(plan: AccessPlan, tiny: Path) -> None:
         assert llm.executor.last_stats["neurons"] == pytest.approx([0.5] * len(plan.layers), abs=0.02)
     sketch = AccessPlan.uniform(plan.model, len(plan.layers), neurons=Sketch(bits=3, density=0.5))
     with LLM.from_pretrained(str(tiny), codec="int8", plan=sketch, cache=False, threads=1) as llm:
-        assert llm.executor.packed.nested  # type: ignore[attr-defined]
+        llm.generate("the cat", SamplingParams(temperature=0, max_tokens=9, ignore_eos=True))
+        assert llm.executor.last_stats["neurons"] == pytest.approx([0.5] * len(plan.layers), abs=0.02)
     with pytest.raises(PlanError, match="bf16 has none"):
         LLM.from_pretrained(str(tiny), codec="bf16", plan=sketch)
 
