@@ -22,6 +22,9 @@ from dejavu.training.corpus import Corpus
 from dejavu.training.examples import Examples, Target
 from dejavu.training.inputs import BlockInputs
 from dejavu.training.low_rank import LowRankOptions, State, Trained, train_low_rank
+from dejavu.training.options import TrainOptions
+from dejavu.training.progress import Silent
+from dejavu.training.recipe import train_plan
 from dejavu.training.stream import TokenStream
 from dejavu.training.subject import Subject, open_subject
 from tiny_chat import build_tiny_chat
@@ -259,3 +262,14 @@ def test_says_how_to_get_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(DejavuError, match="torch") as caught:
         missing.import_torch()
     assert "pip install 'dejavu-llm[train]'" in str(caught.value.fix)
+
+
+def test_the_verb_says_it_before_it_computes(
+    setup: Setup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    monkeypatch.setattr(setup.subject.executor, "trace", lambda *_, **__: pytest.fail("computed something"))
+    corpus = Corpus([write_jsonl(tmp_path / "a.jsonl", documents(150, 20))], seed=0)
+    options = TrainOptions(selector="low_rank", density=0.5)
+    with pytest.raises(DejavuError, match="torch"):
+        train_plan(setup.subject, corpus, options, checkpoint=tmp_path / "c", progress=Silent())

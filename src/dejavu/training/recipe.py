@@ -148,7 +148,9 @@ class _Recipe:
     def _train(self, pieces: Sequence[Piece], checkpoint: Path, resume: bool) -> Trained:
         from dejavu.training.examples import Examples
         from dejavu.training.low_rank import LowRankOptions, train_low_rank
+        from dejavu.training.missing import import_torch
 
+        import_torch()  # or say at once that it is missing
         o = self._options
         examples = Examples(self._subject.executor, self._inputs, pieces, o.targets, o.lookahead)
         options = LowRankOptions(o.targets, o.tokens, o.seed, o.hidden, o.lookahead, o.learning_rate)
