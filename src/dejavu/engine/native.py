@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from dejavu.codecs import embed_codec
 from dejavu.engine.core import chosen_isa, load_core
 from dejavu.engine.lowering import lower
 from dejavu.engine.packed import VERSION, Packed, pack_in_memory, read_packed, write_packed
@@ -54,7 +55,7 @@ class NativeExecutor:
         self._engine: Any = load_core().Engine(
             _engine_config(packed.config),
             packed.codec,
-            "int8" if packed.codec == "int4" else packed.codec,
+            embed_codec(packed.codec),
             packed.buffer,
             packed.places,
             self.threads,
