@@ -178,7 +178,9 @@ def test_verdicts_follow_from_the_figures(document: dict[str, Any]) -> None:
     )
     found = verdict(changed(document, {}))
     assert found[0] == "This model: 5% of the neurons for +0.0% perplexity, if each token has the right ones."
-    found = verdict(changed(document, bad | oracle(d7=1.03, d5=1.018)))
+    found = verdict(changed(document, bad | oracle(d7=1.03, d5=1.2)))
+    assert found[0].startswith("This model: 70% of the neurons for +3.0% perplexity")
+    found = verdict(changed(document, bad | oracle(d7=1.13, d5=1.018)))
     assert found[0].startswith("This model shows no usable sparsity of neurons: even the best 70% of them")
     same = {("neurons", "static", 0.05): 1.01}
     assert any("not contextual" in sentence for sentence in verdict(changed(document, same)))

@@ -65,7 +65,7 @@ def percent(share: float) -> str:
 
 
 def _neurons(document: Mapping[str, Any]) -> str:
-    best = reach(document, "neurons", "oracle", SMALL)
+    best = _reached(document)
     if best == 1:
         mildest = max(p["density"] for p in document["quality"]["points"] if p["part"] == "neurons")
         ratio = ratio_at(document, "neurons", "oracle", mildest) or 1.0
@@ -145,5 +145,11 @@ def _look_ahead(document: Mapping[str, Any]) -> str:
 
 def _telling(document: Mapping[str, Any]) -> float:
     """The density at which selectors are compared: what the oracle reaches, or half."""
-    best = reach(document, "neurons", "oracle", SMALL)
+    best = _reached(document)
     return best if best < 1 else 0.5
+
+
+def _reached(document: Mapping[str, Any]) -> float:
+    """The density that the oracle reaches without loss; failing that, with a loss that may be borne; 1: neither."""
+    best = reach(document, "neurons", "oracle", SMALL)
+    return best if best < 1 else reach(document, "neurons", "oracle", LARGE)
