@@ -57,7 +57,7 @@ void Engine::BatchThread::choose_for(int target, bool heads, int token) {
   if (selector.rule == Rule::low_rank) {
     const LowRank& predictor = selector.low_rank;
     e.hidden_of(predictor, {0, predictor.rank}, prepare_one(target, heads, token).second, gate);
-    e.scores_of(predictor, {0, units}, gate, scratch, all);
+    e.scores_of(predictor, {0, units}, gate, all);
   } else if (selector.rule == Rule::sketch) {
     e.score_neurons(e.layers_[size_t(target)], selector, {0, units}, prepare_one(target, heads, token).first, gate, up,
                     all);

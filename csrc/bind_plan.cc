@@ -36,23 +36,26 @@ void check_finite(const float* values, size_t n, const char* what) {
   }
 }
 
-// `b` is [units, rank] (predictor), or [rank, d] (compensator).
+// `b` is [rank, units] (predictor), or [rank, d] (compensator).
 LowRank parse_low_rank(const nb::dict& v, int d, int units) {
   LowRank p;
   const bool predictor = units > 0;
   const Matrix a = field<Matrix>(v, "a"), b = field<Matrix>(v, "b");
   const Vector bias = field<Vector>(v, "bias");
   p.rank = int(a.shape(0));
-  const size_t rank = size_t(p.rank), rows = predictor ? size_t(units) : rank, width = predictor ? rank : size_t(d);
-  if (p.rank > (1 << 20) || (predictor && !p.rank) || int(a.shape(1)) != d || b.shape(0) != rows ||
-      b.shape(1) != width || bias.shape(0) != size_t(predictor ? units : d)) {
+  const size_t rank = size_t(p.rank), width = size_t(predictor ? units : d);
+  if (p.rank > (1 << 20) || (predictor && !p.rank) || int(a.shape(1)) != d || b.shape(0) != rank ||
+      b.shape(1) != width || bias.shape(0) != width) {
     throw std::invalid_argument("a, b and bias of a low-rank map have shapes that do not fit");
   }
   p.relu = predictor && field<bool>(v, "relu");
   check_finite(a.data(), rank * size_t(d), "a");
-  check_finite(b.data(), rows * width, "b");
+  check_finite(b.data(), rank * width, "b");
   check_finite(bias.data(), bias.shape(0), "bias");
-  if (p.rank) p.a = Rows(a.data(), p.rank, d), p.b = Rows(b.data(), int(rows), int(width));
+  if (p.rank) {
+    p.a = Rows::by_rows(a.data(), p.rank, d);
+    p.b = predictor ? Rows::by_columns(b.data(), p.rank, units) : Rows::by_rows(b.data(), p.rank, d);
+  }
   p.bias.assign(bias.data(), bias.data() + bias.shape(0));
   return p;
 }

@@ -269,7 +269,8 @@ void Engine::Decoder::score_hidden(int target, bool heads) {
     const size_t row = size_t(target * kMaxTokens + t);
     const float* hidden = (heads ? e.head_hidden_ : e.neuron_hidden_).get(0) + row * size_t(e.widest_rank_);
     float* scores = (heads ? e.head_scores_ : e.neuron_scores_).get(0) + row * size_t(width);
-    e.scores_of(predictor, share(units, kPlainRows, thread, threads), hidden, w.scratch.get(0), scores);
+    const int columns = predictor.b.view().layout.d;
+    e.scores_of(predictor, share(units, columns, thread, threads), hidden, scores);
   }
 }
 

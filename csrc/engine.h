@@ -139,7 +139,8 @@ class Engine {
 
   // score.cc; one token. `input` is prepared for rows of the model, `input8` for rows of int8.
   void hidden_of(const LowRank& predictor, Range range, const void* input8, float* hidden) const;
-  void scores_of(const LowRank& predictor, Range range, const float* hidden, void* scratch, float* scores) const;
+  // `range` begins with a bundle of the predictor's columns.
+  void scores_of(const LowRank& predictor, Range range, const float* hidden, float* scores) const;
   // oracle, threshold, sketch: scores [begin, end) and what was computed on the way, without biases: gate and up, exact
   // (threshold: gate alone) or from the leading planes (sketch). Pointers are to the first of all neurons.
   void score_neurons(const Layer& layer, const Selector& selector, Range range, const void* input, float* gate,

@@ -12,12 +12,17 @@ namespace dejavu {
 
 enum class Rule : int { dense, fixed, random, oracle, threshold, low_rank, sketch };
 
-// Bytes of a predictor's rows, aligned to cache lines.
+// Columns that a bundle of a predictor's second matrix spans: whole groups, in natural order.
+inline constexpr int kScoreColumns = 256;
+
+// Rows of a low-rank map, rounded through int8 groups and aligned to cache lines.
 class Rows {
  public:
-  // float32 [rows, width], rounded through int8 groups, in bundles of kPlainRows.
   Rows() = default;
-  Rows(const float* values, int rows, int width);
+  // float32 [rows, width] in bundles of kPlainRows rows.
+  static Rows by_rows(const float* values, int rows, int width);
+  // float32 [rows, width] in bundles of all rows and kScoreColumns columns (or as many as there are, if fewer).
+  static Rows by_columns(const float* values, int rows, int width);
   const Bundles& view() const { return view_; }
   size_t bytes() const { return view_.bytes(); }
 
@@ -25,16 +30,17 @@ class Rows {
   struct Free {
     void operator()(uint8_t* p) const;
   };
+  Rows(const std::vector<float>& values, int rows, int width, int count);  // [count, rows, width]
   std::unique_ptr<uint8_t[], Free> data_;
   Bundles view_;
 };
 
-// A^T in, B out: hidden = A y [rank], result = hidden . B's rows.
+// hidden = A y [rank], result = sum of hidden times B's rows, plus the bias.
 struct LowRank {
   int rank = 0;
   bool relu = false;        // of the hidden values
   Rows a;                   // [rank, d]
-  Rows b;                   // predictor: [units, rank]; compensator: [rank, d]
+  Rows b;                   // [rank, units] by columns (predictor), [rank, d] by rows (compensator)
   std::vector<float> bias;  // predictor: [units]; compensator: [d]
 };
 

@@ -1,6 +1,7 @@
 // Scores of neurons and heads; the specification is dejavu/reference/selection.py. Functions here work on one token and
 // a range of units, so that decoding shares them out to threads and the batched pass takes them token by token.
 #include <cmath>
+#include <cstring>
 
 #include "engine.h"
 
@@ -35,12 +36,19 @@ void Engine::hidden_of(const LowRank& predictor, Range range, const void* input8
   for (int i = range.begin; i < range.end; ++i) hidden[i] = hidden[i] > 0 ? hidden[i] : 0;
 }
 
-void Engine::scores_of(const LowRank& predictor, Range range, const float* hidden, void* scratch, float* scores) const {
-  if (range.begin == range.end) return;
-  const RowKernels& rows = k_.rows[int(Codec::int8)];
-  rows.prepare(predictor.b.view().layout, hidden, scratch);
-  plain_dots(rows, predictor.b.view(), range, scratch, scores);
-  k_.add(scores + range.begin, predictor.bias.data() + range.begin, range.end - range.begin);
+void Engine::scores_of(const LowRank& predictor, Range range, const float* hidden, float* scores) const {
+  const Bundles& b = predictor.b.view();
+  const int columns = b.layout.d;
+  alignas(64) float sums[kScoreColumns + kGroup];
+  for (int first = range.begin; first < range.end; first += columns) {
+    const int n = range.end - first < columns ? range.end - first : columns;
+    std::memset(sums, 0, sizeof(sums));
+    const uint8_t* ahead = b.base + b.stride * size_t(first / columns + 1);
+    for (size_t at = 0; first + columns < range.end && at < b.stride; at += 64) __builtin_prefetch(ahead + at, 0, 2);
+    k_.rows[int(Codec::int8)].axpy(b, first / columns, 0, predictor.rank, hidden, sums);
+    k_.add(sums, predictor.bias.data() + first, n);
+    std::memcpy(scores + first, sums, size_t(n) * sizeof(float));
+  }
 }
 
 void Engine::score_neurons(const Layer& layer, const Selector& selector, Range range, const void* input, float* gate,

@@ -45,7 +45,7 @@ def normal(*shape: int, seed: int = 0) -> Any:
 
 def low_rank(n: int, rank: int = 5, seed: int = 0, **options: Any) -> LowRank:
     options = options or {"density": 0.3}
-    return LowRank(a=normal(rank, D, seed=seed), b=normal(n, rank, seed=seed + 1), bias=normal(n), **options)
+    return LowRank(a=normal(rank, D, seed=seed), b=normal(rank, n, seed=seed + 1), bias=normal(n), **options)
 
 
 def compensator(rank: int) -> Compensator:
@@ -67,7 +67,7 @@ def trained(draw: Any, n: int) -> LowRank:
     rank, seed = draw(st.integers(1, 67)), draw(st.integers(0, 999))
     return LowRank(
         a=scale * normal(rank, D, seed=seed),
-        b=normal(n, rank, seed=seed),
+        b=normal(rank, n, seed=seed),
         bias=normal(n, seed=seed),
         **options,
     )
@@ -145,8 +145,8 @@ def test_the_arrays_file_is_safetensors(tmp_path: Path) -> None:
     assert {name: (str(a.dtype), a.shape) for name, a in arrays.items()} == {
         "layers.0.neurons.a.codes": ("int8", (5, D)),
         "layers.0.neurons.a.scales": ("float16", (5, 2)),
-        "layers.0.neurons.b.codes": ("int8", (F, 5)),
-        "layers.0.neurons.b.scales": ("float16", (F, 1)),
+        "layers.0.neurons.b.codes": ("int8", (5, F)),
+        "layers.0.neurons.b.scales": ("float16", (5, 3)),
         "layers.0.neurons.bias": ("float32", (F,)),
         "layers.0.compensator.a.codes": ("int8", (3, D)),
         "layers.0.compensator.a.scales": ("float16", (3, 2)),
@@ -174,7 +174,7 @@ def test_predictors_are_rounded_when_made() -> None:
         (lambda: Sketch(density=0.5, bits=5), "bits is 5; supported: 2, 3, 4"),
         (lambda: Sketch(density=0.5, bits=3, lookahead=3), "lookahead is 3"),
         (lambda: low_rank(F, density=0.5, hidden="tanh"), "hidden is 'tanh'; supported: linear, relu"),
-        (lambda: dataclasses.replace(low_rank(F), b=normal(F, 4)), r"b has shape \[70, 4\]; \[70, 5\]"),
+        (lambda: dataclasses.replace(low_rank(F), b=normal(4, F)), r"b has shape \[4, 70\]; \[5, 70\]"),
         (lambda: dataclasses.replace(low_rank(F), bias=normal(F, 1)), r"shape \[70, 1\]; 1 axes"),
         (lambda: dataclasses.replace(low_rank(F), bias=np.full(F, np.nan)), "finite"),
         (lambda: dataclasses.replace(low_rank(F), a=1e9 * normal(5, D)), "does not fit into int8"),
@@ -352,13 +352,13 @@ def test_damaged_arrays(data: st.DataObject, tmp_path_factory: pytest.TempPathFa
     ("name", "value", "message"),
     [
         ("layers.0.neurons.bias", np.zeros(F, np.int32), "is int32; float32 is needed"),
-        ("layers.0.neurons.bias", np.zeros(F - 1, np.float32), r"b has shape \[70, 5\]; \[69, 5\]"),
+        ("layers.0.neurons.bias", np.zeros(F - 1, np.float32), r"b has shape \[5, 70\]; \[5, 69\]"),
         ("layers.0.neurons.bias", np.full(F, np.inf, np.float32), "finite"),
         ("layers.0.neurons.a.codes", np.zeros((5, D), np.float32), "is float32; int8 is needed"),
         ("layers.0.neurons.a.codes", np.zeros(5, np.int8), r"codes \[5\] with scales"),
         ("layers.0.neurons.a.codes", np.zeros((5, 99), np.int8), r"codes \[5, 99\] with scales \[5, 2\]"),
         ("layers.0.neurons.a.scales", np.full((5, 2), np.inf, np.float16), "finite"),
-        ("layers.0.heads.b.codes", np.zeros((H, 6), np.int8), r"b has shape \[6, 6\]; \[6, 5\]"),
+        ("layers.0.heads.b.codes", np.zeros((5, H - 1), np.int8), r"b has shape \[5, 5\]; \[5, 6\]"),
         ("more", np.zeros(3, np.int8), "holds 'more'"),
     ],
 )

@@ -101,7 +101,7 @@ def low_rank(n: int, d: int, seed: int = 0, **options: Any) -> LowRank:
     random = np.random.default_rng(seed)
     return LowRank(
         a=random.standard_normal((7, d)),
-        b=random.standard_normal((n, 7)),
+        b=random.standard_normal((7, n)),
         bias=random.standard_normal(n),
         **options,
     )
@@ -277,7 +277,7 @@ class Brute:
         y = self.input(block, trace, selector.lookahead, t)
         if isinstance(selector, LowRank):
             h = selector.a @ y
-            return list(selector.b @ (np.maximum(h, 0) if selector.hidden == "relu" else h) + selector.bias)
+            return list((np.maximum(h, 0) if selector.hidden == "relu" else h) @ selector.b + selector.bias)
         act = {
             "relu": lambda x: np.maximum(x, 0),
             "silu": lambda x: x / (1 + np.exp(-x)),

@@ -55,7 +55,7 @@ def pair(
 
 def low_rank(n: int, d: int, seed: int, **options: Any) -> LowRank:
     random = np.random.default_rng(seed)
-    a, b = (random.standard_normal(shape).astype(np.float32) for shape in ((9, d), (n, 9)))
+    a, b = (random.standard_normal(shape).astype(np.float32) for shape in ((9, d), (9, n)))
     return LowRank(a=a, b=b, bias=random.standard_normal(n).astype(np.float32), **options)
 
 

@@ -99,7 +99,7 @@ class Threshold(Pick):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LowRank(Pick):
-    """A trained predictor of two layers: ``b @ hidden(a @ y) + bias``.
+    """A trained predictor of two layers: ``hidden(a @ y) @ b + bias``.
 
     `a` and `b` are rounded to int8 (groups of 32 along a row), as they are stored.
     """
@@ -108,7 +108,7 @@ class LowRank(Pick):
     a: Array = field(metadata={"stored": "int8"})
     """[r, d_model]"""
     b: Array = field(metadata={"stored": "int8"})
-    """[n, r], n neurons or heads."""
+    """[r, n], n neurons or heads: rows that are added to the scores."""
     bias: Array = field(metadata={"stored": "float32"})
     """[n]"""
     hidden: Literal["linear", "relu"] = "linear"
@@ -121,7 +121,7 @@ class LowRank(Pick):
         object.__setattr__(self, "a", checks.int8_rows("a", self.a))
         object.__setattr__(self, "b", checks.int8_rows("b", self.b))
         object.__setattr__(self, "bias", checks.array("bias", self.bias, np.float32, 1))
-        checks.shape("b", self.b.shape, (len(self.bias), self.rank))
+        checks.shape("b", self.b.shape, (self.rank, len(self.bias)))
 
     @property
     def rank(self) -> int:
