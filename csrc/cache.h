@@ -26,7 +26,8 @@ class Cache {
 
   // Policy `recompute`: which trailing positions lack K and V, per layer and head, and the layer inputs [d] to compute
   // them from, for the last `buffer` positions. `length` counts the position that is being added.
-  void track(int buffer, int d);  // starts with nothing missing; no effect if already tracking
+  void track(int buffer, int d);           // starts with nothing missing; no effect if already tracking
+  int tracked() const { return buffer_; }  // the buffer, or 0
   bool tracking() const { return buffer_ > 0; }
   void stop_tracking() { buffer_ = 0; }
   int missing(int layer, int head, int length) const { return length - have_[size_t(layer * kv_heads_ + head)]; }

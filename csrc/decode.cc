@@ -30,11 +30,8 @@ void Engine::decode_step(const Step& s) {
   size_t room = 0;
   for (int t = 0; t < s.n; ++t) {
     Cache& cache = *s.caches[t];
-    if (recompute) {
-      cache.track(plan_->buffer, c_.d);
-    } else {
-      catch_up(cache);
-    }
+    if (!recompute || cache.tracked() != plan_->buffer) catch_up(cache);
+    if (recompute) cache.track(plan_->buffer, c_.d);
     cache.reserve(1);
     room = std::max(room, size_t(cache.block_count(cache.length() + 1)) * kCacheBlock);
   }

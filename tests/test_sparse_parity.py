@@ -304,6 +304,23 @@ def test_late_keys_are_the_dense_ones(tiny_folder: Folder) -> None:
         assert relative_error(found, expected) <= TOLERANCES["late_kv"]
 
 
+def test_a_plan_with_a_larger_buffer_takes_a_cache_over(tiny_folder: Folder) -> None:
+    """The layer inputs that a cache kept for one plan are used up before another plan keeps more of them."""
+    native, _ = pair(tiny_folder("llama-long"))
+    tokens = prompt(CASES["llama-long"])[:60]
+    static = Static(indices=np.array([0], np.int32))  # the second K/V group is never chosen
+    plan = AccessPlan.uniform(native.packed.fingerprint, native.config.n_layers, heads=static)
+    cache, always = native.new_cache(), native.new_cache()
+    for i, token in enumerate(tokens):
+        native.set_plan(dataclasses.replace(plan, kv=KvPolicy("recompute", 3 if i < 20 else 64)))
+        native.decode(np.array([token], np.int32), [cache])
+        native.set_plan(plan)
+        native.decode(np.array([token], np.int32), [always])
+    native.set_plan(None)
+    found, expected = (native.decode(tokens[-1:], [c]) for c in (cache, always))
+    assert relative_error(found, expected) <= TOLERANCES["late_kv"]
+
+
 def test_counters(tiny_folder: Folder) -> None:
     native, _ = pair(tiny_folder("llama-head-dim"))
     config = native.config

@@ -122,7 +122,7 @@ class NativeExecutor:
             self._engine.set_plan(None)
         else:
             plan.check_fits(self.config, self.packed.fingerprint)
-            if plan.needs_planes and not getattr(self.packed, "nested", False):
+            if plan.needs_planes and not self.packed.nested:
                 raise PlanError(
                     "the plan reads the leading bits of weights, and the model is not packed in bit planes",
                     fix="load it with nested=True and codec int8 or int4",
