@@ -261,8 +261,9 @@ def test_batches_equal_single_sequences(batch: int, kind: str, tiny_folder: Fold
             native.decode(np.array([token], np.int32), [cache])
     found = native.decode(np.full(batch, 3, np.int32), together)
     errors = sorted(relative_error(a, b) for a, b in zip(found, alone, strict=True))
-    # Sums are taken in another order: one sequence may have met two scores that are equal but for rounding.
-    assert errors[-2] <= TOLERANCES["native_f32"]
+    # Rounded inputs meet sums in another order: to one sequence two scores of a sketch may be equal but for that.
+    undecided = 1 if kind.startswith("sketch") and batch > 2 else 0
+    assert errors[len(errors) - 1 - undecided] <= TOLERANCES["native_f32"]
     assert errors[-1] < 0.1
 
 
