@@ -10,7 +10,7 @@ import pytest
 
 from dejavu import LLM, SamplingParams
 from dejavu.cli.app import run
-from dejavu.errors import PlanError
+from dejavu.errors import InputError, PlanError
 from dejavu.models.loading import open_model
 from dejavu.plan import AccessPlan, KvPolicy, Oracle, Random, Sketch, choice, choose_plan
 from tiny_chat import build_tiny_chat
@@ -145,6 +145,12 @@ def test_perplexity_by_a_plan(plan: AccessPlan, tiny: Path, tmp_path: Path, deja
     assert (base["path"], masked["path"], stepwise["path"]) == ("prefill", "masked", "decode")
     assert abs(masked["nll"] - stepwise["nll"]) < 1e-4
     assert abs(masked["nll"] - base["nll"]) > 1e-4
+    code, result = dejavu(
+        *("perplexity", str(tiny), "--text", str(text), *REFERENCE),
+        *("--plan", str(tmp_path / "mine"), "--path", "prefill"),
+    )
+    assert code == InputError.exit_code
+    assert "the plan would not run" in result["error"]["message"]
     assert "plan" not in base
     assert masked["plan"] == "half"
     assert set(masked["plan_stats"]["heads"]) == {0.5}

@@ -249,6 +249,12 @@ def test_same_seed_same_plan(folder: Path, capsys: pytest.CaptureFixture[str]) -
         ({"heads_density": 0.0, "density": 0.5}, "up to 1"),
         ({"max_ppl_ratio": 0.9}, "above 1"),
         ({"density": 0.5, "uniform": True}, "one kind of selector"),
+        ({"density": 0.5, "selector": "threshold", "bits": (3,)}, "--bits belongs to sketches"),
+        ({"density": 0.5, "selector": "sketch", "rank": 8}, "--rank belongs to"),
+        ({"density": 0.5, "heads_rank": 8}, "--heads-rank belongs to"),
+        ({"density": 0.5, "selector": "sketch", "hidden": "relu"}, "--hidden belongs to"),
+        ({"density": 0.5, "learning_rate": 1e-4}, "--learning-rate belongs to"),
+        ({"density": 0.5, "selector": "threshold", "lookahead": 1}, "--lookahead belongs to"),
     ],
 )
 def test_bad_options(values: dict[str, Any], message: str) -> None:

@@ -55,6 +55,7 @@ def perplexity(
     """
     from dejavu.cli.loading import open_llm
     from dejavu.cli.progress import token_bar
+    from dejavu.errors import InputError
     from dejavu.evaluation.perplexity import encode_documents, measure_perplexity
     from dejavu.texts import read_documents
 
@@ -71,6 +72,11 @@ def perplexity(
     ) as llm:
         if path is None:
             path = PathName.prefill if llm.plan is None else PathName.masked
+        if path is PathName.prefill and llm.plan is not None:
+            raise InputError(
+                "the prefill path is dense: the plan would not run",
+                fix="use --path masked or decode, or --plan off",
+            )
         documents = encode_documents(llm.tokenizer, texts, limit=limit)
         with token_bar(sum(d.scored for d in documents), quiet=json) as advance:
             result = measure_perplexity(

@@ -54,7 +54,8 @@ def train(
         ),
     ] = SelectorName.auto,
     bits: Annotated[
-        list[int] | None, typer.Option(help="Leading bits of sketches, 2, 3 or 4; may be repeated.")
+        list[int] | None,
+        typer.Option(help="Leading bits of sketches, 2, 3 or 4; may be repeated. Default: 3; with auto all."),
     ] = None,
     rank: Annotated[
         int | None,
@@ -112,7 +113,7 @@ def train(
         density=density,
         max_ppl_ratio=max_ppl_ratio,
         uniform=uniform,
-        bits=tuple(bits) if bits else (2, 3, 4) if selector is SelectorName.auto else (3,),
+        bits=tuple(bits) if bits else None,
         rank=rank,
         hidden=hidden.value,
         lookahead=lookahead,

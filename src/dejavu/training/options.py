@@ -11,6 +11,8 @@ from dejavu.training.examples import Target
 SelectorName = Literal["sketch", "low_rank", "threshold", "auto"]
 
 DEFAULT_RANK = 128
+DEFAULT_HEADS_RANK = 32
+LEARNING_RATE = 2e-3
 FIRST_DENSITY = 0.4
 """Target of the labels, and middle of the densities that are measured, where only a ratio is asked for."""
 
@@ -24,7 +26,7 @@ class TrainOptions:
         density: mean density of the neurons over layers; or
         max_ppl_ratio: the highest perplexity ratio. Exactly one of the two.
         uniform: the same density in all layers, without a search.
-        bits: of the sketches to choose from.
+        bits: of the sketches to choose from; None: 3, and with "auto" 2, 3 and 4.
         rank: of the low-rank predictors of neurons.
         hidden: their middle layer.
         lookahead: distance of the input of sketches and low-rank predictors.
@@ -42,17 +44,17 @@ class TrainOptions:
     density: float | None = None
     max_ppl_ratio: float | None = None
     uniform: bool = False
-    bits: tuple[int, ...] = (2, 3, 4)
+    bits: tuple[int, ...] | None = None
     rank: int | None = None
     hidden: Literal["linear", "relu"] = "linear"
     lookahead: int = 0
     heads_density: float | None = None
-    heads_rank: int = 32
+    heads_rank: int = DEFAULT_HEADS_RANK
     compensator: int | None = None
     tokens: int = 400_000
     search_tokens: int = 2048
     verify_tokens: int = 10_000
-    learning_rate: float = 2e-3
+    learning_rate: float = LEARNING_RATE
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -63,11 +65,44 @@ class TrainOptions:
                 raise InputError(f"{name} is {value}; above 0 and up to 1 is possible")
         if self.max_ppl_ratio is not None and not self.max_ppl_ratio > 1:
             raise InputError(f"a perplexity ratio of {self.max_ppl_ratio}; it must be above 1, such as 1.02")
-        if self.uniform and (self.density is None or self.selector == "auto" or len(self.bits) != 1):
+        if self.uniform and (self.density is None or self.selector == "auto" or len(self.sketches) > 1):
             raise InputError(
                 "the same density in all layers needs a density and one kind of selector",
                 fix="add --density and --selector, and for sketches one --bits",
             )
+
+        self._refuse_unused()
+
+    def _refuse_unused(self) -> None:
+        """Raise `InputError` for an option that nothing in such a training would read."""
+        predictors = "low-rank predictors, of which this training has none"
+        unused = {
+            "--bits": self.bits is not None and not self.uses_sketches and "sketches",
+            "--rank": self.rank is not None
+            and self.selector in ("sketch", "threshold")
+            and "--selector low_rank or auto",
+            "--heads-rank": self.heads_rank != DEFAULT_HEADS_RANK
+            and self.heads_density is None
+            and "--heads-density",
+            "--hidden": self.hidden != "linear" and not self.targets and predictors,
+            "--learning-rate": self.learning_rate != LEARNING_RATE and not self.targets and predictors,
+            "--lookahead": self.lookahead
+            and not self.uses_sketches
+            and not self.targets
+            and "sketches and predictors",
+        }
+        for name, of in unused.items():
+            if of:
+                raise InputError(
+                    f"{name} belongs to {of}", fix=f"leave {name} out, or choose another --selector"
+                )
+
+    @property
+    def sketches(self) -> tuple[int, ...]:
+        """Bits of the sketches to choose from."""
+        if not self.uses_sketches:
+            return ()
+        return self.bits or ((2, 3, 4) if self.selector == "auto" else (3,))
 
     @property
     def target(self) -> float:

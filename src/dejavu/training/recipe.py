@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
+from dejavu.errors import InputError
 from dejavu.plan import AccessPlan, LayerPlan, Oracle, Sketch, Threshold
 from dejavu.training.calibrate import Calibration, Family, calibrate
 from dejavu.training.compensator import fit_compensators
@@ -96,6 +97,8 @@ class _Recipe:
         options, stream = self._options, self._stream
         stream.require(MIN_TOKENS)
         pieces = self._text(CALIBRATION_TOKENS)
+        if resume and not options.targets:
+            raise InputError("nothing is trained that could be resumed", fix="leave --resume out")
         trained = self._train(pieces, checkpoint, resume) if options.targets else None
         calibrations = self._calibrate(pieces, trained)
         probe = Probe(self._subject.executor, stream.validation(options.search_tokens))
@@ -183,7 +186,7 @@ class _Recipe:
         oracle = (Oracle(density=1.0),) * layers
         families = [Family("oracle", "neurons", oracle)]
         if o.selector in ("sketch", "auto"):
-            for bits in o.bits:
+            for bits in o.sketches:
                 sketch = Sketch(bits=bits, lookahead=o.lookahead, density=1.0)
                 families.append(Family(f"sketch{bits}", "neurons", (sketch,) * layers))
         if o.selector in ("threshold", "auto"):
