@@ -4,7 +4,6 @@
 #include <cstring>
 
 #include "batch.h"
-#include "order.h"
 #include "select.h"
 
 namespace dejavu {
@@ -57,7 +56,7 @@ void Engine::BatchThread::choose_for(int target, bool heads, int token) {
   if (selector.rule == Rule::low_rank) {
     const LowRank& predictor = selector.low_rank;
     e.hidden_of(predictor, {0, predictor.rank}, prepare_one(target, heads, token).second, gate);
-    e.scores_of(predictor, {0, units}, gate, all);
+    e.output_of(predictor, {0, units}, gate, all);
   } else if (selector.rule == Rule::sketch) {
     e.score_neurons(e.layers_[size_t(target)], selector, {0, units}, prepare_one(target, heads, token).first, gate, up,
                     all);
@@ -133,17 +132,9 @@ void Engine::BatchThread::mask_neurons(int i, int token) {
 
 // out += what stands in for the neurons that were not chosen; natural order.
 void Engine::BatchThread::compensate(const LowRank& stand_in, int token, float* out) {
-  const RowKernels& int8 = k.rows[int(Codec::int8)];
-  const RowLayout layout(Codec::int8, c.d);
-  const float* hidden = row(b.stand_in, token, e.widest_rank_);
-  float *sum = w.predictor.get(0), *natural = sum + layout.output_floats();
-  std::memset(sum, 0, layout.output_floats() * sizeof(float));
-  for (int first = 0; first < stand_in.rank; first += kPlainRows) {
-    int8.axpy(stand_in.b.view(), first / kPlainRows, 0, least(stand_in.rank - first, kPlainRows), hidden + first, sum);
-  }
-  to_natural_order(layout, sum, natural);
-  k.add(out, natural, c.d);
-  k.add(out, stand_in.bias.data(), c.d);
+  float* sum = w.predictor.get(0);
+  e.output_of(stand_in, {0, c.d}, row(b.stand_in, token, e.widest_rank_), sum);
+  k.add(out, sum, c.d);
 }
 
 }  // namespace dejavu

@@ -36,27 +36,23 @@ void check_finite(const float* values, size_t n, const char* what) {
   }
 }
 
-// `b` is [rank, units] (predictor), or [rank, d] (compensator).
-LowRank parse_low_rank(const nb::dict& v, int d, int units) {
+// a [rank, d], b [rank, n], bias [n]
+LowRank parse_low_rank(const nb::dict& v, int d, int n) {
   LowRank p;
-  const bool predictor = units > 0;
   const Matrix a = field<Matrix>(v, "a"), b = field<Matrix>(v, "b");
   const Vector bias = field<Vector>(v, "bias");
-  p.rank = int(a.shape(0));
-  const size_t rank = size_t(p.rank), width = size_t(predictor ? units : d);
-  if (p.rank > (1 << 20) || (predictor && !p.rank) || int(a.shape(1)) != d || b.shape(0) != rank ||
-      b.shape(1) != width || bias.shape(0) != width) {
+  const size_t rank = a.shape(0), width = size_t(n);
+  if (rank > (1 << 20) || int(a.shape(1)) != d || b.shape(0) != rank || b.shape(1) != width || bias.shape(0) != width) {
     throw std::invalid_argument("a, b and bias of a low-rank map have shapes that do not fit");
   }
-  p.relu = predictor && field<bool>(v, "relu");
   check_finite(a.data(), rank * size_t(d), "a");
   check_finite(b.data(), rank * width, "b");
-  check_finite(bias.data(), bias.shape(0), "bias");
-  if (p.rank) {
-    p.a = Rows::by_rows(a.data(), p.rank, d);
-    p.b = predictor ? Rows::by_columns(b.data(), p.rank, units) : Rows::by_rows(b.data(), p.rank, d);
-  }
-  p.bias.assign(bias.data(), bias.data() + bias.shape(0));
+  check_finite(bias.data(), width, "bias");
+  p.rank = int(rank);
+  p.relu = field<bool>(v, "relu");
+  p.a = Rows::by_rows(a.data(), p.rank, d);
+  p.b = Rows::by_columns(b.data(), p.rank, n);
+  p.bias.assign(bias.data(), bias.data() + width);
   return p;
 }
 
@@ -122,7 +118,7 @@ std::unique_ptr<Plan> parse_plan(const nb::dict& v, const Config& c) {
     }
     if (!values["compensator"].is_none()) {
       layer.compensated = true;
-      layer.compensator = parse_low_rank(field<nb::dict>(values, "compensator"), c.d, 0);
+      layer.compensator = parse_low_rank(field<nb::dict>(values, "compensator"), c.d, c.d);
     }
     plan->layers.push_back(std::move(layer));
   }

@@ -202,31 +202,17 @@ void Engine::Decoder::sum_neurons(const Layer& layer, const Selector& selector, 
   }
 }
 
-// The stand-in for skipped neurons: output += bias + B^T (A y). Thread 0 adds the bias; rows are shared out.
+// What stands in for the skipped neurons; columns are shared out.
 void Engine::Decoder::compensate(int i, float* const* output) {
   const LowRank& stand_in = plan->layers[size_t(i)].compensator;
-  const RowKernels& int8 = e.k_.rows[int(Codec::int8)];
-  const Range mine = share(stand_in.rank, kPlainRows, thread, threads);
-  const RowLayout layout(Codec::int8, c.d);
-  float* hidden = w.predictor.get(0);                    // [rank]
-  float* sum = hidden + (stand_in.rank + 15) / 16 * 16;  // [padded], stored order of int8
+  const Range mine = share(c.d, stand_in.b.view().layout.d, thread, threads);
+  float *hidden = w.predictor.get(0), *natural = hidden + (stand_in.rank + 15) / 16 * 16;
   for (int t = 0; t < s.n; ++t) {
-    std::memset(sum, 0, layout.output_floats() * sizeof(float));
-    if (mine.begin < mine.end) {
-      e.hidden_of(stand_in, mine, e.to_input8(input[t], w.scratch.get(0)), hidden);
-      for (int first = mine.begin; first < mine.end; first += kPlainRows) {
-        const int n = mine.end - first < kPlainRows ? mine.end - first : kPlainRows;
-        int8.axpy(stand_in.b.view(), first / kPlainRows, 0, n, hidden + first, sum);
-      }
-    }
-    // The branch's accumulator is in the stored order of the model's codec.
-    float* natural = sum + layout.output_floats();
-    for (int o = 0; o < layout.padded; ++o) {
-      if (layout.natural(o) < c.d) natural[layout.natural(o)] = sum[o];
-    }
-    if (thread == 0) e.k_.add(natural, stand_in.bias.data(), c.d);
-    for (int o = 0; o < e.layout_.padded; ++o) {
-      if (e.natural_[size_t(o)] < c.d) output[t][o] += natural[e.natural_[size_t(o)]];
+    e.hidden_of(stand_in, {0, stand_in.rank}, e.to_input8(input[t], w.scratch.get(0)), hidden);
+    e.output_of(stand_in, mine, hidden, natural);
+    for (int o = 0; o < e.layout_.padded; ++o) {  // the branch's accumulator is in stored order
+      const int from = e.natural_[size_t(o)];
+      if (from >= mine.begin && from < mine.end) output[t][o] += natural[from];
     }
   }
 }
@@ -270,7 +256,7 @@ void Engine::Decoder::score_hidden(int target, bool heads) {
     const float* hidden = (heads ? e.head_hidden_ : e.neuron_hidden_).get(0) + row * size_t(e.widest_rank_);
     float* scores = (heads ? e.head_scores_ : e.neuron_scores_).get(0) + row * size_t(width);
     const int columns = predictor.b.view().layout.d;
-    e.scores_of(predictor, share(units, columns, thread, threads), hidden, scores);
+    e.output_of(predictor, share(units, columns, thread, threads), hidden, scores);
   }
 }
 

@@ -138,9 +138,9 @@ class Engine {
   bool local_rope(int layer) const { return !c_.local_inv_freq.empty() && c_.windowed[size_t(layer)]; }
 
   // score.cc; one token. `input` is prepared for rows of the model, `input8` for rows of int8.
-  void hidden_of(const LowRank& predictor, Range range, const void* input8, float* hidden) const;
-  // `range` begins with a bundle of the predictor's columns.
-  void scores_of(const LowRank& predictor, Range range, const float* hidden, float* scores) const;
+  void hidden_of(const LowRank& map, Range range, const void* input8, float* hidden) const;
+  // Scores, or what stands in for skipped neurons; `range` begins with a bundle of b's columns.
+  void output_of(const LowRank& map, Range range, const float* hidden, float* output) const;
   // oracle, threshold, sketch: scores [begin, end) and what was computed on the way, without biases: gate and up, exact
   // (threshold: gate alone) or from the leading planes (sketch). Pointers are to the first of all neurons.
   void score_neurons(const Layer& layer, const Selector& selector, Range range, const void* input, float* gate,

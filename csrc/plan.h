@@ -12,7 +12,7 @@ namespace dejavu {
 
 enum class Rule : int { dense, fixed, random, oracle, threshold, low_rank, sketch };
 
-// Columns that a bundle of a predictor's second matrix spans: whole groups, in natural order.
+// Columns that a bundle of the second matrix spans: whole groups, in natural order.
 inline constexpr int kScoreColumns = 256;
 
 // Rows of a low-rank map, rounded through int8 groups and aligned to cache lines.
@@ -35,13 +35,14 @@ class Rows {
   Bundles view_;
 };
 
-// hidden = A y [rank], result = sum of hidden times B's rows, plus the bias.
+// hidden = A y [rank]; output = sum of hidden times B's rows, plus the bias [n]. A predictor (n units) or a compensator
+// (n = d).
 struct LowRank {
   int rank = 0;
-  bool relu = false;        // of the hidden values
-  Rows a;                   // [rank, d]
-  Rows b;                   // [rank, units] by columns (predictor), [rank, d] by rows (compensator)
-  std::vector<float> bias;  // predictor: [units]; compensator: [d]
+  bool relu = false;  // of the hidden values
+  Rows a;             // [rank, d] by rows
+  Rows b;             // [rank, n] by columns
+  std::vector<float> bias;
 };
 
 struct Selector {

@@ -30,14 +30,14 @@ const void* Engine::to_input8(const void* input, void* scratch) const {
   return scratch;
 }
 
-void Engine::hidden_of(const LowRank& predictor, Range range, const void* input8, float* hidden) const {
-  plain_dots(k_.rows[int(Codec::int8)], predictor.a.view(), range, input8, hidden);
-  if (!predictor.relu) return;
+void Engine::hidden_of(const LowRank& map, Range range, const void* input8, float* hidden) const {
+  plain_dots(k_.rows[int(Codec::int8)], map.a.view(), range, input8, hidden);
+  if (!map.relu) return;
   for (int i = range.begin; i < range.end; ++i) hidden[i] = hidden[i] > 0 ? hidden[i] : 0;
 }
 
-void Engine::scores_of(const LowRank& predictor, Range range, const float* hidden, float* scores) const {
-  const Bundles& b = predictor.b.view();
+void Engine::output_of(const LowRank& map, Range range, const float* hidden, float* output) const {
+  const Bundles& b = map.b.view();
   const int columns = b.layout.d;
   alignas(64) float sums[kScoreColumns + kGroup];
   for (int first = range.begin; first < range.end; first += columns) {
@@ -45,9 +45,9 @@ void Engine::scores_of(const LowRank& predictor, Range range, const float* hidde
     std::memset(sums, 0, sizeof(sums));
     const uint8_t* ahead = b.base + b.stride * size_t(first / columns + 1);
     for (size_t at = 0; first + columns < range.end && at < b.stride; at += 64) __builtin_prefetch(ahead + at, 0, 2);
-    k_.rows[int(Codec::int8)].axpy(b, first / columns, 0, predictor.rank, hidden, sums);
-    k_.add(sums, predictor.bias.data() + first, n);
-    std::memcpy(scores + first, sums, size_t(n) * sizeof(float));
+    k_.rows[int(Codec::int8)].axpy(b, first / columns, 0, map.rank, hidden, sums);
+    k_.add(sums, map.bias.data() + first, n);
+    std::memcpy(output + first, sums, size_t(n) * sizeof(float));
   }
 }
 

@@ -57,7 +57,7 @@ def _selector(selector: NeuronSelector | HeadSelector, units: int) -> dict[str, 
 
 
 def _compensator(compensator: Compensator) -> dict[str, Any]:
-    return _floats(a=compensator.a, b=compensator.b, bias=compensator.bias)
+    return _floats(a=compensator.a, b=compensator.b, bias=compensator.bias) | {"relu": False}
 
 
 def _floats(**arrays: Any) -> dict[str, Any]:
