@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 
 from dejavu.errors import InputError, NumericsError
+from dejavu.models.mapped import from_float32
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -87,7 +88,7 @@ def encode(codec: Codec, rows: NDArray[np.float32]) -> Encoded:
     if codec == "f32":
         return Encoded(codec, width, rows.astype(np.float32))
     if codec == "bf16":
-        return Encoded(codec, width, _to_bf16(rows))
+        return Encoded(codec, width, from_float32(rows, "BF16"))
     groups = _grouped(rows)
     with np.errstate(over="ignore", invalid="ignore"):  # float16 overflow is reported below, as an error
         encoded = _encode_int8(groups, width) if codec == "int8" else _encode_int4(groups, width)
@@ -120,11 +121,6 @@ def roundtrip(codec: Codec, rows: NDArray[np.float32]) -> NDArray[np.float32]:
         block = slice(start, start + _BLOCK_ROWS)
         out[block] = decode(encode(codec, rows[block]))
     return out
-
-
-def _to_bf16(rows: NDArray[np.float32]) -> NDArray[np.uint16]:
-    bits = np.ascontiguousarray(rows, np.float32).view(np.uint32)
-    return ((bits + (0x7FFF + ((bits >> 16) & 1))) >> 16).astype(np.uint16)
 
 
 def _grouped(rows: NDArray[np.float32]) -> NDArray[np.float32]:

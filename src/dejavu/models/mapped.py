@@ -110,6 +110,15 @@ def to_float32(source: NDArray[np.generic], dtype: str, out: NDArray[np.float32]
             np.copyto(out, source, casting="same_kind")
 
 
+def from_float32(values: NDArray[np.float32], dtype: str) -> NDArray[np.generic]:
+    """`values` as F32, F16 or BF16 (rounded to nearest even; BF16 as uint16); beyond F16's range: infinity."""
+    if dtype == "BF16":
+        bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
+        return ((bits + (0x7FFF + ((bits >> 16) & 1))) >> 16).astype("<u2")
+    with np.errstate(over="ignore"):
+        return values.astype(_NUMPY_TYPE[dtype])
+
+
 def read_floats(
     file: MappedFile, offset: int, shape: tuple[int, ...], dtype: str, rows: Rows, cols: slice | None
 ) -> NDArray[np.float32]:

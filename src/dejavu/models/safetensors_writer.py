@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,21 +15,27 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _NAMES = {"float32": "F32", "float16": "F16", "int8": "I8", "int32": "I32", "int64": "I64", "uint8": "U8"}
+_BYTES = {"F32": 4, "F16": 2, "BF16": 2, "I8": 1, "I32": 4, "I64": 8, "U8": 1}
 
 
 def write_safetensors(stream: BinaryIO, arrays: Mapping[str, NDArray[Any]]) -> None:
     """Write `arrays` of float32, float16, int8, int32, int64 or uint8 in their order. `KeyError`: another dtype."""
+    write_header(stream, {name: (_NAMES[array.dtype.name], array.shape) for name, array in arrays.items()})
+    for array in arrays.values():
+        stream.write(np.ascontiguousarray(array, array.dtype.newbyteorder("<")).tobytes())
+
+
+def write_header(stream: BinaryIO, tensors: Mapping[str, tuple[str, tuple[int, ...]]]) -> None:
+    """Write what precedes the data of `tensors`: name -> dtype ("F32", "BF16", ...) and shape.
+
+    Their little-endian values follow in the same order, without gaps.
+    """
     header: dict[str, object] = {}
     offset = 0
-    for name, array in arrays.items():
-        header[name] = {
-            "dtype": _NAMES[array.dtype.name],
-            "shape": list(array.shape),
-            "data_offsets": [offset, offset + array.nbytes],
-        }
-        offset += array.nbytes
+    for name, (dtype, shape) in tensors.items():
+        end = offset + _BYTES[dtype] * math.prod(shape)
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, end]}
+        offset = end
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # data begins aligned
     stream.write(len(text).to_bytes(8, "little") + text)
-    for array in arrays.values():
-        stream.write(np.ascontiguousarray(array, array.dtype.newbyteorder("<")).tobytes())

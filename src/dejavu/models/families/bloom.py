@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from dejavu.models.config import ModelConfig
 from dejavu.models.families.family import Family, Layout, fused_by_head, fused_by_part
 from dejavu.models.families.gguf import dimensions_from_gguf
+from dejavu.models.families.hf import common_to_hf
 from dejavu.models.families.options import Options
 
 if TYPE_CHECKING:
@@ -48,6 +49,12 @@ def _config_from_hf(values: Mapping[str, object]) -> ModelConfig:
         bos_token_id=next(iter(options.ids("bos_token_id")), None),
         eos_token_ids=options.ids("eos_token_id"),
     )
+
+
+def _config_to_hf(config: ModelConfig) -> dict[str, object]:
+    values = common_to_hf(config, "bloom", "BloomForCausalLM")
+    values |= {"n_layer": values.pop("num_hidden_layers"), "n_head": values.pop("num_attention_heads")}
+    return values | {"seq_length": config.max_context, "layer_norm_epsilon": config.norm_eps}
 
 
 def _config_from_gguf(values: Mapping[str, object], tensors: RawTensors) -> ModelConfig:
@@ -105,6 +112,7 @@ FAMILIES = (
         model_types=("bloom",),
         hf_architectures=("BloomForCausalLM",),
         config_from_hf=_config_from_hf,
+        config_to_hf=_config_to_hf,
         hf=_HF,
         gguf_architectures=("bloom",),
         config_from_gguf=_config_from_gguf,

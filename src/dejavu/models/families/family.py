@@ -82,6 +82,20 @@ class Layout:
             for name, (key, source) in sources.items()
         }
 
+    def sources_of(self, config: ModelConfig) -> dict[str, dict[str, TensorView]]:
+        """What a new file holds: its tensors' names -> dejavu's tensors that lie there, and where.
+
+        The inverse of `table`: entry ``rows[i]`` of a source is entry i of the tensor, less ``add``.
+        """
+        rows = {key: cut(config) for key, cut in self.rows.items()}
+        found: dict[str, dict[str, TensorView]] = {}
+        for name in tensor_shapes(config):
+            key, candidates = self._candidates(name, self.prefixes[0])
+            source = candidates[0]
+            view = TensorView(source, rows.get(key), add=self.norm_offset if key.endswith("norm") else 0.0)
+            found.setdefault(source, {})[name] = view
+        return found
+
     def _check_shapes(
         self,
         sources: Mapping[str, tuple[str, str]],
@@ -142,6 +156,8 @@ class Family:
     config_from_hf: Callable[[Mapping[str, object]], ModelConfig]
     """Raises `UnsupportedModelError` for options that dejavu does not compute, `ModelFormatError` for wrong
     ones."""
+    config_to_hf: Callable[[ModelConfig], dict[str, object]]
+    """The inverse: a config.json that `config_from_hf` reads as the same configuration, where the format can say it."""
     hf: Layout
     gguf_architectures: tuple[str, ...] = ()
     """`general.architecture`."""

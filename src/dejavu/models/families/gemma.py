@@ -9,9 +9,16 @@ from typing import TYPE_CHECKING, Any
 from dejavu.models.config import ModelConfig, RopeScaling
 from dejavu.models.families.family import Family, Layout
 from dejavu.models.families.gguf import GGUF_IGNORED, GGUF_SOURCES, dimensions_from_gguf
+from dejavu.models.families.hf import common_to_hf
 from dejavu.models.families.llama import HF_SOURCES
 from dejavu.models.families.options import Options
-from dejavu.models.families.rotary import check_base, rope_from_gguf, rope_from_hf, scaling_from_hf
+from dejavu.models.families.rotary import (
+    check_base,
+    rope_from_gguf,
+    rope_from_hf,
+    scaling_from_hf,
+    scaling_to_hf,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -122,6 +129,31 @@ def _rope3(options: Options) -> dict[str, Any]:
     }
 
 
+def _config_to_hf(config: ModelConfig, *, kind: str) -> dict[str, object]:
+    windows = [config.windowed(i) for i in range(config.n_layers)]
+    values = common_to_hf(config, kind, "Gemma2ForCausalLM" if kind == "gemma2" else "Gemma3ForCausalLM")
+    values |= {
+        "num_key_value_heads": config.n_kv_heads,
+        "head_dim": config.head_dim,
+        "intermediate_size": config.d_ff,
+        "hidden_activation": "gelu_pytorch_tanh",
+        "rms_norm_eps": config.norm_eps,
+        "query_pre_attn_scalar": round(config.scale**-2),
+        "attn_logit_softcapping": config.attn_softcap or None,
+        "final_logit_softcapping": config.logit_softcap or None,
+        "attention_bias": "q" in config.biases,
+        "sliding_window": config.sliding_window or None,
+        "layer_types": ["sliding_attention" if windowed else "full_attention" for windowed in windows],
+        "max_position_embeddings": config.max_context,
+        "rope_theta": config.rope_theta,
+    }
+    if kind == "gemma3_text":
+        values["rope_local_base_freq"] = config.rope_local_theta
+    if config.rope_scaling.type != "default":
+        values["rope_scaling"] = scaling_to_hf(config.rope_scaling)
+    return values
+
+
 def _config_from_gguf(values: Mapping[str, object], tensors: RawTensors, *, kind: str) -> ModelConfig:
     options = Options(values, where="GGUF metadata", prefix=kind.removesuffix("_text") + ".")
     sizes = dimensions_from_gguf(options, values, tensors)
@@ -176,6 +208,7 @@ FAMILIES = tuple(
         model_types=model_types,
         hf_architectures=architectures,
         config_from_hf=partial(_config_from_hf, kind=kind),
+        config_to_hf=partial(_config_to_hf, kind=kind),
         hf=_HF,
         gguf_architectures=(kind.removesuffix("_text"),),
         config_from_gguf=partial(_config_from_gguf, kind=kind),

@@ -13,8 +13,9 @@ import numpy as np
 from dejavu.models.config import ModelConfig
 from dejavu.models.families.family import Family, Layout
 from dejavu.models.families.gguf import GGUF_IGNORED, GGUF_LINEARS, GGUF_SOURCES, dimensions_from_gguf
-from dejavu.models.families.options import Options
-from dejavu.models.families.rotary import rope_from_gguf, rope_from_hf
+from dejavu.models.families.hf import common_to_hf
+from dejavu.models.families.options import HF_ACTIVATIONS, Options
+from dejavu.models.families.rotary import rope_from_gguf, rope_from_hf, rope_to_hf
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -84,6 +85,32 @@ def _windows(options: Options, kind: str, n_layers: int) -> dict[str, Any]:
     return {"sliding_window": window, "window_layers": layers} if any(layers) else {}
 
 
+def _config_to_hf(config: ModelConfig, *, kind: str, architecture: str) -> dict[str, object]:
+    values = common_to_hf(config, kind, architecture) | rope_to_hf(config)
+    values |= {
+        "num_key_value_heads": config.n_kv_heads,
+        "head_dim": config.head_dim,
+        "intermediate_size": config.d_ff,
+        "hidden_act": HF_ACTIVATIONS[config.activation],
+        "rms_norm_eps": config.norm_eps,
+    }
+    if kind in ("llama", "qwen3"):
+        values["attention_bias"] = "q" in config.biases
+    if kind == "llama":
+        values["mlp_bias"] = "gate" in config.biases
+    if kind == "mistral":
+        values["sliding_window"] = config.sliding_window or None
+    if kind in ("qwen2", "qwen3"):
+        windows = [config.windowed(i) for i in range(config.n_layers)]
+        values |= {
+            "use_sliding_window": any(windows),
+            "sliding_window": config.sliding_window or None,
+            "max_window_layers": windows.index(True) if any(windows) else config.n_layers,
+            "layer_types": ["sliding_attention" if windowed else "full_attention" for windowed in windows],
+        }
+    return values
+
+
 def _config_from_gguf(values: Mapping[str, object], tensors: RawTensors, *, kind: str) -> ModelConfig:
     options = Options(values, where="GGUF metadata", prefix=f"{kind}.")
     sizes = dimensions_from_gguf(options, values, tensors)
@@ -147,6 +174,7 @@ FAMILIES = tuple(
         model_types=(kind,),
         hf_architectures=(architecture,),
         config_from_hf=partial(_config_from_hf, kind=kind),
+        config_to_hf=partial(_config_to_hf, kind=kind, architecture=architecture),
         hf=_HF,
         gguf_architectures=() if gguf is None else (kind,),
         config_from_gguf=None if gguf is None else partial(_config_from_gguf, kind=kind),

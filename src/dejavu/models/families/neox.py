@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 from dejavu.models.config import ModelConfig
 from dejavu.models.families.family import Family, Layout, fused_by_head, fused_by_part
 from dejavu.models.families.gguf import GGUF_IGNORED, dimensions_from_gguf
-from dejavu.models.families.options import Options
-from dejavu.models.families.rotary import rope_from_gguf, rope_from_hf
+from dejavu.models.families.hf import common_to_hf
+from dejavu.models.families.options import HF_ACTIVATIONS, Options
+from dejavu.models.families.rotary import rope_from_gguf, rope_from_hf, rope_to_hf
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -46,6 +47,21 @@ def _config_from_hf(values: Mapping[str, object]) -> ModelConfig:
             options, head_dim, theta_name="rotary_emb_base", partial=0.25, partial_name="rotary_pct"
         ),
     )
+
+
+def _config_to_hf(config: ModelConfig) -> dict[str, object]:
+    rope = rope_to_hf(config)
+    rope["rotary_emb_base"] = rope.pop("rope_theta")
+    rope["rotary_pct"] = rope.pop("partial_rotary_factor", 1.0)
+    values = common_to_hf(config, "gpt_neox", "GPTNeoXForCausalLM")
+    return values | {
+        "intermediate_size": config.d_ff,
+        "hidden_act": HF_ACTIVATIONS[config.activation],
+        "layer_norm_eps": config.norm_eps,
+        "use_parallel_residual": config.parallel_residual,
+        "attention_bias": "q" in config.biases,
+        **rope,
+    }
 
 
 def _config_from_gguf(values: Mapping[str, object], tensors: RawTensors) -> ModelConfig:
@@ -108,6 +124,7 @@ FAMILIES = (
         model_types=("gpt_neox",),
         hf_architectures=("GPTNeoXForCausalLM",),
         config_from_hf=_config_from_hf,
+        config_to_hf=_config_to_hf,
         hf=_HF,
         gguf_architectures=("gptneox",),
         config_from_gguf=_config_from_gguf,

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 from dejavu.models.config import ModelConfig
 from dejavu.models.families.family import Family, Layout
-from dejavu.models.families.options import Options
+from dejavu.models.families.hf import common_to_hf
+from dejavu.models.families.options import HF_ACTIVATIONS, Options
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -47,6 +48,18 @@ def _config_from_hf(values: Mapping[str, object]) -> ModelConfig:
     )
 
 
+def _config_to_hf(config: ModelConfig) -> dict[str, object]:
+    return common_to_hf(config, "opt", "OPTForCausalLM") | {
+        "ffn_dim": config.d_ff,
+        "word_embed_proj_dim": config.embed_dim,
+        "max_position_embeddings": config.max_context,
+        "activation_function": HF_ACTIVATIONS[config.activation],
+        "do_layer_norm_before": config.pre_norm,
+        "_remove_final_layer_norm": config.pre_norm and not config.final_norm,
+        "enable_bias": bool(config.biases),
+    }
+
+
 _HF = Layout(
     {
         "embed": "{p}embed_tokens",
@@ -73,6 +86,7 @@ FAMILIES = (
         model_types=("opt",),
         hf_architectures=("OPTForCausalLM",),
         config_from_hf=_config_from_hf,
+        config_to_hf=_config_to_hf,
         hf=_HF,
     ),
 )

@@ -26,6 +26,11 @@ ACTIVATIONS: dict[str, Activation] = {
 }
 """Hugging Face's name -> ours. `gelu_new`, `gelu_fast` and `gelu_pytorch_tanh` are one formula."""
 
+HF_ACTIVATIONS = {
+    ours: theirs for theirs, ours in ACTIVATIONS.items() if theirs not in ("swish", "gelu_new", "gelu_fast")
+}
+"""Our name -> the one to write."""
+
 
 class Options:
     """Options of one model, read one by one with their type checked.

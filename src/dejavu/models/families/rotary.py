@@ -12,6 +12,7 @@ from dejavu.models.families.options import Options
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from dejavu.models.config import ModelConfig
     from dejavu.models.weights import RawTensors
 
 FREQ_FACTORS = "rope_freqs.weight"
@@ -122,6 +123,31 @@ def scaling_from_hf(
         if scaling.beta_fast <= 0 or scaling.beta_slow <= 0:
             options.refuse(name, "beta_fast and beta_slow must be above zero")
     return scaling, max(context, int(original * factor))
+
+
+def rope_to_hf(config: ModelConfig) -> dict[str, object]:
+    """The options that `rope_from_hf` reads, in the spelling of version 4, which later versions read too."""
+    scaling = config.rope_scaling
+    extended = scaling.type in ("linear", "dynamic")  # these multiply the context that is written
+    values: dict[str, object] = {
+        "rope_theta": config.rope_theta,
+        "max_position_embeddings": scaling.original_context if extended else config.max_context,
+    }
+    if config.rotary_dim:
+        values["partial_rotary_factor"] = config.rotary_dim / config.head_dim
+    if scaling.type != "default":
+        values["rope_scaling"] = scaling_to_hf(scaling)
+    return values
+
+
+def scaling_to_hf(scaling: RopeScaling) -> dict[str, object]:
+    """The group that `scaling_from_hf` reads."""
+    group: dict[str, object] = {"rope_type": scaling.type, "factor": scaling.factor}
+    names = _KEYS[scaling.type]
+    if "original_max_position_embeddings" in names:
+        group["original_max_position_embeddings"] = scaling.original_context
+    fields = ("low_freq_factor", "high_freq_factor", "beta_fast", "beta_slow", "attention_factor", "truncate")
+    return group | {name: getattr(scaling, name) for name in fields if name in names}
 
 
 def rope_from_gguf(options: Options, tensors: RawTensors, head_dim: int) -> dict[str, Any]:
