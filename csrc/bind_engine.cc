@@ -193,7 +193,10 @@ void bind_engine(nb::module_& m) {
              const Counters& c = e.engine.counters;
              nb::dict found;
              found["tokens"] = c.tokens, found["neurons"] = c.neurons, found["heads"] = c.heads;
-             found["recomputed"] = c.recomputed, found["seconds"] = c.seconds, found["predicting"] = c.predicting;
+             found["recomputed"] = c.recomputed, found["decoded"] = c.decoded;
+             nb::dict seconds;
+             for (int i = 0; i < kParts; ++i) seconds[kPartNames[i]] = c.seconds[i];
+             found["seconds"] = seconds;
              return found;
            })
       .def("reset_counters", [](NativeEngine& e) { e.engine.reset_counters(); })

@@ -53,12 +53,9 @@ void Engine::decode_step(const Step& s) {
     w.picking.get(2 * std::max(ff, size_t(c_.vocab)) + 3 * heads + 16);
     w.chosen.resize(n * ff);
   }
-  const auto start = std::chrono::steady_clock::now();
   pool_.run([&](int thread) { Decoder(*this, s, thread).run(); });
-  if (s.sparse) {
-    counters.seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-    counters.tokens += s.n;
-  }
+  counters.decoded += s.n;
+  if (s.sparse) counters.tokens += s.n;
   for (int t = 0; t < s.n; ++t) s.caches[t]->advance(1);
 }
 
@@ -87,6 +84,7 @@ Engine::Decoder::Decoder(Engine& engine, const Step& step, int thread_)
 }
 
 void Engine::Decoder::run() {
+  since = std::chrono::steady_clock::now();
   for (int t = 0; t < s.n; ++t) {
     e.embed(s.tokens[t], position[t], w.branch.get(0), x[t]);
     if (c.position != Position::rope) continue;
@@ -95,6 +93,7 @@ void Engine::Decoder::run() {
   }
   for (int i = 0; i < c.layers; ++i) {
     const Layer& layer = e.layers_[size_t(i)];
+    enter(Part::attention);
     attention(i);
     if (c.parallel_residual) {
       prepare(layer.mlp_norm, layer.mlp_norm_bias);
@@ -108,7 +107,25 @@ void Engine::Decoder::run() {
     mlp(i, mlp_partial);
     finish(e.mlp_partials_, nullptr, layer.down_bias, layer.mlp_post_norm, layer.mlp_norm, layer.mlp_norm_bias);
   }
+  enter(Part::head);
   if (s.logits) logits();
+  enter(Part::rest);
+}
+
+void Engine::Decoder::enter(Part next) {
+  if (thread == 0) {
+    const auto now = std::chrono::steady_clock::now();
+    e.counters.seconds[int(part)] += std::chrono::duration<double>(now - since).count();
+    since = now;
+  }
+  part = next;
+}
+
+void Engine::Decoder::barrier() {
+  const Part inside = part;
+  enter(Part::waiting);
+  e.pool_.barrier();
+  enter(inside);
 }
 
 void Engine::Decoder::prepare(const float* weight, const float* bias) {
@@ -129,7 +146,8 @@ void Engine::Decoder::finish(std::vector<float>& partials, const float* first_bi
   const int floats = int(e.layout_.output_floats());
   const size_t step = e.partial_floats_;
   float *branch = w.branch.get(0), *total = branch + c.d;
-  e.pool_.barrier();
+  barrier();
+  enter(Part::rest);
   if (threads > kRepeatedReduction) {
     const Range mine = share(floats, 64, thread, threads);
     for (int t = 0; t < s.n; ++t) {
@@ -138,7 +156,7 @@ void Engine::Decoder::finish(std::vector<float>& partials, const float* first_bi
         e.k_.add(first, first + size_t(from * kMaxTokens) * step, mine.end - mine.begin);
       }
     }
-    e.pool_.barrier();
+    barrier();
   }
   for (int t = 0; t < s.n; ++t) {
     const float* first = partials.data() + size_t(t) * step;
@@ -207,7 +225,7 @@ void Engine::Decoder::logits_from_planes(float* const* out) {
     }
   }
   if (sketch) {
-    e.pool_.barrier();
+    barrier();
     Selector best;
     best.k = plan->exact;
     int32_t* list = reinterpret_cast<int32_t*>(w.picking.get(0) + c.vocab);
@@ -215,12 +233,12 @@ void Engine::Decoder::logits_from_planes(float* const* out) {
     for (int t = 0; t < s.n; ++t) {
       const int n = pick(best, out[t], c.vocab, w.picking.get(0), list);
       const Range some = share(n, 16, thread, threads);
-      e.pool_.barrier();  // all have picked before anybody changes the scores
+      barrier();  // all have picked before anybody changes the scores
       if (some.begin == some.end) continue;
       e.k_.planes.dot(head, list, some.begin, some.end, plan->head_planes, head.planes, input[t], rest.data());
       for (int j = some.begin; j < some.end; ++j) out[t][list[j]] += rest[size_t(j - some.begin)];
     }
-    e.pool_.barrier();
+    barrier();
   }
   for (int t = 0; t < s.n; ++t) e.finish_logits(out[t] + mine.begin, mine.begin, mine.end - mine.begin);
 }

@@ -1,5 +1,4 @@
 // The attention block of a decoding step: choose heads; their q; k and v of the groups that need them; attention; o.
-#include <chrono>
 #include <cmath>
 #include <cstring>
 
@@ -13,17 +12,15 @@ void Engine::Decoder::attention(int i) {
   prepare(layer.attn_norm, layer.attn_norm_bias);
   w.heads.assign(size_t(s.n * heads), 1);
   if (plan) {
-    const auto start = std::chrono::steady_clock::now();
+    enter(Part::predicting);
     for (int target : e.neuron_targets_[size_t(i > 0 ? i - 1 : 0)]) {
       if (i > 0 && plan->layers[size_t(target)].neurons.rule == Rule::low_rank) score_hidden(target, false);
     }
     for (int target : e.head_targets_[size_t(i)]) score(target, true);
     choose_heads(i);
-    if (thread == 0) {
-      e.counters.predicting += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-      if (plan->recompute) {
-        for (int t = 0; t < s.n; ++t) s.caches[t]->keep_input(i, position[t], block_input[t]);
-      }
+    enter(Part::attention);
+    if (thread == 0 && plan->recompute) {
+      for (int t = 0; t < s.n; ++t) s.caches[t]->keep_input(i, position[t], block_input[t]);
     }
   }
 
@@ -55,7 +52,7 @@ void Engine::Decoder::attention(int i) {
       if (head_chosen(t, u)) e.finish_query(layer, u, turn(i, t), e.q_.get(0) + size_t(t * heads + u) * size_t(hd));
     }
   }
-  e.pool_.barrier();
+  barrier();
 
   if (plan) {
     for (int target : e.head_targets_[size_t(i)]) {
@@ -78,9 +75,9 @@ void Engine::Decoder::choose_heads(int i) {
   const Selector& selector = plan->layers[size_t(i)].heads;
   if (selector.rule == Rule::low_rank && selector.source(i) == i) {
     score(i, true);
-    e.pool_.barrier();
+    barrier();
     score_hidden(i, true);
-    e.pool_.barrier();
+    barrier();
   }
   if (selector.rule != Rule::oracle) pick_heads(i);
 }
@@ -165,7 +162,7 @@ void Engine::Decoder::attend_all(int i) {
         norms[h] = std::sqrt(total);
       }
     }
-    e.pool_.barrier();
+    barrier();
     pick_heads(i);
   }
   w.units.clear();

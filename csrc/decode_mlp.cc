@@ -1,6 +1,5 @@
 // The MLP block of a decoding step: choose neurons, and add up what they and their stand-in give.
 #include <algorithm>
-#include <chrono>
 #include <cstring>
 
 #include "decoder.h"
@@ -10,19 +9,17 @@ namespace {
 
 constexpr int kTogether = 64;  // neurons worked on at a time: their values stay in the first-level cache
 
-double now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
-
 }  // namespace
 
 // output[t] += the block's result for token t, this thread's share of it.
 void Engine::Decoder::mlp(int i, float* const* output) {
   const Selector* selector = plan ? &plan->layers[size_t(i)].neurons : nullptr;
   if (plan) {
-    const double start = thread == 0 ? now() : 0;
+    enter(Part::predicting);
     for (int target : e.neuron_targets_[size_t(i)]) score(target, false);
     choose_neurons(i);
-    if (thread == 0) e.counters.predicting += now() - start;
   }
+  enter(Part::mlp);
   if (!selector || selector->rule == Rule::dense) {
     dense_mlp(i, output);
   } else {
@@ -42,10 +39,10 @@ void Engine::Decoder::choose_neurons(int i) {
   if (selector.rule != Rule::fixed && selector.rule != Rule::random && selector.source(i) == i) {
     score(i, false);
     if (selector.rule == Rule::low_rank) {
-      e.pool_.barrier();
+      barrier();
       score_hidden(i, false);
     }
-    e.pool_.barrier();
+    barrier();
   }
   float* scores = e.neuron_scores_.get(0) + size_t(i) * kMaxTokens * size_t(c.ff);
   float* scratch = w.picking.get(size_t(c.ff));

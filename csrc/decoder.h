@@ -6,6 +6,8 @@
 //   decode_mlp.cc        one MLP block: which neurons, and their sum
 #pragma once
 
+#include <chrono>
+
 #include "engine.h"
 #include "select.h"
 
@@ -28,12 +30,16 @@ struct Engine::Decoder {
   int position[kMaxTokens];
   int32_t* chosen[kMaxTokens];  // neurons, ascending
   int chosen_count[kMaxTokens];
+  Part part = Part::rest;  // that time since `since` belongs to; thread 0 keeps count
+  std::chrono::steady_clock::time_point since;
 
   Decoder(Engine& engine, const Step& step, int thread);
   void run();
 
  private:
   // decode.cc
+  void enter(Part next);
+  void barrier();
   void logits();
   void logits_from_planes(float* const* out);
   void prepare(const float* weight, const float* bias);

@@ -46,12 +46,18 @@ struct Segment {
   int row, count;
 };
 
-// What decoding did since the counters were last set to zero.
+// Where the time of a decoding step goes. predicting: scoring and picking; rest: embedding, norms, sums of the threads'
+// shares; waiting: at barriers, for other threads.
+enum class Part : int { attention, mlp, head, predicting, rest, waiting };
+inline constexpr const char* kPartNames[] = {"attention", "mlp", "head", "predicting", "rest", "waiting"};
+inline constexpr int kParts = 6;
+
+// What ran since the counters were last set to zero.
 struct Counters {
-  int64_t tokens = 0;
+  int64_t tokens = 0, decoded = 0;      // by the plan; decoded one by one, by a plan or dense
   std::vector<int64_t> neurons, heads;  // per layer: touched, summed over tokens
   int64_t recomputed = 0;               // pairs of K and V that were computed late
-  double seconds = 0, predicting = 0;   // of thread 0: in all, and in scoring and picking
+  double seconds[kParts] = {};          // of thread 0, in decoding
 };
 
 enum class Logits { none, last, all };  // last: of each segment's last token

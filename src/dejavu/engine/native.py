@@ -134,17 +134,21 @@ class NativeExecutor:
     def last_stats(self) -> dict[str, Any]:
         """What ran under the plan since it was set or `reset_stats` was called.
 
-        tokens; neurons, heads: mean density per layer; recomputed: keys and values computed late; predictor_share:
-        of the time, in scoring and picking.
+        tokens; neurons, heads: mean density per layer; recomputed: keys and values computed late; decoded: tokens
+        decoded one by one, by the plan or dense; ms: of such a token, by part (predicting: scoring and picking; rest:
+        embedding, norms and sums; waiting: for other threads); predictor_share: of that time, in predicting.
         """
         counters = self._engine.counters()
         tokens = max(counters["tokens"], 1)
+        ms = {part: 1e3 * s / max(counters["decoded"], 1) for part, s in counters["seconds"].items()}
         return {
             "tokens": counters["tokens"],
             "neurons": [n / (tokens * self.config.base_neurons) for n in counters["neurons"]],
             "heads": [n / (tokens * self.config.n_heads) for n in counters["heads"]],
             "recomputed": counters["recomputed"],
-            "predictor_share": counters["predicting"] / counters["seconds"] if counters["seconds"] else 0.0,
+            "decoded": counters["decoded"],
+            "ms": ms,
+            "predictor_share": ms["predicting"] / (sum(ms.values()) or 1.0),
         }
 
     def reset_stats(self) -> None:
