@@ -30,7 +30,20 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-VERBS = ("generate", "chat", "pull", "list", "rm", "info", "env", "perplexity", "bench", "train", "analyze")
+VERBS = (
+    "generate",
+    "chat",
+    "pull",
+    "list",
+    "rm",
+    "info",
+    "env",
+    "perplexity",
+    "eval",
+    "bench",
+    "train",
+    "analyze",
+)
 REFERENCE = ("--executor", "reference", "--codec", "f32", "--kv", "f32")
 
 

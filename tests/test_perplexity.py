@@ -238,7 +238,7 @@ def test_read_documents(tmp_path: Any) -> None:
         ("a.txt", b"\xff\xfe", "not UTF-8"),
         ("a.txt", b" \n", "no text"),
         ("a.jsonl", b'{"text": "a"}\n{', ":2: not JSON"),
-        ("a.jsonl", b"[1]", 'no "text"'),
+        ("a.jsonl", b"[1]", "not a JSON object"),
         ("a.jsonl", b'{"text": 1}', 'no "text"'),
         ("a.jsonl", b"[" * 100_000, "not JSON"),
     ],

@@ -99,6 +99,21 @@ class Executor(Protocol):
             Logits after the last token [1, vocab], or after each [t, vocab].
         """
 
+    def prefill_batch(
+        self,
+        tokens: Sequence[NDArray[np.int32]],
+        caches: Sequence[Cache],
+        *,
+        all_logits: bool = False,
+        sparse: bool = False,
+    ) -> NDArray[np.float32]:
+        """`prefill` of b sequences together: `tokens[i]` [t_i], at least one token, are appended to `caches[i]`.
+
+        Returns:
+            Logits after the last token of each [b, vocab], or after each token of the first, of the second, ...
+            [sum of t_i, vocab].
+        """
+
     def decode(self, tokens: NDArray[np.int32], caches: Sequence[Cache]) -> NDArray[np.float32]:
         """Append one token to each of b sequences: `tokens` [b] -> logits [b, vocab]."""
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dejavu.errors import InputError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 
@@ -20,8 +21,22 @@ def read_documents(path: Path) -> list[str]:
     Raises:
         InputError: the file cannot be read, is not UTF-8, a line is not such an object, or nothing is left.
     """
+    text = read_text(path)
+    documents = (
+        [parse_line(line, path, number) for number, line in numbered_lines(text)]
+        if path.suffix == ".jsonl"
+        else [text]
+    )
+    documents = [document for document in documents if document.strip()]
+    if not documents:
+        raise InputError(f"{path}: no text in it", fix="pass a file that holds text")
+    return documents
+
+
+def read_text(path: Path) -> str:
+    """All of a UTF-8 file. Raises `InputError` if it cannot be read or is not UTF-8."""
     try:
-        text = path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8")
     except OSError as error:
         raise InputError(
             f"{path}: {error.strerror or error}", fix="pass the path of a .txt or .jsonl file"
@@ -30,28 +45,32 @@ def read_documents(path: Path) -> list[str]:
         raise InputError(
             f"{path}: byte {error.start} is not UTF-8", fix="convert the file to UTF-8"
         ) from error
-    documents = _parse_jsonl(text, path) if path.suffix == ".jsonl" else [text]
-    documents = [document for document in documents if document.strip()]
-    if not documents:
-        raise InputError(f"{path}: no text in it", fix="pass a file that holds text")
-    return documents
 
 
-def _parse_jsonl(text: str, path: Path) -> list[str]:
-    # Not splitlines(): it also splits at U+2028 and its like, which JSON allows inside a string.
-    lines = enumerate(text.split("\n"), start=1)
-    return [parse_line(line, path, number) for number, line in lines if line.strip()]
+def numbered_lines(text: str) -> Iterator[tuple[int, str]]:
+    """The lines of a ``.jsonl`` file that are not blank, with their numbers from 1.
+
+    Not splitlines(): it also splits at U+2028 and its like, which JSON allows inside a string.
+    """
+    return ((number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip())
 
 
-def parse_line(line: str, path: Path, number: int) -> str:
-    """The document in line `number` of the ``.jsonl`` file `path`. Raises `InputError` where there is none."""
+def parse_object(line: str, path: Path, number: int) -> dict[str, Any]:
+    """The JSON object in line `number` of the file `path`. Raises `InputError` where there is none."""
     try:
         value = json.loads(line)
     except (ValueError, RecursionError) as error:
         raise InputError(
             f"{path}:{number}: not JSON ({error})", fix="put one JSON object on each line"
         ) from error
-    document = value.get("text") if isinstance(value, dict) else None
+    if not isinstance(value, dict):
+        raise InputError(f"{path}:{number}: not a JSON object", fix="put one JSON object on each line")
+    return value
+
+
+def parse_line(line: str, path: Path, number: int) -> str:
+    """The document in line `number` of the ``.jsonl`` file `path`. Raises `InputError` where there is none."""
+    document = parse_object(line, path, number).get("text")
     if not isinstance(document, str):
         raise InputError(
             f'{path}:{number}: no "text" string in this line', fix='use lines such as {"text": "..."}'

@@ -168,6 +168,21 @@ class NativeExecutor:
             self._engine.forward(tokens, [cache], [len(tokens)], sparse, which, logits)
         return logits
 
+    def prefill_batch(
+        self,
+        tokens: Sequence[NDArray[np.int32]],
+        caches: Sequence[Any],
+        *,
+        all_logits: bool = False,
+        sparse: bool = False,
+    ) -> NDArray[np.float32]:
+        """Append `tokens[i]` to `caches[i]`; logits float32 [b, vocab] or [all tokens, vocab]. Weights are read once."""
+        joined = np.ascontiguousarray(np.concatenate([*tokens]), np.int32)
+        logits = np.empty((len(joined) if all_logits else len(tokens), self.config.vocab_size), np.float32)
+        counts, which = [len(part) for part in tokens], "all" if all_logits else "last"
+        self._engine.forward(joined, list(caches), counts, sparse, which, logits)
+        return logits
+
     def decode(self, tokens: NDArray[np.int32], caches: Sequence[Any]) -> NDArray[np.float32]:
         """Append one token to each of b caches; logits float32 [b, vocab]. Weights are read once for all."""
         logits = np.empty((len(tokens), self.config.vocab_size), np.float32)

@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from dejavu.errors import InputError, NumericsError
+from dejavu.evaluation.encoding import text_prefix
 from dejavu.llm import CHUNK
 
 if TYPE_CHECKING:
@@ -128,8 +129,7 @@ def encode_documents(
     """
     if limit is not None and limit <= 0:
         raise InputError(f"limit of {limit} tokens", fix="ask for at least one token")
-    special = tokenizer.encode("", add_special=True)
-    prefix = tuple(special[:1]) if special[:1] == [tokenizer.bos_id] else ()
+    prefix = text_prefix(tokenizer)
     documents: list[Document] = []
     left = math.inf if limit is None else limit
     for text in texts:
@@ -207,6 +207,14 @@ def _document_nlls(
     executor: Executor, document: Document, feed: Feed, window: int, stride: int
 ) -> Iterator[NDArray[np.float64]]:
     """Yield the nll of the document's scored tokens in order, in pieces."""
+    for inputs, targets in windows(document, window, stride):
+        yield from feed(executor, executor.new_cache(), inputs, targets)
+
+
+def windows(
+    document: Document, window: int, stride: int
+) -> Iterator[tuple[NDArray[np.int32], NDArray[np.int32]]]:
+    """The windows of a document (see the module): inputs [n], and the targets [m] that the last m of them predict."""
     tokens = np.asarray(document.tokens, np.int32)  # [n]
     prefix = np.asarray(document.prefix, np.int32)  # [0 or 1]
     width = window - prefix.size
@@ -217,10 +225,7 @@ def _document_nlls(
         stop = min(
             start + width, len(tokens) - 1
         )  # inputs end here: the last token predicts nothing that is known
-        inputs = np.concatenate([prefix, tokens[start:stop]])
-        targets = tokens[done : stop + 1]
-        cache = executor.new_cache()
-        yield from feed(executor, cache, inputs, targets)
+        yield np.concatenate([prefix, tokens[start:stop]]), tokens[done : stop + 1]
         done = stop + 1
         if done == len(tokens):
             return
@@ -235,7 +240,7 @@ def _prefill(
     sparse: bool = False,
 ) -> Iterator[NDArray[np.float64]]:
     """Feed blocks; the logits of the last `targets.size` inputs predict `targets`."""
-    chunk = max(16, min(CHUNK, _LOGITS_BYTES // (4 * executor.config.vocab_size)))
+    chunk = logits_chunk(executor.config.vocab_size)
     context = inputs.size - targets.size
     for start in range(0, context, CHUNK):
         executor.prefill(inputs[start : min(start + CHUNK, context)], cache, sparse=sparse)
@@ -261,6 +266,11 @@ _FEEDS: dict[ScoringPath, Feed] = {
     "decode": _decode,
     "masked": partial(_prefill, sparse=True),
 }
+
+
+def logits_chunk(vocab_size: int) -> int:
+    """Most tokens whose logits are asked of one call, so that they stay within a bound of memory."""
+    return max(16, min(CHUNK, _LOGITS_BYTES // (4 * vocab_size)))
 
 
 def token_nll(logits: NDArray[np.float32], targets: NDArray[np.int32]) -> NDArray[np.float64]:

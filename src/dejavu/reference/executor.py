@@ -98,6 +98,20 @@ class ReferenceExecutor:
         self._note_stats([run])
         return self._logits(x if all_logits else x[-1:], run)  # [t or 1, V]
 
+    def prefill_batch(
+        self,
+        tokens: Sequence[NDArray[np.int32]],
+        caches: Sequence[Cache],
+        *,
+        all_logits: bool = False,
+        sparse: bool = False,
+    ) -> Array:
+        """`prefill` of one sequence after another; logits [b, V] or [all tokens, V]."""
+        if len(tokens) != len(caches) or not len(tokens):
+            raise InputError(f"{len(tokens)} pieces for {len(caches)} sequences")
+        pairs = zip(tokens, caches, strict=True)
+        return np.concatenate([self.prefill(t, c, all_logits=all_logits, sparse=sparse) for t, c in pairs])
+
     def decode(self, tokens: NDArray[np.int32], caches: Sequence[Cache]) -> Array:
         """Append one token to each of b sequences: `tokens` [b] -> logits [b, V]."""
         if len(tokens) != len(caches) or not len(tokens):

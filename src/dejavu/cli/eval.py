@@ -1,0 +1,247 @@
+"""dejavu eval."""
+
+from __future__ import annotations
+
+import json as jsonlib
+import shlex
+import sys
+import time
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from dejavu.cli import options
+from dejavu.cli.eval_table import print_results
+from dejavu.cli.options import CodecName, ExecutorName, KvName
+from dejavu.cli.output import print_json, print_note
+from dejavu.errors import CacheError, InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from dejavu.evaluation.suite import Share
+    from dejavu.training.progress import Progress
+
+
+def evaluate(
+    model: options.Model,
+    tasks: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Names in --task-folder, .jsonl files, or paper (the eight of the Deja Vu paper); separated by commas or "
+            "repeated."
+        ),
+    ] = None,
+    text: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help='For perplexity: a .txt file, or .jsonl lines with a "text" field; may be repeated.'
+        ),
+    ] = None,
+    plan: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PATH|off|auto",
+            help="Access plan to run by; repeat it to compare: --plan off --plan PLAN.",
+        ),
+    ] = None,
+    task_folder: Annotated[Path, typer.Option(help="Where names of --tasks are looked up.")] = Path("tasks"),
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Only the first so many items of each task.")
+    ] = None,
+    shard: Annotated[
+        str, typer.Option(metavar="i/n", help="Only every n-th item and window, from the i-th on.")
+    ] = "1/1",
+    tokens: Annotated[int, typer.Option(help="Most tokens scored of each text; 0: all.")] = 20_000,
+    window: Annotated[
+        int | None, typer.Option(help="Most tokens of context in texts; default: 1024.")
+    ] = None,
+    base_codec: Annotated[
+        str,
+        typer.Option(
+            metavar="CODEC|off", help="Of the dense base that predictions on texts are compared with."
+        ),
+    ] = "f32",
+    max_tokens: Annotated[
+        int, typer.Option(min=1, help="Most tokens generated for a prompt of a task.")
+    ] = 64,
+    spot_check: Annotated[
+        int,
+        typer.Option(
+            min=0, help="Score so many items again token by token, and show the largest difference."
+        ),
+    ] = 0,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="A .json file for the results; finished items go beside it."),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Keep the finished items beside --output.")
+    ] = False,
+    codec: options.Codec = CodecName.auto,
+    kv: options.Kv = KvName.f16,
+    threads: options.Threads = None,
+    executor: options.Executor = ExecutorName.native,
+    offline: options.Offline = False,
+    json: options.Json = False,
+) -> None:
+    """Judge a model on tasks and texts.
+
+    Accuracies with standard errors, perplexity, and how far the predictions are from those of the dense f32 model.
+    Under a plan every token that is scored selects for itself, as in decoding.
+    """
+    from dejavu.cli.loading import open_llm
+    from dejavu.cli.progress import make_progress, stage_bars
+    from dejavu.evaluation.journal import Journal
+    from dejavu.evaluation.record import SCHEMA, Setting, Workload, evaluate, plan_digest
+    from dejavu.evaluation.tasks import read_tasks
+    from dejavu.llm import natural_codec
+    from dejavu.models.loading import open_model
+    from dejavu.models.sources import resolve
+    from dejavu.texts import read_documents
+
+    names = [name for entry in tasks or [] for name in entry.split(",") if name]
+    workload = Workload(
+        tasks=tuple(read_tasks(names, task_folder)),
+        texts=tuple((path.name, tuple(read_documents(path))) for path in text or []),
+        share=_share(limit, shard),
+        tokens=tokens or None,
+        window=window,
+        max_tokens=max_tokens,
+        spot_check=spot_check,
+    )
+    if base_codec != "off" and base_codec not in CodecName.__members__:
+        raise InputError(
+            f"--base-codec {base_codec}", fix=f"choose off or {', '.join(CodecName.__members__)}"
+        )
+    items = _items_file(output, resume=resume)
+    path = resolve(model, offline=offline or None, progress=make_progress(quiet=json))
+    opened = open_model(path)
+    natural = "f32" if executor is ExecutorName.reference else natural_codec(opened.weights)
+    fingerprint = opened.weights.fingerprint
+    opened.close()
+    chosen = natural if codec is CodecName.auto else codec.value
+    shared: dict[str, Any] = {
+        "kv": kv,
+        "threads": threads,
+        "executor": executor,
+        "offline": offline,
+        "quiet": json,
+    }
+    runs: list[dict[str, Any]] = []
+    with ExitStack() as stack:
+        journal = stack.enter_context(Journal(items, resume=resume))
+        base = None
+        for number, wanted in enumerate(plan or ["off"], start=1):
+            with (
+                open_llm(str(path), codec=CodecName(chosen), plan=wanted, **shared) as llm,
+                stage_bars(quiet=json) as progress,
+            ):
+                compare = workload.texts and base_codec != "off" and (llm.plan or base_codec != chosen)
+                if compare and base is None:
+                    base_llm = open_llm(str(path), codec=CodecName(base_codec), plan="off", **shared)
+                    base = stack.enter_context(base_llm)
+                try:
+                    record = evaluate(
+                        llm,
+                        Setting(fingerprint, chosen, kv.value, executor.value, plan_digest(llm.plan)),
+                        workload,
+                        journal,
+                        base=base if compare else None,
+                        base_name=base_codec,
+                        begin=partial(_begin, progress, f"run {number} of {len(plan or [wanted])}"),
+                    )
+                except KeyboardInterrupt:
+                    if items is not None:
+                        print_note(f"stopped; finished items are in {items}: run it again with --resume")
+                    raise
+            runs.append({"name": _name(chosen, wanted, llm.plan)} | record)
+    document = {
+        "schema": SCHEMA,
+        "kind": "eval",
+        "model": model,
+        "fingerprint": fingerprint,
+        "executor": executor.value,
+        "kv_dtype": kv.value,
+        "limit": limit,
+        "shard": shard,
+        "window": window,
+        "runs": runs,
+        **_circumstances(),
+    }
+    if output is not None:
+        _write(output, document)
+    if json:
+        print_json(document)
+        return
+    print_results(document)
+    if output is None:
+        print_note("Give -o FILE.json to keep the results, and to be able to --resume.")
+    else:
+        print_note(
+            f"wrote {output}; next: dejavu bench {shlex.quote(model)} for the speed of the same weights"
+        )
+
+
+def _begin(progress: Progress, stage: str, total: int) -> Callable[[int, str], None]:
+    progress.start(stage, total)
+    return progress.advance
+
+
+def _share(limit: int | None, shard: str) -> Share:
+    from dejavu.evaluation.suite import Share
+
+    part, slash, of = shard.partition("/")
+    if not (slash and part.isdecimal() and of.isdecimal()):
+        raise InputError(f"--shard {shard}", fix="give i/n, such as --shard 1/4")
+    return Share(limit, int(part), int(of))
+
+
+def _items_file(output: Path | None, *, resume: bool) -> Path | None:
+    """Where finished items go; an interrupted run's are not thrown away unasked."""
+    from dejavu.evaluation.journal import writing
+
+    if output is None:
+        if resume:
+            raise InputError("--resume without --output", fix="give the -o of the run to go on with")
+        return None
+    items = output.with_suffix(".items.jsonl")
+    if items.exists() and not output.exists() and not resume:
+        raise InputError(
+            f"{items} holds finished items of an interrupted run",
+            fix=f"go on with --resume, or delete {items}",
+        )
+    if not resume:
+        with writing(output):
+            output.unlink(missing_ok=True)
+    return items
+
+
+def _name(codec: str, wanted: str, plan: Any) -> str:
+    return codec if plan is None else f"{codec}, {plan.name or Path(wanted).name}"
+
+
+def _circumstances() -> dict[str, Any]:
+    import dataclasses
+
+    from dejavu.environment import describe_machine, versions
+
+    return {
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+        "command": shlex.join(["dejavu", *sys.argv[1:]]),
+        "machine": dataclasses.asdict(describe_machine()),
+        "versions": versions(),
+    }
+
+
+def _write(output: Path, document: dict[str, Any]) -> None:
+    from dejavu.models.store import atomic_write
+
+    try:
+        with atomic_write(output) as stream:
+            stream.write(jsonlib.dumps(document, indent=1).encode())
+    except CacheError as error:
+        raise CacheError(str(error.args[0]), fix="make room, then run it again with --resume") from error

@@ -1,0 +1,164 @@
+"""One evaluation of one model: the run of the journal and of the results file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+from dejavu.errors import InputError
+from dejavu.evaluation.metrics import Estimate, average
+from dejavu.evaluation.perplexity import DEFAULT_WINDOW
+from dejavu.evaluation.spot_check import SpotCheck
+from dejavu.evaluation.suite import (
+    Share,
+    Subject,
+    evaluate_task,
+    evaluate_text,
+    prepare_task,
+    prepare_text,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from dejavu.evaluation.journal import Journal
+    from dejavu.evaluation.tasks import Task
+    from dejavu.llm import LLM
+    from dejavu.plan import AccessPlan
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What is evaluated.
+
+    Raises:
+        InputError: there is nothing, or a number is out of range.
+    """
+
+    tasks: tuple[Task, ...] = ()
+    texts: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    """Names and documents."""
+    share: Share = field(default_factory=Share)
+    tokens: int | None = 20_000
+    """Most tokens scored of each text; None: all."""
+    window: int | None = None
+    """Most tokens of context in texts; None: 1024, or the model's context where that is shorter."""
+    max_tokens: int = 64
+    """Most tokens generated for an item."""
+    spot_check: int = 0
+    """Items that are scored again by decoding."""
+
+    def __post_init__(self) -> None:
+        if not self.tasks and not self.texts:
+            raise InputError("nothing to evaluate", fix="give --tasks, --text, or both")
+        if self.spot_check and all(task.kind == "generation" for task in self.tasks):
+            raise InputError(
+                "a spot check needs items with log-likelihoods", fix="give --tasks with such items"
+            )
+        if self.tokens is not None and self.tokens < 1:
+            raise InputError(f"{self.tokens} tokens of text", fix="ask for at least one token")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How the model is run: what tells runs apart in a journal."""
+
+    fingerprint: str
+    codec: str
+    kv_dtype: str
+    executor: str
+    plan: str | None = None
+    """SHA-256 of the plan."""
+
+    @property
+    def key(self) -> str:
+        """Short name of all of it."""
+        return hashlib.sha256(json.dumps([SCHEMA, asdict(self)]).encode()).hexdigest()[:16]
+
+
+def plan_digest(plan: AccessPlan | None) -> str | None:
+    """SHA-256 of a plan as it is saved."""
+    if plan is None:
+        return None
+    with TemporaryDirectory() as folder:
+        plan.save(folder)
+        return hashlib.sha256((Path(folder) / "plan.json").read_bytes()).hexdigest()
+
+
+def evaluate(
+    llm: LLM,
+    setting: Setting,
+    workload: Workload,
+    journal: Journal,
+    *,
+    base: LLM | None = None,
+    base_name: str = "",
+    begin: Callable[[int], Callable[[int, str], None]],
+) -> dict[str, Any]:
+    """Evaluate one model, but for what `journal` holds already.
+
+    Args:
+        llm: the model, with its plan; tokens of tasks and texts select by it, each for itself.
+        setting: how it is run.
+        workload: what is evaluated.
+        journal: takes finished items.
+        base: the dense model that texts are compared with.
+        base_name: of it, for the record.
+        begin: told how many tokens there are to feed; returns what is told of those done, and of what they are.
+
+    Returns:
+        The run, JSON-able: codec, plan, path, tasks, average (of accuracies), texts, spot_check, plan_stats, seconds.
+
+    Raises:
+        InputError: the window is out of range, or a text is empty.
+        NumericsError: a probability is NaN or zero.
+    """
+    started = time.perf_counter()
+    window = workload.window or min(DEFAULT_WINDOW, llm.context)
+    if not 2 <= window <= llm.context:
+        raise InputError(f"window of {window} tokens", fix=f"choose 2 to {llm.context}, the model's context")
+    tasks = [
+        prepare_task(llm.tokenizer, task, llm.context, share=workload.share, max_tokens=workload.max_tokens)
+        for task in workload.tasks
+    ]
+    texts = [
+        prepare_text(
+            llm.tokenizer, name, documents, tokens=workload.tokens, window=window, share=workload.share
+        )
+        for name, documents in workload.texts
+    ]
+    check = SpotCheck.choose(tasks, workload.spot_check)
+    advance = begin(sum([*(t.tokens for t in tasks), *(t.tokens for t in texts), check.tokens]))
+    subject = Subject(llm, setting.key, journal, advance)
+    found = {prepared.task.name: evaluate_task(subject, prepared) for prepared in tasks}
+    record: dict[str, Any] = {
+        "key": setting.key,
+        "codec": setting.codec,
+        "plan": llm.plan.name if llm.plan else None,
+        "plan_sha256": setting.plan,
+        "path": "masked" if llm.plan else "prefill",
+        "tasks": found,
+        "texts": {
+            p.name: evaluate_text(subject, p, None if base is None else base.executor, base_name)
+            for p in texts
+        },
+    }
+    accuracies = {name: _estimates(entry["metrics"]) for name, entry in found.items()}
+    if sum("acc" in metrics for metrics in accuracies.values()) > 1:
+        record["average"] = average(accuracies).to_dict()
+    if llm.plan is not None:
+        record["plan_stats"] = llm.executor.last_stats
+    if workload.spot_check:
+        record["spot_check"] = check.run(subject)
+    return record | {"seconds": time.perf_counter() - started}
+
+
+def _estimates(metrics: Mapping[str, Mapping[str, Any]]) -> dict[str, Estimate]:
+    return {name: Estimate(**figures) for name, figures in metrics.items()}

@@ -1,0 +1,290 @@
+"""dejavu eval: known answers, plans side by side, interruption and resumption, shards, spot checks, bad input."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from dejavu.cli.app import run
+from dejavu.evaluation import suite
+from dejavu.models.loading import open_model
+from dejavu.plan import AccessPlan, Threshold
+from dejavu.reference import ReferenceExecutor
+from dejavu.tokenizer import Tokenizer
+from test_eval_scores import direct
+from tiny_chat import build_tiny_chat
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+Dejavu = Callable[..., SimpleNamespace]
+CONTEXT = 100
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_tiny_chat(tmp_path_factory.mktemp("tiny"), context=CONTEXT)
+
+
+@pytest.fixture(scope="module")
+def plan(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    model = open_model(tiny)
+    folder = tmp_path_factory.mktemp("plan")
+    AccessPlan.uniform(
+        model.weights.fingerprint, model.config.n_layers, neurons=Threshold(density=0.3), name="third"
+    ).save(folder)
+    model.close()
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Task files: 40 questions of which two are too long, 7 clozes, 5 prompts."""
+    rng, path = np.random.default_rng(0), tmp_path_factory.mktemp("tasks")
+
+    def words(n: int) -> str:
+        return "".join(rng.choice(list("abcdefgh "), n)).strip() + "x"
+
+    def write(name: str, rows: list[Any]) -> None:
+        (path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+
+    questions = [
+        {"context": words(9), "choices": [" " + words(4) for _ in range(3)], "gold": i % 3} for i in range(40)
+    ]
+    questions[4]["context"] = questions[25]["context"] = "x" * CONTEXT
+    write("quiz", questions)
+    write("cloze", [{"context": words(12), "target": " " + words(1)} for _ in range(7)])
+    write("talk", [{"prompt": words(8), "target": words(5), "stop": ["q"] * (i % 2)} for i in range(5)])
+    write("long", [questions[4]])
+    (path / "text.txt").write_text(words(300), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def dejavu(tiny: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> Dejavu:
+    monkeypatch.setenv("DEJAVU_CACHE", str(tmp_path / "cache"))
+
+    def call(*args: str) -> SimpleNamespace:
+        capsys.readouterr()
+        code = run(["eval", str(tiny), "--task-folder", str(folder), "--kv", "f32", "--codec", "f32", *args])
+        out, err = capsys.readouterr()
+        return SimpleNamespace(
+            code=code, out=out, err=err, json=json.loads(out) if "--json" in args else None
+        )
+
+    return call
+
+
+def items(path: Path) -> dict[Any, Any]:
+    """What a journal holds, without the order."""
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    return {(x.pop("run"), x.pop("of"), x.pop("item")): x for x in lines}
+
+
+def figures(document: Any) -> Any:
+    return [(r["tasks"], r.get("average"), r["texts"]) for r in document["runs"]]
+
+
+def test_figures_equal_the_reference(dejavu: Dejavu, tiny: Path, folder: Path, plan: str) -> None:
+    found = dejavu("--tasks", "quiz,cloze", "--plan", "off", "--plan", plan, "--json").json
+    model, tokenizer = open_model(tiny), Tokenizer.from_folder(tiny)
+    executor = ReferenceExecutor(model.config, model.weights)
+    for record, sparse in zip(found["runs"], (False, True), strict=True):
+        executor.set_plan(AccessPlan.load(plan))
+        hits = []
+        for number, line in enumerate((folder / "quiz.jsonl").read_text().splitlines()):
+            item = json.loads(line)
+            context = tuple(tokenizer.encode(item["context"], add_special=False))
+            choices = [tuple(tokenizer.encode(c, add_special=False)) for c in item["choices"]]
+            if number not in (4, 25):
+                logprobs = [direct(executor, context, c, sparse=sparse)[0] for c in choices]
+                hits.append(int(np.argmax(logprobs)) == item["gold"])
+        quiz = record["tasks"]["quiz"]
+        assert quiz["items"] == len(hits) == 38
+        assert quiz["skipped"] == [{"line": 5, "reason": "too long"}, {"line": 26, "reason": "too long"}]
+        assert quiz["metrics"]["acc"]["value"] == pytest.approx(np.mean(hits))
+        assert record["path"] == ("masked" if sparse else "prefill")
+        logprobs = []
+        for line in (folder / "cloze.jsonl").read_text().splitlines():
+            item = json.loads(line)
+            context, target = (
+                tuple(tokenizer.encode(item[k], add_special=False)) for k in ("context", "target")
+            )
+            logprobs.append(direct(executor, context, target, sparse=sparse)[0])
+        perplexity = record["tasks"]["cloze"]["metrics"]["perplexity"]["value"]
+        assert perplexity == pytest.approx(np.exp(-np.mean(logprobs)), rel=1e-3)
+    model.close()
+    dense, sparse = found["runs"]
+    assert (dense["name"], sparse["name"]) == ("f32", "f32, third")
+    assert dense["key"] != sparse["key"]
+    # of 48 neurons, the density rounds up
+    assert sparse["plan_stats"]["neurons"] == pytest.approx([15 / 48] * 2)
+
+
+def test_table(dejavu: Dejavu, plan: str, folder: Path) -> None:
+    result = dejavu(
+        *("--tasks", "quiz,long", "--tasks", "talk", "--text", str(folder / "text.txt"), "--tokens", "150"),
+        *("--plan", "off", "--plan", plan, "--spot-check", "3", "--max-tokens", "4"),
+    )
+    assert result.code == 0, result.err
+    for words in ("38 items", "acc_norm", "exact_match", "150 tokens", "kl_p99.9", "f32, third", " ± 0."):
+        assert words in result.out
+    assert "quiz: 2 items skipped (line 5 too long, line 26 too long)" in result.out
+    assert "long: 1 items skipped" in result.out
+    assert "f32, third: 3 items again by decoding" in result.out
+    assert "Give -o FILE.json" in result.err
+
+
+@pytest.mark.parametrize("kind", ["quiz", "talk", "text"])
+def test_resumed_equals_uninterrupted(
+    kind: str, dejavu: Dejavu, plan: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    what = ("--text", str(folder / "text.txt"), "--window", "40") if kind == "text" else ("--tasks", kind)
+    args = (*what, "--plan", plan, "--max-tokens", "6", "--codec", "int8", "--json")
+    whole = dejavu(*args, "-o", str(tmp_path / "whole.json"))
+    assert whole.code == 0
+    name = {"quiz": "score", "text": "measure_window"}.get(kind, "_generate")
+    work, calls = getattr(suite, name), []
+
+    def interrupted(*a: Any, **k: Any) -> Any:
+        calls.append(1)
+        if len(calls) == (1 if kind == "talk" else 2):
+            raise KeyboardInterrupt
+        return work(*a, **k)
+
+    output = tmp_path / "part.json"
+    with monkeypatch.context() as patched:
+        patched.setattr(suite, name, interrupted)
+        stopped = dejavu(*args[:-1], "-o", str(output))
+    assert stopped.code == 130
+    assert "run it again with --resume" in stopped.err
+    assert not output.exists()
+    again = dejavu(*args[:-1], "-o", str(output))
+    assert again.code == 8
+    assert "interrupted run" in again.err
+    journal = tmp_path / "part.items.jsonl"
+    before = len(items(journal))
+    with journal.open("a") as stream:
+        stream.write('{"run": "cut o')  # what a kill leaves
+    resumed = dejavu(*args, "-o", str(output), "--resume")
+    assert resumed.code == 0
+    assert figures(resumed.json) == figures(whole.json)
+    assert items(journal) == items(tmp_path / "whole.items.jsonl")
+    assert (before > 0) == (kind != "talk")
+    # a finished run is read from its items alone
+    with monkeypatch.context() as patched:
+        patched.setattr(suite, name, None)
+        assert figures(dejavu(*args, "-o", str(output), "--resume").json) == figures(whole.json)
+    # another plan is another run: nothing of this one's is taken for it
+    dejavu(*args, "-o", str(output), "--resume", "--plan", "off")
+    assert len(items(journal)) == 2 * len(items(tmp_path / "whole.items.jsonl"))
+
+
+def test_shards_add_up(dejavu: Dejavu, folder: Path, tmp_path: Path) -> None:
+    args = ("--tasks", "quiz,cloze", "--text", str(folder / "text.txt"), "--window", "30", "--json")
+    whole = dejavu(*args).json
+    lines = []
+    for part in (1, 2, 3):
+        output = tmp_path / f"{part}.json"
+        found = dejavu(*args, "--shard", f"{part}/3", "-o", str(output))
+        assert found.json["runs"][0]["tasks"]["cloze"]["items"] == (3 if part == 1 else 2)
+        lines.append(output.with_suffix(".items.jsonl").read_text())
+    (tmp_path / "all.items.jsonl").write_text("".join(lines))
+    merged = dejavu(*args, "-o", str(tmp_path / "all.json"), "--resume")
+    assert merged.code == 0
+    assert "".join(lines) == (tmp_path / "all.items.jsonl").read_text()  # nothing was left to do
+    for name in ("quiz", "cloze"):
+        for metric, value in whole["runs"][0]["tasks"][name]["metrics"].items():
+            assert merged.json["runs"][0]["tasks"][name]["metrics"][metric] == pytest.approx(value, rel=1e-4)
+    for metric, value in whole["runs"][0]["texts"]["text.txt"]["metrics"].items():
+        assert merged.json["runs"][0]["texts"]["text.txt"]["metrics"][metric] == pytest.approx(
+            value, rel=1e-4
+        )
+
+
+def test_divergence_is_left_out_for_the_base_itself(dejavu: Dejavu, folder: Path, plan: str) -> None:
+    text = ("--text", str(folder / "text.txt"), "--json")
+    assert set(dejavu(*text).json["runs"][0]["texts"]["text.txt"]["metrics"]) == {"perplexity"}
+    assert (
+        dejavu(*text, "--plan", plan, "--base-codec", "off").json["runs"][0]["texts"]["text.txt"]["base"]
+        is None
+    )
+    found = dejavu(*text, "--plan", plan).json["runs"][0]["texts"]["text.txt"]
+    assert found["base"] == "f32"
+    assert found["metrics"]["kl_mean"]["value"] > 0
+
+
+def test_spot_check_finds_what_was_scored_wrongly(
+    dejavu: Dejavu, plan: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    args = ("--tasks", "quiz,cloze", "--plan", plan, "--spot-check", "9", "--json")
+    check = dejavu(*args).json["runs"][0]["spot_check"]
+    assert check["items"] == 9
+    assert check["max_difference"] < 1e-3
+    assert check["changed"] == 0
+    work = suite.score
+    monkeypatch.setattr(suite, "score", lambda *a, sparse: work(*a, sparse=False))
+    wrong = dejavu(*args).json["runs"][0]["spot_check"]
+    assert wrong["max_difference"] > 0.1
+    assert wrong["task"] in ("quiz", "cloze")
+    many = dejavu(*args[:-3], "--spot-check", "1000", "--limit", "3", "--json").json["runs"][0]["spot_check"]
+    assert many["items"] == 6
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ((), "nothing to evaluate"),
+        (("--tasks", "nonsense"), "there are: cloze, long, quiz, talk"),
+        (("--tasks", "quiz", "--shard", "2"), "--shard 2"),
+        (("--tasks", "quiz", "--shard", "3/2"), "shard 3/2"),
+        (("--tasks", "quiz", "--resume"), "--resume without --output"),
+        (("--tasks", "quiz", "--base-codec", "int3"), "--base-codec int3"),
+        (("--tasks", "quiz", "--plan", "nowhere"), "nowhere"),
+        (("--tasks", "talk", "--spot-check", "2"), "spot check"),
+        (("--text", "TEXT", "--window", "1"), "window of 1"),
+        (("--text", "TEXT", "--window", "101"), "choose 2 to 100"),
+        (("--text", "TEXT", "--tokens", "-1"), "-1 tokens"),
+    ],
+)
+def test_bad_input(dejavu: Dejavu, folder: Path, args: tuple[str, ...], message: str) -> None:
+    args = tuple(str(folder / "text.txt") if a == "TEXT" else a for a in args)
+    result = dejavu(*args)
+    assert result.code in (8, 10)
+    assert message in result.err
+    assert "fix: " in result.err
+
+
+def test_damaged_or_unwritable_journal(dejavu: Dejavu, tmp_path: Path) -> None:
+    (tmp_path / "a.items.jsonl").write_text('{"run": "x"}\n')
+    result = dejavu("--tasks", "quiz", "-o", str(tmp_path / "a.json"), "--resume")
+    assert result.code == 8
+    assert "a.items.jsonl:1: not a finished item" in result.err
+    (tmp_path / "file").write_text("")
+    result = dejavu("--tasks", "quiz", "-o", str(tmp_path / "file" / "a.json"))
+    assert result.code == 7
+    assert "cannot write" in result.err
+
+
+def test_generation_metrics_of_what_generate_writes(
+    dejavu: Dejavu, tiny: Path, folder: Path, tmp_path: Path
+) -> None:
+    from dejavu import LLM, SamplingParams
+
+    output = tmp_path / "talk.json"
+    found = dejavu("--tasks", "talk", "--max-tokens", "6", "-o", str(output), "--json").json
+    with LLM.from_pretrained(str(tiny), codec="f32", kv_dtype="f32", plan="off") as llm:
+        rows = [json.loads(line) for line in (folder / "talk.jsonl").read_text().splitlines()]
+        texts = [
+            llm.generate(r["prompt"], SamplingParams(temperature=0, max_tokens=6, stop=r["stop"])).text
+            for r in rows
+        ]
+    assert [x["text"] for x in items(output.with_suffix(".items.jsonl")).values()] == texts
+    metrics = found["runs"][0]["tasks"]["talk"]["metrics"]
+    assert metrics["exact_match"]["value"] == 0
+    assert found["runs"][0]["tasks"]["talk"]["items"] == 5
