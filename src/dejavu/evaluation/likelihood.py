@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from dejavu.evaluation.encoding import Prompt
     from dejavu.executor import Executor
 
+GROUP = 16
+"""Items that are scored together, and lost together by an interruption. Always the same ones, for the same rounding."""
+
 SEQUENCES = 32
 """Most sequences of one call: each has a cache, which holds whole blocks of positions."""
 

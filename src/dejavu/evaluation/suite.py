@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from dejavu.errors import InputError
 from dejavu.evaluation.divergence import cut, measure_window, text_metrics
 from dejavu.evaluation.encoding import encode_item
-from dejavu.evaluation.likelihood import Score, pack, score
+from dejavu.evaluation.likelihood import GROUP, Score, pack, score
 from dejavu.evaluation.metrics import Estimate, choice_metrics, cloze_metrics, generation_metrics
 from dejavu.evaluation.perplexity import encode_documents
 from dejavu.sampling import SamplingParams
@@ -29,9 +29,6 @@ if TYPE_CHECKING:
     from dejavu.executor import Executor
     from dejavu.llm import LLM
     from dejavu.tokenizer import Tokenizer
-
-GROUP = 16
-"""Most items that are scored, and lost by an interruption, together."""
 
 
 @dataclass(frozen=True)
