@@ -8,7 +8,21 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from dejavu.cli import analyze, bench, chat, env, eval, generate, info, perplexity, plan, pull, stored, train
+from dejavu.cli import (
+    adapt,
+    analyze,
+    bench,
+    chat,
+    env,
+    eval,
+    generate,
+    info,
+    perplexity,
+    plan,
+    pull,
+    stored,
+    train,
+)
 from dejavu.cli.output import UNEXPECTED_EXIT_CODE, print_error, print_unexpected
 from dejavu.errors import DejavuError
 
@@ -62,6 +76,7 @@ app.command("rm")(stored.remove)
 app.command("info")(info.info)
 app.command("env")(env.env)
 app.command("train")(train.train)
+app.command("adapt")(adapt.adapt)
 app.command("perplexity")(perplexity.perplexity)
 app.command("eval")(eval.evaluate)
 app.command("bench")(bench.bench)

@@ -109,7 +109,7 @@ def staged_folder(path: Path) -> Iterator[Path]:
         with disk_errors(path):
             yield temporary
         with disk_errors(path, everything=True):
-            for file in temporary.iterdir():
+            for file in filter(Path.is_file, temporary.rglob("*")):
                 with file.open("rb") as stream:
                     os.fsync(stream.fileno())
             _rename_folder(temporary, path)

@@ -9,6 +9,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from dejavu.errors import CacheError, InputError, ModelFormatError
+from dejavu.models.safetensors_writer import write_safetensors
 from dejavu.models.store import atomic_write
 
 if TYPE_CHECKING:
@@ -26,11 +27,9 @@ def save_checkpoint(path: Path, arrays: Arrays, state: dict[str, Any]) -> None:
     Raises:
         CacheError: it cannot be written (disk full, ...); the checkpoint before it is still there.
     """
-    from safetensors.numpy import save
-
     try:
         with atomic_write(path) as stream:
-            stream.write(save(arrays, metadata={"state": json.dumps(state)}))
+            write_safetensors(stream, arrays, {"state": json.dumps(state)})
     except CacheError as error:
         raise CacheError(
             str(error.args[0]), fix="make room, then run the same command again with --resume"

@@ -8,13 +8,19 @@ from typing import Any
 from dejavu.errors import DejavuError
 
 
-def import_torch() -> Any:
-    """The torch module. Raises `DejavuError` where it is not installed."""
+def import_torch(
+    what: str = "training low-rank predictors",
+    otherwise: str = ", or use --selector sketch, which needs no training",
+) -> Any:
+    """The torch module.
+
+    Raises:
+        DejavuError: it is not installed; `what` needs it, and `otherwise` is a way without.
+    """
     try:
         importlib.import_module("safetensors")
         return importlib.import_module("torch")
     except ImportError as error:
         raise DejavuError(
-            f"training low-rank predictors needs torch ({error})",
-            fix="pip install 'dejavu-llm[train]', or use --selector sketch, which needs no training",
+            f"{what} needs torch ({error})", fix=f"pip install 'dejavu-llm[train]'{otherwise}"
         ) from error

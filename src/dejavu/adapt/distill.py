@@ -1,0 +1,295 @@
+"""`distill`: the loop that teaches a model to predict as before while it runs only the neurons its masks let through."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from dejavu.adapt.model import Batch
+from dejavu.adapt.student import Losses
+from dejavu.errors import InputError, NumericsError
+from dejavu.training.checkpoint import load_checkpoint, save_checkpoint
+from dejavu.training.stream import Position
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
+
+    from dejavu.adapt.masks import PlanMasks
+    from dejavu.adapt.options import AdaptOptions
+    from dejavu.adapt.student import Student
+    from dejavu.training.stream import Piece, TokenStream
+
+ANNEAL = 0.05
+"""Share of the run in which densities fall from 1 to their targets."""
+EVALUATE_STEPS = 50
+CHECKPOINT_STEPS = 100
+VALIDATION_TOKENS = 4096
+FINAL_VALIDATION_TOKENS = 16_384
+SETTLE_TOKENS = 16_384
+"""Text over which the final thresholds are taken."""
+MIN_TOKENS = 2048
+"""Shortest text that is learned from."""
+_SMOOTH = 0.05  # of the divergence that is reported
+
+
+@dataclass(frozen=True)
+class Point:
+    """Where a run stood."""
+
+    tokens: int
+    seconds: float
+    loss: float
+    """On the text that is learned from, smoothed; nats per token."""
+    divergence: float
+    """Of the masked model from the dense original on held-out text: forward KL, nats per token."""
+    ratio: float
+    """Perplexity on held-out text, over that of the dense original."""
+    density: float
+    """Mean over layers."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Masked against dense on held-out text; see `Point`."""
+
+    ratio: float
+    divergence: float
+    densities: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class State:
+    """Where a run stands, for its reader."""
+
+    done: float
+    """Share of the run."""
+    tokens: int
+    tokens_per_s: float
+    loss: float
+    densities: Sequence[float]
+    held_out: Point
+
+    def __str__(self) -> str:
+        mean = sum(self.densities) / len(self.densities)
+        return (
+            f"{self.tokens} tokens, {self.tokens_per_s:.0f}/s, KL {self.loss:.4f}, density {mean:.3f} "
+            f"({min(self.densities):.2f}-{max(self.densities):.2f}), held-out KL {self.held_out.divergence:.4f}, "
+            f"ppl ratio {self.held_out.ratio:.4f}"
+        )
+
+
+@dataclass(frozen=True)
+class Distilled:
+    """What came of a run; the weights are the student's."""
+
+    curve: tuple[Point, ...]
+    """The first one is before any training, with the masks at their targets; the last one has the final thresholds."""
+    final: Measured
+    """On other held-out text."""
+    turns: float
+    """Times through the text."""
+
+
+def distill(
+    student: Student,
+    masks: PlanMasks,
+    stream: TokenStream,
+    options: AdaptOptions,
+    *,
+    checkpoint: Path,
+    resume: bool = False,
+    settings: dict[str, Any],
+    report: Callable[[State], None] = lambda _: None,
+) -> Distilled:
+    """Train `student` under `masks`.
+
+    Args:
+        student: learns.
+        masks: on its weights.
+        stream: the text.
+        options: how long, and how.
+        checkpoint: file that is written every `CHECKPOINT_STEPS` steps and at the end; remove it when the result is safe.
+        resume: go on from `checkpoint`. With `options.tokens` the result is that of a run that was not interrupted.
+        settings: what must be equal for that; kept in the checkpoint.
+        report: told of every step.
+
+    Raises:
+        InputError: too little text, or a checkpoint that is missing, in the way, or of other settings.
+        NumericsError: the divergence is no longer finite; the last checkpoint stays.
+        CacheError: the checkpoint cannot be written.
+    """
+    if not resume and checkpoint.exists():
+        raise InputError(
+            f"{checkpoint} is left of an interrupted run",
+            fix="add --resume to go on with it, or delete it to start anew",
+        )
+    stream.require(MIN_TOKENS)
+    run = _Run(student, masks, stream, options, checkpoint, settings)
+    if resume:
+        run.resume()
+    else:
+        run.begin()
+    run.learn(report)
+    return run.finish()
+
+
+class _Run:
+    def __init__(
+        self,
+        student: Student,
+        masks: PlanMasks,
+        stream: TokenStream,
+        options: AdaptOptions,
+        checkpoint: Path,
+        settings: dict[str, Any],
+    ) -> None:
+        self._student = student
+        self._masks = masks
+        self._stream = stream
+        self._options = options
+        self._checkpoint = checkpoint
+        self._settings = settings
+        self._held_out = _Validation(student, stream.validation(VALIDATION_TOKENS), options.batch_tokens)
+        self._tokens = 0
+        self._position = Position()
+        self._loss = 0.0
+        self._before = 0.0  # seconds of the runs before this one
+        self._started = time.perf_counter()
+        self._curve: list[Point] = []
+
+    def begin(self) -> None:
+        """Note what the masks cost before anything is learned."""
+        self._settle(self._options.batch_tokens)
+        self._note()
+        self._masks.restart()
+
+    def resume(self) -> None:
+        """Take up where the checkpoint was written."""
+        arrays, state = load_checkpoint(self._checkpoint, self._settings)
+        self._student.restore(arrays, state["steps"])
+        self._tokens, self._position = state["tokens"], Position(**state["position"])
+        self._loss, self._before = state["loss"], state["seconds"]
+        self._masks.thresholds = state["thresholds"]
+        self._curve = [Point(**point) for point in state["curve"]]
+        self._masks.refresh_all()
+
+    def learn(self, report: Callable[[State], None]) -> None:
+        student, masks = self._student, self._masks
+        learned, began = 0, time.perf_counter()
+        for pieces, after in self._stream.batches(self._options.batch_tokens, self._position):
+            done = self._done
+            if done >= 1:
+                break
+            batch = Batch.of(pieces)
+            with masks.learning(min(done / ANNEAL, 1.0)):
+                loss = student.step(batch, masks, done)
+            if not math.isfinite(loss):
+                kept = f"; {self._checkpoint} holds the state before" if self._checkpoint.exists() else ""
+                raise NumericsError(
+                    f"the divergence is no longer finite after {self._tokens} tokens{kept}",
+                    fix="adapt with a smaller --learning-rate; check the weights with `dejavu info MODEL`",
+                )
+            first = student.steps == 1
+            self._loss += (1.0 if first else _SMOOTH) * (loss - self._loss)
+            self._tokens, self._position = self._tokens + len(batch.tokens), after
+            learned += len(batch.tokens)
+            masks.refresh(student.steps % len(masks.selectors))
+            densities = tuple(masks.densities)
+            if student.steps % EVALUATE_STEPS == 0:
+                self._note()
+            if student.steps % CHECKPOINT_STEPS == 0:
+                self._save()
+            rate = learned / (time.perf_counter() - began)
+            report(
+                State(
+                    min(self._done, 1.0),
+                    self._tokens,
+                    rate,
+                    self._loss,
+                    densities,
+                    self._curve[-1],
+                )
+            )
+        self._save()
+
+    def finish(self) -> Distilled:
+        """Settle the thresholds for the final weights, and measure on more text."""
+        self._settle(SETTLE_TOKENS)
+        self._note()
+        pieces = self._stream.validation(FINAL_VALIDATION_TOKENS, skip=VALIDATION_TOKENS)
+        last = _Validation(self._student, pieces, self._options.batch_tokens) if pieces else self._held_out
+        return Distilled(tuple(self._curve), last.measure(self._masks), self._stream.turns(self._position))
+
+    def _settle(self, tokens: int) -> None:
+        self._masks.refresh_all()
+        with self._masks.settling():
+            for batch in _batches(next(self._stream.batches(tokens))[0], self._options.batch_tokens):
+                self._student.run(batch, self._masks)
+
+    def _note(self) -> None:
+        found = self._held_out.measure(self._masks)
+        density = sum(found.densities) / len(found.densities)
+        self._curve.append(
+            Point(self._tokens, self._seconds, self._loss, found.divergence, found.ratio, density)
+        )
+
+    def _save(self) -> None:
+        self._masks.refresh_all()  # as a run that resumes has to
+        state = {
+            "settings": self._settings,
+            "steps": self._student.steps,
+            "tokens": self._tokens,
+            "position": dataclasses.asdict(self._position),
+            "loss": self._loss,
+            "seconds": self._seconds,
+            "thresholds": self._masks.thresholds,
+            "curve": [dataclasses.asdict(point) for point in self._curve],
+        }
+        save_checkpoint(self._checkpoint, self._student.arrays(), state)
+
+    @property
+    def _seconds(self) -> float:
+        return self._before + time.perf_counter() - self._started
+
+    @property
+    def _done(self) -> float:
+        if self._options.tokens is not None:
+            return self._tokens / self._options.tokens
+        return self._seconds / (3600 * (self._options.hours or 1.0))
+
+
+class _Validation:
+    """Held-out text, with what the dense original says of it."""
+
+    def __init__(self, student: Student, pieces: Sequence[Piece], tokens: int) -> None:
+        self._student = student
+        self._batches = list(_batches(pieces, tokens))
+        self._targets = [student.run(batch, None) for batch in self._batches]
+
+    def measure(self, masks: PlanMasks) -> Measured:
+        """Run `masks` over it."""
+        total, seen = Losses(0, 0.0, 0.0, 0.0), 0
+        densities = [0.0] * len(masks.selectors)
+        for batch, target in zip(self._batches, self._targets, strict=True):
+            total += self._student.measure(batch, target, masks)
+            seen += len(batch.tokens)
+            for layer, density in enumerate(masks.densities):
+                densities[layer] += density * len(batch.tokens)
+        ratio = math.exp(min((total.masked - total.dense) / total.tokens, 700.0))
+        return Measured(ratio, total.divergence / total.tokens, tuple(d / seen for d in densities))
+
+
+def _batches(pieces: Sequence[Piece], tokens: int) -> Iterator[Batch]:
+    """Pieces as batches of at least `tokens` tokens, but for the last."""
+    found: list[Piece] = []
+    for piece in pieces:
+        found.append(piece)
+        if sum(map(len, found)) >= tokens:
+            yield Batch.of(found)
+            found = []
+    if found:
+        yield Batch.of(found)

@@ -1,0 +1,259 @@
+"""`Decoder`: the forward pass of `dejavu.reference` in torch, for several documents at once and with gradients.
+
+Documents lie one after the other in a row of n tokens; attention stays within each. Shapes: d = d_model, E = embed_dim,
+H heads, K K/V heads, e = head_dim, f = d_ff, t tokens of one document. Norms and the residual stream are float32,
+products are in the type of the weights.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+import torch
+from torch.nn import functional as nn
+
+from dejavu.errors import UnsupportedModelError
+from dejavu.models.alibi import alibi_slopes
+from dejavu.models.rope import depends_on_length, is_local, tables
+from dejavu.models.tensors import tensor_shapes
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from torch import Tensor
+
+    from dejavu.models.config import Activation, ModelConfig
+    from dejavu.models.weights import Weights
+    from dejavu.training.stream import Piece
+
+    Tensors = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Tokens of documents, one after the other."""
+
+    tokens: Tensor
+    """int64 [n]"""
+    lengths: tuple[int, ...]
+    """Tokens of each document; they add up to n."""
+
+    @classmethod
+    def of(cls, pieces: Sequence[Piece]) -> Batch:
+        """Pieces of tokens, each a document."""
+        return cls(torch.from_numpy(np.concatenate(pieces).astype(np.int64)), tuple(map(len, pieces)))
+
+
+class Masks(Protocol):
+    """Decides which neurons run."""
+
+    def __call__(self, layer: int, block: Block) -> Tensor:
+        """`block.hidden` [n, f] with zeros where a neuron does not run."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """What an MLP knows before its last product."""
+
+    decoder: Decoder
+    inputs: Sequence[Tensor]
+    """Of this layer and those before it: the residual stream entering the MLP, float32 [n, d]."""
+    y: Tensor
+    """Its normed input [n, d]."""
+    gate: Tensor
+    """act(g); ungated: as `hidden` [n, f]."""
+    hidden: Tensor
+    """act(g) * u; ungated: act(u) [n, f]."""
+
+
+def read_tensors(config: ModelConfig, weights: Weights) -> dict[str, Tensor]:
+    """All tensors of a model, float32."""
+    return {name: torch.from_numpy(weights.read(name)) for name in tensor_shapes(config)}
+
+
+def is_linear(name: str) -> bool:
+    """Whether a tensor belongs to a product, which runs in the type that was chosen; the others stay float32."""
+    return "norm" not in name and not name.startswith("embed.") and not name.startswith("head.")
+
+
+class Decoder:
+    """One decoder for all families.
+
+    Args:
+        config: the model.
+        tensors: by dejavu's names; linears in the type of the products, everything else float32.
+
+    Raises:
+        UnsupportedModelError: RoPE frequencies that depend on the length of a text.
+    """
+
+    def __init__(self, config: ModelConfig, tensors: Tensors) -> None:
+        if config.position == "rope" and depends_on_length(config):
+            raise UnsupportedModelError(
+                f"{config.family}: models with rope type 'dynamic' cannot be adapted",
+                fix="take another model",
+            )
+        self.config = config
+        self._w = tensors
+        self._slopes = torch.from_numpy(alibi_slopes(config.n_heads)) if config.position == "alibi" else None
+        self._biases: dict[tuple[int, int], Tensor] = {}
+
+    def __call__(
+        self, batch: Batch, masks: Masks | None = None, streams: list[Tensor] | None = None
+    ) -> Tensor:
+        """What the head multiplies, [n, E].
+
+        Args:
+            batch: the documents.
+            masks: which neurons run; None: all.
+            streams: gets the residual stream after each layer, float32 [n, d].
+        """
+        c, w = self.config, self._w
+        positions = torch.cat([torch.arange(t) for t in batch.lengths])  # [n]
+        x = w["embed.weight"][batch.tokens] * c.embed_scale  # [n, E]
+        if c.d_embed:
+            x = x @ w["embed.proj_in"].T  # [n, d]
+        if c.position == "learned":
+            x = x + w["embed.position"][positions + c.position_offset]  # [n, d]
+        if c.embed_norm:
+            x = self.norm("embed.norm", x)  # [n, d]
+        turns = self._turns(batch, positions)
+        inputs: list[Tensor] = []
+        for i in range(c.n_layers):
+            x = self._layer(i, x, batch, turns, inputs, masks)  # [n, d]
+            if streams is not None:
+                streams.append(x)
+        if c.final_norm:
+            x = self.norm("final_norm", x)  # [n, d]
+        return x @ w["embed.proj_out"].T if c.d_embed else x
+
+    def norm(self, name: str, x: Tensor) -> Tensor:
+        """[n, d] -> [n, d], float32."""
+        c, weight = self.config, self._w[name + ".weight"]
+        if c.norm == "rms":
+            return _rms_norm(x, weight, c.norm_eps)
+        return nn.layer_norm(x, weight.shape, weight, self._w[name + ".bias"], c.norm_eps)
+
+    def linear(self, name: str, x: Tensor, weight: Tensor | None = None) -> Tensor:
+        """[n, in] -> [n, out], by the tensor of that name or by `weight` in its place."""
+        weight = self._w[name + ".weight"] if weight is None else weight
+        return nn.linear(x.to(weight.dtype), weight, self._w.get(name + ".bias"))
+
+    def _layer(
+        self,
+        i: int,
+        x: Tensor,
+        batch: Batch,
+        turns: Mapping[bool, tuple[Tensor, Tensor]],
+        inputs: list[Tensor],
+        masks: Masks | None,
+    ) -> Tensor:
+        c, p = self.config, f"layers.{i}."
+        if not c.pre_norm:
+            x = self.norm(p + "attn_norm", x + self._attention(i, x, batch, turns))
+            inputs.append(x)
+            return self.norm(p + "mlp_norm", x + self._mlp(i, x, inputs, masks))
+        branch = self._attention(i, self.norm(p + "attn_norm", x), batch, turns)
+        if c.post_norms:
+            branch = self.norm(p + "attn_post_norm", branch.float())
+        after = x + branch
+        inputs.append(x if c.parallel_residual else after)
+        branch = self._mlp(i, self.norm(p + "mlp_norm", inputs[i]), inputs, masks)
+        if c.post_norms:
+            branch = self.norm(p + "mlp_post_norm", branch.float())
+        return after + branch
+
+    def _mlp(self, i: int, y: Tensor, inputs: Sequence[Tensor], masks: Masks | None) -> Tensor:
+        c, p = self.config, f"layers.{i}."
+        hidden = gate = activate(self.linear(p + ("gate" if c.gated else "up"), y), c.activation)  # [n, f]
+        if c.gated:
+            hidden = gate * self.linear(p + "up", y)  # [n, f]
+        if masks is not None:
+            hidden = masks(i, Block(self, inputs, y, gate, hidden))  # [n, f]
+        return self.linear(p + "down", hidden)  # [n, d]
+
+    def _attention(
+        self, i: int, y: Tensor, batch: Batch, turns: Mapping[bool, tuple[Tensor, Tensor]]
+    ) -> Tensor:
+        c, p, n = self.config, f"layers.{i}.", len(y)
+        q = self.linear(p + "q", y).view(n, c.n_heads, c.head_dim)  # [n, H, e]
+        k = self.linear(p + "k", y).view(n, c.n_kv_heads, c.head_dim)  # [n, K, e]
+        v = self.linear(p + "v", y).view(n, c.n_kv_heads, c.head_dim)  # [n, K, e]
+        if c.qk_norm:
+            q = _rms_norm(q.float(), self._w[p + "q_norm.weight"], c.norm_eps).to(v.dtype)
+            k = _rms_norm(k.float(), self._w[p + "k_norm.weight"], c.norm_eps).to(v.dtype)
+        if c.position == "rope":
+            cos, sin = turns[is_local(c, i)]
+            q, k = _rotate(q, cos, sin), _rotate(k, cos, sin)
+        shared = c.n_heads // c.n_kv_heads
+        if shared > 1:
+            k, v = k.repeat_interleave(shared, dim=1), v.repeat_interleave(shared, dim=1)  # [n, H, e]
+        documents = zip(
+            *(torch.split(x, list(batch.lengths)) for x in (q, k, v)), strict=True
+        )  # [t, H, e] each
+        mixed = torch.cat([self._attend(i, *document) for document in documents])  # [n, H, e]
+        return self.linear(p + "o", mixed.reshape(n, -1))  # [n, d]
+
+    def _attend(self, i: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """One document, causally: [t, H, e] -> [t, H, e]."""
+        c = self.config
+        q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))  # [1, H, t, e]
+        window = c.sliding_window if c.windowed(i) else 0
+        if c.attn_softcap:
+            scores = (q @ k.transpose(-1, -2)).float() * c.scale  # [1, H, t, t]
+            scores = c.attn_softcap * torch.tanh(scores / c.attn_softcap) + self._bias(q.shape[2], window)
+            mixed = scores.softmax(dim=-1).to(v.dtype) @ v  # [1, H, t, e]
+        elif window or self._slopes is not None:
+            bias = self._bias(q.shape[2], window).to(q.dtype)
+            mixed = nn.scaled_dot_product_attention(q, k, v, bias, scale=c.scale)
+        else:
+            mixed = nn.scaled_dot_product_attention(q, k, v, is_causal=True, scale=c.scale)
+        return mixed[0].transpose(0, 1)
+
+    def _bias(self, t: int, window: int) -> Tensor:
+        """Added to the scores of t tokens: what is not seen, and ALiBi; [1 or H, t, t]."""
+        if (t, window) not in self._biases:
+            here, there = torch.arange(t)[:, None], torch.arange(t)[None, :]
+            seen = (there <= here) & (there > here - (window or t))  # [t, t]
+            bias = torch.zeros(1, t, t).masked_fill(~seen, -math.inf)
+            if self._slopes is not None:
+                bias = bias + self._slopes[:, None, None] * (there - here)  # [H, t, t]
+            self._biases[t, window] = bias
+        return self._biases[t, window]
+
+    def _turns(self, batch: Batch, positions: Tensor) -> dict[bool, tuple[Tensor, Tensor]]:
+        """Cos and sin of RoPE [n, 1, r/2], by `is_local`."""
+        c = self.config
+        if c.position != "rope":
+            return {}
+        kinds = {is_local(c, i) for i in range(c.n_layers)}
+        span = np.arange(max(batch.lengths), dtype=np.int64)
+        found = {}
+        for local in kinds:
+            cos, sin = (torch.from_numpy(x)[positions][:, None] for x in tables(c, span, local=local))
+            found[local] = cos, sin
+        return found
+
+
+def activate(x: Tensor, kind: Activation) -> Tensor:
+    """The MLP's activation."""
+    if kind == "relu":
+        return nn.relu(x)
+    if kind == "silu":
+        return nn.silu(x)
+    return nn.gelu(x, approximate="none" if kind == "gelu" else "tanh")
+
+
+def _rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    return x * torch.rsqrt(x.square().mean(dim=-1, keepdim=True) + eps) * weight
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """[n, heads, e] with cos and sin [n, 1, r/2]; see `dejavu.reference.ops.rotate`."""
+    half = cos.shape[-1]
+    a, b, rest = x[..., :half].float(), x[..., half : 2 * half].float(), x[..., 2 * half :]
+    turned = torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1).to(x.dtype)
+    return torch.cat([turned, rest], dim=-1) if rest.shape[-1] else turned

@@ -1,0 +1,129 @@
+"""dejavu adapt."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from dejavu.cli import options
+from dejavu.cli.output import print_fields, print_json, print_note
+
+
+class LossChoice(str, Enum):
+    """Values of --loss."""
+
+    forward = "forward-kl"
+    reverse = "reverse-kl"
+    mixed = "mixed"
+
+
+class PlaneCodec(str, Enum):
+    """Values of --codec: those with bit planes."""
+
+    int8 = "int8"
+    int4 = "int4"
+
+
+def adapt(
+    model: options.Model,
+    text: Annotated[
+        list[Path],
+        typer.Option(help='A .jsonl file of lines with a "text" field, or a .txt file; may be repeated.'),
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the adapted model.")],
+    density: Annotated[
+        float | None, typer.Option(help="Share of the neurons that a token runs in each layer, such as 0.33.")
+    ] = None,
+    plan: Annotated[
+        Path | None,
+        typer.Option(help="Or: a plan of this model, whose selectors and densities to adapt to."),
+    ] = None,
+    bits: Annotated[int, typer.Option(min=2, max=4, help="Leading bits that neurons are chosen by.")] = 3,
+    loss: Annotated[
+        LossChoice, typer.Option(help="Between the predictions of the dense and the masked model.")
+    ] = LossChoice.forward,
+    match_hidden: Annotated[
+        float, typer.Option(help="Weight of the distance between their residual streams; 0: none.")
+    ] = 0.0,
+    hours: Annotated[float | None, typer.Option(help="How long to train.")] = None,
+    tokens: Annotated[int | None, typer.Option(min=1, help="Or: on how many tokens.")] = None,
+    learning_rate: Annotated[float, typer.Option(help="At its highest, of the MLPs.")] = 2e-4,
+    batch_tokens: Annotated[int, typer.Option(min=1, help="Tokens of a step, at least.")] = 1024,
+    codec: Annotated[PlaneCodec, typer.Option(help="Codec that the model will run in.")] = PlaneCodec.int8,
+    seed: Annotated[int, typer.Option(min=0, help="Of the split of the text and its order.")] = 0,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
+    threads: options.Threads = None,
+    offline: options.Offline = False,
+    json: options.Json = False,
+) -> None:
+    """Teach a model to live with sparse MLPs: distil it from itself under the masks that it will run on.
+
+    Writes a folder in Hugging Face layout with the plan beside the weights, a model card with the recipe and the curve,
+    and what the native engine measured on held-out text.
+    """
+    from dejavu.training.missing import import_torch
+
+    import_torch("adapting a model", "")
+    from dejavu.adapt.options import AdaptOptions
+    from dejavu.adapt.recipe import adapt_model
+    from dejavu.cli.progress import make_progress, stage_bars
+    from dejavu.engine.native import default_threads
+    from dejavu.models.loading import open_model
+    from dejavu.models.sources import resolve
+    from dejavu.plan import AccessPlan
+    from dejavu.tokenizer import Tokenizer
+    from dejavu.training.corpus import Corpus
+
+    wanted = AdaptOptions(
+        density=density,
+        plan=AccessPlan.load(plan) if plan else None,
+        bits=bits,
+        codec=codec.value,
+        loss=loss.value,
+        match_hidden=match_hidden,
+        hours=hours,
+        tokens=tokens,
+        learning_rate=learning_rate,
+        batch_tokens=batch_tokens,
+        seed=seed,
+    )
+    corpus = Corpus(text, seed=seed)
+    path = resolve(model, offline=offline or None, progress=make_progress(quiet=json))
+    opened = open_model(path)
+    try:
+        with stage_bars(quiet=json) as progress:
+            evidence = adapt_model(
+                opened,
+                Tokenizer.from_model(opened),
+                corpus,
+                wanted,
+                output,
+                model=model,
+                resume=resume,
+                threads=threads or default_threads(),
+                command=shlex.join(["dejavu", *sys.argv[1:]]),
+                progress=progress,
+            )
+    finally:
+        opened.close()
+    if json:
+        print_json({"model": model, "output": str(output), **evidence})
+        return
+    print_fields(_summary(evidence))
+    folder = shlex.quote(str(output))
+    print_note(f"next: dejavu generate {folder} --codec {codec.value} --plan {folder}/plan")
+
+
+def _summary(evidence: dict[str, Any]) -> dict[str, str]:
+    native, first = evidence["native"], evidence["curve"][0]
+    return {
+        "perplexity ratio": f"{native['ppl_ratio']:.4f} on {native['tokens']} held-out tokens, native engine",
+        "before": f"{first['ratio']:.4f} with the same kind of masks",
+        "density": f"{native['density']:.3f}",
+        "tokens": f"{evidence['tokens']} in {evidence['seconds'] / 60:.0f} minutes",
+    }
