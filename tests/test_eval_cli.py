@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -94,6 +95,7 @@ def test_figures_equal_the_reference(dejavu: Dejavu, tiny: Path, folder: Path, p
     found = dejavu("--tasks", "quiz,cloze", "--plan", "off", "--plan", plan, "--json").json
     model, tokenizer = open_model(tiny), Tokenizer.from_folder(tiny)
     executor = ReferenceExecutor(model.config, model.weights)
+    verdicts = []
     for record, sparse in zip(found["runs"], (False, True), strict=True):
         executor.set_plan(AccessPlan.load(plan))
         hits = []
@@ -104,6 +106,7 @@ def test_figures_equal_the_reference(dejavu: Dejavu, tiny: Path, folder: Path, p
             if number not in (4, 25):
                 logprobs = [direct(executor, context, c, sparse=sparse)[0] for c in choices]
                 hits.append(int(np.argmax(logprobs)) == item["gold"])
+        verdicts.append(np.array(hits, float))
         quiz = record["tasks"]["quiz"]
         assert quiz["items"] == len(hits) == 38
         assert quiz["skipped"] == [{"line": 5, "reason": "too long"}, {"line": 26, "reason": "too long"}]
@@ -120,6 +123,13 @@ def test_figures_equal_the_reference(dejavu: Dejavu, tiny: Path, folder: Path, p
         assert perplexity == pytest.approx(np.exp(-np.mean(logprobs)), rel=1e-3)
     model.close()
     dense, sparse = found["runs"]
+    change = verdicts[1] - verdicts[0]
+    difference = sparse["difference"]["quiz"]["acc"]
+    assert difference["value"] == pytest.approx(change.mean())
+    assert difference["stderr"] == pytest.approx(change.std(ddof=1) / np.sqrt(38))
+    both = [run["average"]["value"] for run in (dense, sparse)]
+    assert sparse["difference"]["average"]["acc"]["value"] == pytest.approx(both[1] - both[0])
+    assert "difference" not in dense
     assert (dense["name"], sparse["name"]) == ("f32", "f32, third")
     assert dense["key"] != sparse["key"]
     # of 48 neurons, the density rounds up
@@ -132,12 +142,22 @@ def test_table(dejavu: Dejavu, plan: str, folder: Path) -> None:
         *("--plan", "off", "--plan", plan, "--spot-check", "3", "--max-tokens", "4"),
     )
     assert result.code == 0, result.err
-    for words in ("38 items", "acc_norm", "exact_match", "150 tokens", "kl_p99.9", "f32, third", " ± 0."):
+    for words in (
+        "acc_norm",
+        "exact_match",
+        "150 ",
+        "kl_p99.9",
+        "difference",
+        "third",
+        " ± 0.",
+    ):
         assert words in result.out
+    assert re.search(r"quiz +acc +38 ", result.out)
     assert "quiz: 2 items skipped (line 5 too long, line 26 too long)" in result.out
     assert "long: 1 items skipped" in result.out
     assert "f32, third: 3 items again by decoding" in result.out
     assert "Give -o FILE.json" in result.err
+    assert ("bleu" in result.out) != ("no BLEU: pip install" in result.err)
 
 
 @pytest.mark.parametrize("kind", ["quiz", "talk", "text"])

@@ -201,11 +201,11 @@ def test_macro_f1() -> None:
 
 
 def test_cloze_metrics() -> None:
-    found = cloze_metrics([[Score(-1.0, True)], [Score(-3.0, False)]])
+    found = cloze_metrics([Score(-1.0, True), Score(-3.0, False)])
     assert found["acc"].value == 0.5
     assert found["perplexity"].value == pytest.approx(math.exp(2))
     assert found["perplexity"].stderr == pytest.approx(math.exp(2) * 1.0)
-    assert cloze_metrics([[Score(-1e4, True)]])["perplexity"].value == math.inf
+    assert cloze_metrics([Score(-1e4, True)])["perplexity"].value == math.inf
 
 
 def test_generation_metrics() -> None:

@@ -134,7 +134,7 @@ def evaluate(
     runs: list[dict[str, Any]] = []
     with ExitStack() as stack:
         journal = stack.enter_context(Journal(items, resume=resume))
-        base = None
+        base, first = None, None
         for number, wanted in enumerate(plan or ["off"], start=1):
             with (
                 open_llm(str(path), codec=CodecName(chosen), plan=wanted, **shared) as llm,
@@ -145,7 +145,7 @@ def evaluate(
                     base_llm = open_llm(str(path), codec=CodecName(base_codec), plan="off", **shared)
                     base = stack.enter_context(base_llm)
                 try:
-                    record = evaluate(
+                    run = evaluate(
                         llm,
                         Setting(fingerprint, chosen, kv.value, executor.value, plan_digest(llm.plan)),
                         workload,
@@ -158,7 +158,9 @@ def evaluate(
                     if items is not None:
                         print_note(f"stopped; finished items are in {items}: run it again with --resume")
                     raise
-            runs.append({"name": _name(chosen, wanted, llm.plan)} | record)
+            first = first or run
+            difference = {} if run is first else {"difference": run.minus(first)}
+            runs.append({"name": _name(chosen, wanted, llm.plan)} | run.record | difference)
     document = {
         "schema": SCHEMA,
         "kind": "eval",
@@ -178,6 +180,9 @@ def evaluate(
         print_json(document)
         return
     print_results(document)
+    generated = [t["metrics"] for t in runs[0]["tasks"].values() if t["kind"] == "generation"]
+    if any("bleu" not in metrics for metrics in generated):
+        print_note("no BLEU: pip install sacrebleu, or 'dejavu-llm[eval]'")
     if output is None:
         print_note("Give -o FILE.json to keep the results, and to be able to --resume.")
     else:

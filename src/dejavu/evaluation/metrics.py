@@ -39,6 +39,11 @@ def mean(values: Sequence[float] | Sequence[bool]) -> Estimate:
     return Estimate(float(array.mean()), float(array.std(ddof=1) / math.sqrt(n)) if n > 1 else None)
 
 
+def means(values: Sequence[Mapping[str, float]]) -> dict[str, Estimate]:
+    """Mean of each figure over items that all have the same ones."""
+    return {name: mean([item[name] for item in values]) for name in values[0]}
+
+
 def mean_per_token(sums: Sequence[float], tokens: Sequence[int]) -> Estimate:
     """Mean over all tokens of pieces whose `sums` and numbers of `tokens` are given.
 
@@ -64,18 +69,19 @@ def choose(item: Item, scores: Sequence[Score], *, per_byte: bool = False) -> in
     return int(np.argmax([score.logprob / size for score, size in zip(scores, sizes, strict=True)]))
 
 
+def choice_values(item: Item, scores: Sequence[Score]) -> dict[str, float]:
+    """Of one item, 0 or 1: acc and acc_norm (per byte)."""
+    picks = {"acc": choose(item, scores), "acc_norm": choose(item, scores, per_byte=True)}
+    return {name: float(pick == item.gold) for name, pick in picks.items()}
+
+
 def choice_metrics(items: Sequence[Item], scores: Sequence[Sequence[Score]]) -> dict[str, Estimate]:
     """acc, acc_norm (per byte); macro_f1 too where all items have the same choices, as labels are."""
-    picks = [choose(item, found) for item, found in zip(items, scores, strict=True)]
-    golds = [item.gold for item in items]
-    by_byte = [choose(item, found, per_byte=True) for item, found in zip(items, scores, strict=True)]
-    metrics = {
-        "acc": mean([pick == gold for pick, gold in zip(picks, golds, strict=True)]),
-        "acc_norm": mean([pick == gold for pick, gold in zip(by_byte, golds, strict=True)]),
-    }
+    metrics = means([choice_values(item, found) for item, found in zip(items, scores, strict=True)])
     labels = {tuple(continuation for _, continuation in item.pairs) for item in items}
     if len(labels) == 1 and len(set(labels.pop())) > 1:
-        metrics["macro_f1"] = Estimate(macro_f1(golds, picks))
+        picks = [choose(item, found) for item, found in zip(items, scores, strict=True)]
+        metrics["macro_f1"] = Estimate(macro_f1([item.gold for item in items], picks))
     return metrics
 
 
@@ -86,21 +92,24 @@ def macro_f1(golds: Sequence[int], picks: Sequence[int]) -> float:
     return float(np.mean([2 * hits[c] / (gold[c] + picked[c]) for c in gold.keys() | picked.keys()]))
 
 
-def cloze_metrics(scores: Sequence[Sequence[Score]]) -> dict[str, Estimate]:
-    """acc: greedy decoding gives the target; perplexity: exp of the mean over items of -log p(target)."""
-    return {
-        "acc": mean([found[0].greedy for found in scores]),
-        "perplexity": exp(mean([-found[0].logprob for found in scores])),
-    }
+def cloze_values(score: Score) -> dict[str, float]:
+    """Of one item: acc, 1 where greedy decoding gives the target."""
+    return {"acc": float(score.greedy)}
+
+
+def cloze_metrics(scores: Sequence[Score]) -> dict[str, Estimate]:
+    """acc; perplexity: exp of the mean over items of -log p(target)."""
+    return means([*map(cloze_values, scores)]) | {"perplexity": exp(mean([-s.logprob for s in scores]))}
+
+
+def generation_values(target: str, text: str) -> dict[str, float]:
+    """exact_match and token f1 of the normalised texts."""
+    return {"exact_match": float(normalise(target) == normalise(text)), "f1": token_f1(target, text)}
 
 
 def generation_metrics(targets: Sequence[str], texts: Sequence[str]) -> dict[str, Estimate]:
-    """exact_match and token f1 of normalised texts, and bleu (of the corpus, 0 to 100) where sacrebleu is installed."""
-    pairs = list(zip(targets, texts, strict=True))
-    metrics = {
-        "exact_match": mean([normalise(target) == normalise(text) for target, text in pairs]),
-        "f1": mean([token_f1(target, text) for target, text in pairs]),
-    }
+    """exact_match and token f1, and bleu (of the corpus, 0 to 100) where sacrebleu is installed."""
+    metrics = means([generation_values(target, text) for target, text in zip(targets, texts, strict=True)])
     bleu = corpus_bleu(targets, texts)
     return metrics if bleu is None else metrics | {"bleu": Estimate(bleu)}
 

@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from dejavu.errors import InputError
-from dejavu.evaluation.metrics import Estimate, average
+from dejavu.evaluation.metrics import Estimate, average, means
 from dejavu.evaluation.perplexity import DEFAULT_WINDOW
 from dejavu.evaluation.spot_check import SpotCheck
 from dejavu.evaluation.suite import (
@@ -19,8 +19,10 @@ from dejavu.evaluation.suite import (
     Subject,
     evaluate_task,
     evaluate_text,
+    item_values,
     prepare_task,
     prepare_text,
+    to_json,
 )
 
 if TYPE_CHECKING:
@@ -92,6 +94,32 @@ def plan_digest(plan: AccessPlan | None) -> str | None:
         return hashlib.sha256((Path(folder) / "plan.json").read_bytes()).hexdigest()
 
 
+@dataclass(frozen=True)
+class Run:
+    """An evaluation of one model."""
+
+    record: dict[str, Any]
+    """JSON-able: key, codec, plan, path, tasks, average (of accuracies), texts, plan_stats, spot_check, seconds."""
+    values: dict[str, list[dict[str, float]]]
+    """Of each task, the figures of each item whose means are metrics."""
+
+    def minus(self, first: Run) -> dict[str, Any]:
+        """Differences to a run of the same items, task by task, JSON-able.
+
+        Items are paired: the standard error is that of their differences, far less than that of the difference of two
+        independent runs.
+        """
+        found = {}
+        for name, items in self.values.items():
+            if items:
+                pairs = list(zip(items, first.values[name], strict=True))
+                found[name] = means([{m: a[m] - b[m] for m in a} for a, b in pairs])
+        differences: dict[str, Any] = {name: to_json(metrics) for name, metrics in found.items()}
+        if "average" in self.record:
+            differences["average"] = to_json({"acc": average(found)})
+        return differences
+
+
 def evaluate(
     llm: LLM,
     setting: Setting,
@@ -101,7 +129,7 @@ def evaluate(
     base: LLM | None = None,
     base_name: str = "",
     begin: Callable[[int], Callable[[int, str], None]],
-) -> dict[str, Any]:
+) -> Run:
     """Evaluate one model, but for what `journal` holds already.
 
     Args:
@@ -112,9 +140,6 @@ def evaluate(
         base: the dense model that texts are compared with.
         base_name: of it, for the record.
         begin: told how many tokens there are to feed; returns what is told of those done, and of what they are.
-
-    Returns:
-        The run, JSON-able: codec, plan, path, tasks, average (of accuracies), texts, spot_check, plan_stats, seconds.
 
     Raises:
         InputError: the window is out of range, or a text is empty.
@@ -153,11 +178,13 @@ def evaluate(
     accuracies = {name: _estimates(entry["metrics"]) for name, entry in found.items()}
     if sum("acc" in metrics for metrics in accuracies.values()) > 1:
         record["average"] = average(accuracies).to_dict()
-    if llm.plan is not None:
-        record["plan_stats"] = llm.executor.last_stats
+    stats = llm.executor.last_stats if llm.plan else {}
+    if stats.get("tokens", 1) and stats:  # not where everything was in the journal
+        record["plan_stats"] = stats
     if workload.spot_check:
         record["spot_check"] = check.run(subject)
-    return record | {"seconds": time.perf_counter() - started}
+    record["seconds"] = time.perf_counter() - started
+    return Run(record, {prepared.task.name: item_values(subject, prepared) for prepared in tasks})
 
 
 def _estimates(metrics: Mapping[str, Mapping[str, Any]]) -> dict[str, Estimate]:

@@ -40,21 +40,25 @@ class SpotCheck:
         """Score the items, and compare with what is in the journal.
 
         Returns:
-            items; max_difference of a continuation's log-likelihood in nats, and `task` and `line` where it is; changed:
-            items whose verdict (choice, or greedy match) is another.
+            items; max_difference of a continuation's log-likelihood in nats, `task` and `line` where it is, and
+            per_token: that over the number of tokens; changed: items whose verdict (choice, or greedy match) is another.
 
         Raises:
             NumericsError: a probability is NaN or zero.
         """
         before = [item_scores(subject, prepared) for prepared in self.tasks]
-        worst, where, changed = -1.0, {"task": "", "line": 0}, 0
+        worst, changed = -1.0, 0
+        where: dict[str, Any] = {"task": None, "line": None, "per_token": 0.0}
         for t, i in self.places:
             prepared, item = self.tasks[t], self.tasks[t].items[i]
             decoded = [score_by_decoding(subject.llm.executor, prompt) for prompt in prepared.prompts[i]]
             again, known = [score for scores in decoded for score in scores], before[t][i]
-            difference = max(abs(a.logprob - b.logprob) for a, b in zip(again, known, strict=True))
+            sizes = [len(target) for prompt in prepared.prompts[i] for target in prompt.targets]
+            differences = [abs(a.logprob - b.logprob) for a, b in zip(again, known, strict=True)]
+            difference, tokens = max(zip(differences, sizes, strict=True))
             if difference > worst:
-                worst, where = difference, {"task": prepared.task.name, "line": item.line}
+                worst = difference
+                where = {"task": prepared.task.name, "line": item.line, "per_token": difference / tokens}
             if prepared.task.kind == "choice":
                 changed += choose(item, again) != choose(item, known)
             else:

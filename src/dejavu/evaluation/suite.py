@@ -15,12 +15,20 @@ from dejavu.errors import InputError
 from dejavu.evaluation.divergence import cut, measure_window, text_metrics
 from dejavu.evaluation.encoding import encode_item
 from dejavu.evaluation.likelihood import GROUP, Score, pack, score
-from dejavu.evaluation.metrics import Estimate, choice_metrics, cloze_metrics, generation_metrics
+from dejavu.evaluation.metrics import (
+    Estimate,
+    choice_metrics,
+    choice_values,
+    cloze_metrics,
+    cloze_values,
+    generation_metrics,
+    generation_values,
+)
 from dejavu.evaluation.perplexity import encode_documents
 from dejavu.sampling import SamplingParams
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from dejavu.evaluation.divergence import Window
     from dejavu.evaluation.encoding import Prompt, SkipReason
@@ -187,8 +195,19 @@ def evaluate_text(
 
 def item_scores(subject: Subject, prepared: PreparedTask) -> list[list[Score]]:
     """Scores of the pairs of each item, from the journal."""
-    records = [subject.journal.get(subject.run, prepared.of, item.line) for item in prepared.items]
-    return [[Score(*pair) for pair in record["scores"]] for record in records if record is not None]
+    return [[Score(*pair) for pair in record["scores"]] for record in _records(subject, prepared)]
+
+
+def item_values(subject: Subject, prepared: PreparedTask) -> list[dict[str, float]]:
+    """The figures of each item whose means are metrics, from the journal."""
+    if prepared.task.kind == "generation":
+        texts = [record["text"] for record in _records(subject, prepared)]
+        pairs = zip(prepared.items, texts, strict=True)
+        return [generation_values(item.pairs[0][1], text) for item, text in pairs]
+    scores = item_scores(subject, prepared)
+    if prepared.task.kind == "cloze":
+        return [cloze_values(found[0]) for found in scores]
+    return [choice_values(item, found) for item, found in zip(prepared.items, scores, strict=True)]
 
 
 def to_json(metrics: Mapping[str, Estimate]) -> dict[str, dict[str, float | None]]:
@@ -224,12 +243,16 @@ def _generate(subject: Subject, prepared: PreparedTask, group: range) -> list[di
     return [{"text": texts[i]} for i in group]
 
 
+def _records(subject: Subject, prepared: PreparedTask) -> list[dict[str, Any]]:
+    found = [subject.journal.get(subject.run, prepared.of, item.line) for item in prepared.items]
+    return [record for record in found if record is not None]
+
+
 def _task_metrics(subject: Subject, prepared: PreparedTask) -> dict[str, Estimate]:
     if prepared.task.kind == "generation":
-        records = [subject.journal.get(subject.run, prepared.of, item.line) for item in prepared.items]
-        texts: Sequence[str] = [record["text"] for record in records if record is not None]
+        texts = [record["text"] for record in _records(subject, prepared)]
         return generation_metrics([item.pairs[0][1] for item in prepared.items], texts)
     scores = item_scores(subject, prepared)
     if prepared.task.kind == "cloze":
-        return cloze_metrics(scores)
+        return cloze_metrics([found[0] for found in scores])
     return choice_metrics(prepared.items, scores)
