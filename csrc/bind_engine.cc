@@ -39,7 +39,7 @@ Config parse_config(const nb::dict& v) {
   c.ff = positive(v, "ff"), c.max_context = positive(v, "max_context"), c.embed_dim = positive(v, "embed_dim");
   c.refined = field<int>(v, "refined");
   if (c.refined < 0 || c.refined >= c.ff) throw std::invalid_argument("config field refined is out of range");
-  c.activation = parse_activation(field<std::string>(v, "activation"));
+  c.activation = parse_activation(field<std::string>(v, "activation"), field<float>(v, "activation_threshold"));
   c.gated = field<bool>(v, "gated"), c.rms = field<bool>(v, "rms"), c.pre_norm = field<bool>(v, "pre_norm");
   c.parallel_residual = field<bool>(v, "parallel_residual"), c.post_norms = field<bool>(v, "post_norms");
   c.final_norm = field<bool>(v, "final_norm"), c.embed_norm = field<bool>(v, "embed_norm");

@@ -46,15 +46,16 @@ void bind_kernels(nb::module_& m) {
 
   m.def(
       "activate",
-      [](const std::string& isa, const std::string& activation, Floats gate, std::optional<Floats> up, Output out) {
+      [](const std::string& isa, const std::string& activation, Floats gate, std::optional<Floats> up, Output out,
+         float threshold) {
         same(gate.shape(0), out.shape(0));
         if (up) same(gate.shape(0), up->shape(0));
         kernels(parse_isa(isa))
-            .activate(parse_activation(activation), gate.data(), up ? up->data() : nullptr, int(gate.shape(0)),
-                      out.data());
+            .activate(parse_activation(activation, threshold), gate.data(), up ? up->data() : nullptr,
+                      int(gate.shape(0)), out.data());
       },
       nb::arg("isa"), nb::arg("activation"), nb::arg("gate").noconvert(), nb::arg("up").none(),
-      nb::arg("out").noconvert());
+      nb::arg("out").noconvert(), nb::arg("threshold") = 0.0f);
 
   m.def(
       "softmax",

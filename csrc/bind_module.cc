@@ -26,8 +26,10 @@ Isa parse_isa(const std::string& name) {
 }
 Codec parse_codec(const std::string& name) { return parse<Codec>(name, "codec", {"f32", "bf16", "int8", "int4"}); }
 KvType parse_kv(const std::string& name) { return parse<KvType>(name, "KV type", {"f32", "f16", "bf16", "int8"}); }
-Activation parse_activation(const std::string& name) {
-  return parse<Activation>(name, "activation", {"relu", "silu", "gelu", "gelu_tanh"});
+Activation parse_activation(const std::string& name, float threshold) {
+  return {parse<Activation::Kind>(name, "activation",
+                                  {"relu", "silu", "gelu", "gelu_tanh", "relu2", "fatrelu", "shifted_relu", "drelu"}),
+          threshold};
 }
 
 }  // namespace dejavu

@@ -20,7 +20,7 @@ using Array = nb::ndarray<T, nb::ndim<N>, nb::c_contig, nb::device::cpu>;
 Isa parse_isa(const std::string& name);  // std::invalid_argument: unknown, or not supported here
 Codec parse_codec(const std::string& name);
 KvType parse_kv(const std::string& name);
-Activation parse_activation(const std::string& name);
+Activation parse_activation(const std::string& name, float threshold = 0.0f);
 
 std::unique_ptr<Plan> parse_plan(const nb::dict& plan, const Config& config);
 

@@ -89,7 +89,8 @@ void Engine::Decoder::dense_mlp(int i, float* const* output) {
 void Engine::Decoder::listed_mlp(int i, float* const* output) {
   const Layer& layer = e.layers_[size_t(i)];
   const Selector& selector = plan->layers[size_t(i)].neurons;
-  const bool by_parts = layer.nested || selector.rule == Rule::threshold || selector.rule == Rule::oracle;
+  const bool by_parts =
+      layer.nested || selector.rule == Rule::threshold || selector.rule == Rule::oracle || c.activation.exact_zeros();
   if (s.n == 1) {
     const Range mine = share(chosen_count[0], 4, thread, threads);
     if (by_parts) {
@@ -140,7 +141,8 @@ void Engine::Decoder::listed_mlp(int i, float* const* output) {
 // kTogether of them. What scoring already computed of gate and up is completed, not computed again.
 void Engine::Decoder::sum_neurons(const Layer& layer, const Selector& selector, int t, int begin, int end,
                                   float* output) {
-  const int n = end - begin, parts = c.gated ? 2 : 1, own = e.own_neurons();
+  const int parts = c.gated ? 2 : 1, own = e.own_neurons();
+  int n = end - begin;
   if (n <= 0) return;
   const int32_t* list = selector.rule == Rule::dense ? nullptr : chosen[t];
   const float *gate_known = e.gate_.get(0) + size_t(t) * size_t(c.ff),
@@ -172,12 +174,14 @@ void Engine::Decoder::sum_neurons(const Layer& layer, const Selector& selector, 
       up[j] = found[j * parts + parts - 1] + (completed ? up_known[ids[j]] : 0);
     }
   } else {
+    if (selector.rule != Rule::oracle && selector.rule != Rule::threshold) scored = 0;  // by other means
     const bool have_up = selector.rule == Rule::oracle || (selector.rule == Rule::threshold && !c.gated);
     for (int j = 0; j < scored; ++j) {
       if (c.gated) gate[j] = gate_known[ids[j]];
       if (have_up) up[j] = up_known[ids[j]];
     }
     if (c.gated) e.mlp_rows(layer).dot_list(layer.mlp, 0, ids + scored, n - scored, input[t], gate + scored);
+    if (c.gated && !have_up && c.activation.exact_zeros()) n = open_gates(layer, ids, gate, n);
     const int from = have_up ? scored : 0;
     e.mlp_rows(layer).dot_list(layer.mlp, parts - 1, ids + from, n - from, input[t], up + from);
   }
@@ -197,6 +201,19 @@ void Engine::Decoder::sum_neurons(const Layer& layer, const Selector& selector, 
   } else {
     e.mlp_rows(layer).axpy_list(layer.mlp, parts, ids, kept, h, output);
   }
+}
+
+// Moves the neurons whose gate lets anything through to the front and counts them: of the others up is not read either.
+int Engine::Decoder::open_gates(const Layer& layer, int32_t* ids, float* gate, int n) {
+  alignas(64) float biased[kTogether] = {}, opened[kTogether] = {};
+  for (int j = 0; j < n; ++j) biased[j] = gate[j] + (layer.gate_bias ? layer.gate_bias[ids[j]] : 0.0f);
+  e.k_.activate(c.activation, biased, nullptr, n, opened);
+  int kept = 0;
+  for (int j = 0; j < n; ++j) {
+    ids[kept] = ids[j], gate[kept] = gate[j];
+    kept += opened[j] != 0;
+  }
+  return kept;
 }
 
 // What stands in for the skipped neurons; columns are shared out.

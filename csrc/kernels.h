@@ -11,7 +11,12 @@
 
 namespace dejavu {
 
-enum class Activation : int { relu = 0, silu = 1, gelu = 2, gelu_tanh = 3 };
+struct Activation {
+  enum Kind : int { relu = 0, silu = 1, gelu = 2, gelu_tanh = 3, relu2 = 4, fatrelu = 5, shifted_relu = 6, drelu = 7 };
+  Kind kind = relu;
+  float threshold = 0.0f;  // of fatrelu and shifted_relu
+  bool exact_zeros() const { return kind != silu && kind != gelu && kind != gelu_tanh; }
+};
 enum class KvType : int { f32 = 0, f16 = 1, bf16 = 2, int8 = 3 };
 inline constexpr int kKvTypeCount = 4;
 
@@ -98,7 +103,7 @@ struct Kernels {
                      float* out);                // bias: or null
   void (*add)(float* x, const float* y, int n);  // x += y
   void (*activate)(Activation, const float* gate, const float* up, int n,
-                   float* out);                 // act(gate) * up; up null: act(gate)
+                   float* out);                 // act(gate) * up (drelu: * relu(up)); up null: act(gate)
   void (*softmax)(float* x, int n);             // in place; -inf is allowed, not everywhere
   void (*softcap)(float* x, float cap, int n);  // x = cap * tanh(x / cap)
 

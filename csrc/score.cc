@@ -79,8 +79,8 @@ void Engine::score_neurons(const Layer& layer, const Selector& selector, Range r
       k_.activate(c_.activation, biased[0], nullptr, n, out);
     } else if (c_.gated) {
       k_.activate(c_.activation, biased[0], biased[1], n, out);
-    } else if (sketch && c_.activation == Activation::relu) {
-      for (int i = 0; i < n; ++i) out[i] = biased[1][i];  // its sign says who is active, its size how surely
+    } else if (sketch && c_.activation.exact_zeros()) {  // the sign says who is active, the size how surely
+      for (int i = 0; i < n; ++i) out[i] = biased[1][i] - c_.activation.threshold;
       continue;
     } else {
       k_.activate(c_.activation, biased[1], nullptr, n, out);

@@ -136,10 +136,14 @@ def test_generation_config_adds_ends(copy: Callable[..., Path]) -> None:
         (
             "llama",
             {"architectures": ["MambaForCausalLM"]},
-            "supported are BloomForCausalLM, .*OPTForCausalLM",
+            "supported are BambooForCausalLM, .*OPTForCausalLM",
         ),
-        ("llama", {"architectures": None, "model_type": "mamba"}, "'mamba'; supported are bloom, gemma2"),
-        ("llama", {"hidden_act": "xielu"}, "'xielu'; supported are relu, silu, swish, gelu"),
+        (
+            "llama",
+            {"architectures": None, "model_type": "mamba"},
+            "'mamba'; supported are bamboo, bloom, gemma2",
+        ),
+        ("llama", {"hidden_act": "xielu"}, "'xielu'; supported are relu, relu2, .*silu, swish, gelu"),
         ("llama", {"rope_scaling": {"rope_type": "longrope"}}, "default, linear, dynamic, llama3, yarn"),
         ("llama", {"rope_scaling": {"type": "linear", "factor": 2.0, "alpha": 3}}, "alpha"),
         ("llama", {"partial_rotary_factor": 0.5}, "partial_rotary_factor"),

@@ -151,7 +151,8 @@ def test_an_unknown_architecture_lists_the_known_ones(tmp_path: Path) -> None:
     writer.write_tensors_to_file()
     writer.close()
     with pytest.raises(
-        UnsupportedModelError, match="'mamba'; supported are bloom, gemma2, gemma3, gptneox, llama"
+        UnsupportedModelError,
+        match=r"'mamba'; supported are bloom, dejavu-llama, .*gemma2, gemma3, gptneox, llama",
     ):
         open_model(tmp_path / "m.gguf")
 
@@ -195,11 +196,30 @@ KEYS = [
     "attention.sliding_window",
     "attention.sliding_window_pattern",
     "use_parallel_residual",
+    "hidden_act",
+    "hidden_act_param",
+    "embedding_scale",
 ]
 VALUES = st.one_of(
     st.booleans(),
     st.integers(-2, 70),
-    st.sampled_from([2**31, 2**63, 0.0, 1e-5, 1e308, float("nan"), float("inf"), -0.5, "yarn", "linear", ""]),
+    st.sampled_from(
+        [
+            2**31,
+            2**63,
+            0.0,
+            1e-5,
+            1e308,
+            float("nan"),
+            float("inf"),
+            -0.5,
+            "yarn",
+            "linear",
+            "relu",
+            "fatrelu",
+            "",
+        ]
+    ),
     st.lists(st.integers(0, 9), max_size=3),
 )
 SHAPES = st.lists(st.integers(0, 70), max_size=3).map(tuple)
@@ -207,7 +227,7 @@ SHAPES = st.lists(st.integers(0, 70), max_size=3).map(tuple)
 
 @settings(max_examples=200, deadline=None)
 @given(
-    st.sampled_from([family for family in FAMILIES if family.gguf]),
+    st.sampled_from([family for family in FAMILIES if family.gguf_architectures]),
     st.dictionaries(st.sampled_from(KEYS), VALUES, max_size=4),
     st.dictionaries(st.sampled_from(["token_embd.weight", "rope_freqs.weight", "output.weight"]), SHAPES),
 )
@@ -217,6 +237,7 @@ def test_hostile_metadata_ends_in_a_config_or_a_typed_error(
     sound = dict.fromkeys(KEYS[:7], 8) | {KEYS[7]: 1e-5, KEYS[8]: 1e-5, "attention.sliding_window": 4}
     arch = family.gguf_architectures[0]
     values = {f"{arch}.{key}": value for key, value in (sound | changes).items()}
+    values["general.architecture"] = arch
     tensors: Any = Shapes({"token_embd.weight": (5, 8)} | shapes)
     with contextlib.suppress(DejavuError):
         config = family.config_from_gguf(values, tensors)

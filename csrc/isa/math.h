@@ -43,10 +43,17 @@ inline F erf_v(F x) {
 }
 
 inline F activation_v(dejavu::Activation activation, F x) {
-  const F half = Vec::set1(0.5f), one = Vec::set1(1.0f);
-  switch (activation) {
+  const F half = Vec::set1(0.5f), one = Vec::set1(1.0f), threshold = Vec::set1(activation.threshold);
+  switch (activation.kind) {
     case dejavu::Activation::relu:
+    case dejavu::Activation::drelu:
       return Vec::max(x, Vec::zero());
+    case dejavu::Activation::relu2:
+      return Vec::mul(Vec::max(x, Vec::zero()), Vec::max(x, Vec::zero()));
+    case dejavu::Activation::fatrelu:
+      return Vec::above(x, threshold);
+    case dejavu::Activation::shifted_relu:
+      return Vec::max(Vec::sub(x, threshold), Vec::zero());
     case dejavu::Activation::silu:
       return Vec::div(x, Vec::add(one, exp_v(Vec::sub(Vec::zero(), x))));
     case dejavu::Activation::gelu:
@@ -70,9 +77,14 @@ inline F get(const float* p, int lanes) { return lanes == W ? Vec::load(p) : Vec
 inline void put(float* p, F x, int lanes) { lanes == W ? Vec::store(p, x) : Vec::store_n(p, x, lanes); }
 
 void activate(dejavu::Activation activation, const float* gate, const float* up, int n, float* out) {
+  const bool both = activation.kind == dejavu::Activation::drelu;
   each(n, [&](int i, int lanes) {
     F x = activation_v(activation, get(gate + i, lanes));
-    put(out + i, up ? Vec::mul(x, get(up + i, lanes)) : x, lanes);
+    if (up) {
+      const F u = get(up + i, lanes);
+      x = Vec::mul(x, both ? Vec::max(u, Vec::zero()) : u);
+    }
+    put(out + i, x, lanes);
   });
 }
 

@@ -29,6 +29,9 @@ struct Vec {
   static F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
   static F max(F a, F b) { return _mm512_max_ps(a, b); }
   static F min(F a, F b) { return _mm512_min_ps(a, b); }
+  static F above(F a, F low) {  // 0 where not a > low
+    return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(a, low, _CMP_GT_OQ), a);
+  }
   static F round(F a) { return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
   static F abs(F a) { return _mm512_abs_ps(a); }
   static F copysign(F a, F sign) {  // |a| with the sign of `sign`

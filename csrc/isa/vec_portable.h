@@ -43,6 +43,7 @@ struct Vec {
   static F fma(const F& a, const F& b, const F& c) { DEJAVU_EACH(a.v[i] * b.v[i] + c.v[i]); }
   static F max(const F& a, const F& b) { DEJAVU_EACH(a.v[i] > b.v[i] ? a.v[i] : b.v[i]); }
   static F min(const F& a, const F& b) { DEJAVU_EACH(a.v[i] < b.v[i] ? a.v[i] : b.v[i]); }
+  static F above(const F& a, const F& low) { DEJAVU_EACH(a.v[i] > low.v[i] ? a.v[i] : 0.0f); }
   static F round(const F& a) { DEJAVU_EACH(nearbyintf(a.v[i])); }
   static F abs(const F& a) { DEJAVU_EACH(fabsf(a.v[i])); }
   static F copysign(const F& a, const F& sign) { DEJAVU_EACH(copysignf(a.v[i], sign.v[i])); }

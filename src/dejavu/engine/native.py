@@ -278,6 +278,7 @@ def _engine_config(config: ModelConfig) -> dict[str, object]:
         "max_context": config.max_context,
         "embed_dim": config.embed_dim,
         "activation": config.activation,
+        "activation_threshold": config.activation_threshold,
         "gated": config.gated,
         "rms": config.norm == "rms",
         "pre_norm": config.pre_norm,

@@ -9,7 +9,8 @@ from typing import Literal, NoReturn
 
 from dejavu.errors import UnsupportedModelError
 
-Activation = Literal["relu", "silu", "gelu", "gelu_tanh"]
+Activation = Literal["relu", "silu", "gelu", "gelu_tanh", "relu2", "fatrelu", "shifted_relu", "drelu"]
+THRESHOLDED: tuple[Activation, ...] = ("fatrelu", "shifted_relu")
 Norm = Literal["rms", "layer"]
 Position = Literal["rope", "alibi", "learned"]
 RopeType = Literal["default", "linear", "dynamic", "llama3", "yarn"]
@@ -63,6 +64,10 @@ class ModelConfig:
     refined: int = 0
     """Second copies among the `d_ff` neurons, the last ones (see `dejavu.refinement`)."""
     activation: Activation = "silu"
+    """Of x, with r(x) = max(x, 0): relu r(x); relu2 r(x)^2; fatrelu x where x > threshold, else 0; shifted_relu
+    r(x - threshold); drelu r(gate) * r(up), the only one that is not act(gate) * up."""
+    activation_threshold: float = 0.0
+    """Of fatrelu and shifted_relu."""
     gated: bool = True
     norm: Norm = "rms"
     norm_eps: float = 1e-5
@@ -124,7 +129,12 @@ class ModelConfig:
             self._refuse(f"RoPE on {self.rope_dim} of {self.head_dim} dimensions; an even part is needed")
         if not 0 <= self.refined < self.d_ff:
             self._refuse(f"{self.refined} of {self.d_ff} neurons are second copies; fewer are possible")
-        for name in ("norm_eps", "embed_scale", "attn_scale", "rope_theta", "attn_softcap", "logit_softcap"):
+        if self.activation_threshold and self.activation not in THRESHOLDED:
+            self._refuse(f"activation_threshold is {self.activation_threshold}; {self.activation} has none")
+        if self.activation == "drelu" and not self.gated:
+            self._refuse("activation is drelu; the MLP has no gate")
+        floats = ("norm_eps", "embed_scale", "attn_scale", "rope_theta", "attn_softcap", "logit_softcap")
+        for name in (*floats, "activation_threshold"):
             if not math.isfinite(getattr(self, name)):
                 self._refuse(f"{name} is {getattr(self, name)!r}; a finite number is needed")
         if self.norm_eps < 0 or self.sliding_window < 0:
@@ -136,6 +146,11 @@ class ModelConfig:
 
     def _refuse(self, what: str) -> NoReturn:
         raise UnsupportedModelError(f"{self.family}: {what}")
+
+    @property
+    def exact_zeros(self) -> bool:
+        """Whether the activation makes neurons exactly zero."""
+        return self.activation not in ("silu", "gelu", "gelu_tanh")
 
     @property
     def base_neurons(self) -> int:

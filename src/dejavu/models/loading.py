@@ -108,9 +108,12 @@ def _open_folder(path: Path) -> OpenModel:
         config = dataclasses.replace(
             config, eos_token_ids=tuple(dict.fromkeys((*config.eos_token_ids, *more)))
         )
+    layout = family.hf
+    if family.scales_from_hf is not None:
+        layout = dataclasses.replace(layout, scales=family.scales_from_hf(values))
     tensors = SafeTensors(path)
     try:
-        config, table = _table(config, family.hf, tensors)
+        config, table = _table(config, layout, tensors)
         return OpenModel(config, MappedWeights(tensors, table), path, "safetensors", values)
     except BaseException:
         tensors.close()
@@ -124,7 +127,10 @@ def _open_gguf(path: Path) -> OpenModel:
         if family.config_from_gguf is None or family.gguf is None:  # registered with both
             raise UnsupportedModelError(f"{family.name} is not supported in GGUF files")
         config = family.config_from_gguf(file.metadata, file.tensors)
-        table = family.gguf.table(config, file.tensors)
+        layout = family.gguf
+        if family.scales_from_gguf is not None:
+            layout = dataclasses.replace(layout, scales=family.scales_from_gguf(file.metadata))
+        table = layout.table(config, file.tensors)
         return OpenModel(config, MappedWeights(file.tensors, table), path, "gguf", file.metadata)
     except BaseException:
         file.close()

@@ -87,7 +87,7 @@ class Weights(Protocol):
 class TensorView:
     """How a tensor of the model is cut from a tensor of the file.
 
-    The result is ``(source.T if transpose else source)[rows] + add``.
+    The result is ``(source.T if transpose else source)[rows] * scale + add``.
     """
 
     source: str
@@ -98,6 +98,8 @@ class TensorView:
     """The file stores ``[in, out]``. Only for 2-D tensors."""
     add: float = 0.0
     """Constant to add to every entry (Gemma stores its norm weights minus one)."""
+    scale: float = 1.0
+    """Factor on every entry (MiniCPM scales branches and logits; the factors are folded into the weights)."""
 
 
 class MappedWeights:
@@ -206,6 +208,8 @@ class MappedWeights:
             part = self._tensors.read_rows(view.source, cols, slice(int(low), int(high)))
             picked = slice(0, high - low, rows.step) if isinstance(rows, range) else rows - low
             out = np.ascontiguousarray(part.T[picked])
+        if view.scale != 1:
+            out *= np.float32(view.scale)
         if view.add:
             out += np.float32(view.add)
         return out

@@ -131,7 +131,7 @@ class LowRank(Pick):
 
 @dataclass(frozen=True, kw_only=True)
 class Sketch(Pick):
-    """abs(act(g') * u') (ungated with ReLU: u' itself), g' and u' from the leading bits of the stored weights.
+    """abs(act(g') * u'), g' and u' from the leading bits of the stored weights; ungated with exact zeros: u' - threshold.
 
     Needs weights in int8 or int4. No parameters, no training.
     """

@@ -17,7 +17,7 @@ from dejavu.models.rope import is_local, tables
 from dejavu.plan import Dense, LowRank, Oracle, Random, Sketch, Static, Threshold, VocabularySketch
 from dejavu.reference import selection
 from dejavu.reference.cache import ReferenceCache
-from dejavu.reference.ops import activate, attention, layer_norm, rms_norm, rotate, softcap
+from dejavu.reference.ops import activate, attention, gated, layer_norm, rms_norm, rotate, softcap
 from dejavu.reference.run import Run
 from dejavu.reference.tensors import Tensors
 
@@ -274,7 +274,7 @@ class ReferenceExecutor:
         c, p = self.config, f"layers.{i}."
         hidden = gate = self._gate(p, x)  # [t, f]
         if c.gated:
-            hidden = gate * self._linear(p + "up", x)  # [t, f]
+            hidden = gated(gate, self._linear(p + "up", x), c.activation)  # [t, f]
         run.note("gate", gate)
         run.note("hidden", hidden)
         if run.plan is None:
@@ -289,7 +289,10 @@ class ReferenceExecutor:
 
     def _gate(self, p: str, x: Array) -> Array:
         """act(g), ungated act(u): [t, d] -> [t, f]."""
-        return activate(self._linear(p + ("gate" if self.config.gated else "up"), x), self.config.activation)
+        c = self.config
+        return activate(
+            self._linear(p + ("gate" if c.gated else "up"), x), c.activation, c.activation_threshold
+        )
 
     def _choose_neurons(self, i: int, selector: NeuronSelector, gate: Array, hidden: Array, run: Run) -> Mask:
         """[t, f]; refined copies, the last ones, are always chosen."""
@@ -317,7 +320,7 @@ class ReferenceExecutor:
         c, p = self.config, f"layers.{i}."
         up = self._linear(p + "up", y, bits=selector.bits)[:, : c.base_neurons]  # [t, base]
         gate = self._linear(p + "gate", y, bits=selector.bits)[:, : c.base_neurons] if c.gated else None
-        return selection.sketch_scores(gate, up, c.activation)  # [t, base]
+        return selection.sketch_scores(gate, up, c)  # [t, base]
 
     def _ahead(self, norm: str, i: int, distance: int, inputs: Sequence[Array]) -> Array:
         """What a selector reads: layer i's norm of what enters the block `distance` layers before, [t, d]."""

@@ -34,10 +34,16 @@ def layer_norm(x: Array, weight: Array, bias: Array, eps: float) -> Array:
     return np.asarray(centred / np.sqrt(variance + np.float32(eps)) * weight + bias, np.float32)
 
 
-def activate(x: Array, kind: Activation) -> Array:
-    """The MLP's activation, element by element."""
-    if kind == "relu":
+def activate(x: Array, kind: Activation, threshold: float = 0.0) -> Array:
+    """The MLP's activation, element by element; drelu: of one factor."""
+    if kind in ("relu", "drelu"):
         return np.asarray(np.maximum(x, 0), np.float32)
+    if kind == "relu2":
+        return np.asarray(np.maximum(x, 0) ** 2, np.float32)
+    if kind == "fatrelu":
+        return np.asarray(np.where(x > np.float32(threshold), x, 0), np.float32)
+    if kind == "shifted_relu":
+        return np.asarray(np.maximum(x - np.float32(threshold), 0), np.float32)
     if kind == "silu":
         return np.asarray(x * _sigmoid(x), np.float32)
     if kind == "gelu":
@@ -45,6 +51,11 @@ def activate(x: Array, kind: Activation) -> Array:
         return np.asarray(np.float32(0.5) * x * (1 + erf), np.float32)
     inner = _GELU * (x + np.float32(0.044715) * x * x * x)  # gelu_tanh
     return np.asarray(np.float32(0.5) * x * (1 + np.tanh(inner)), np.float32)
+
+
+def gated(gate: Array, up: Array, kind: Activation) -> Array:
+    """Hidden values of a gated MLP from `activate` of the gate's products and from up's products, alike in shape."""
+    return gate * (np.maximum(up, 0) if kind == "drelu" else up)
 
 
 def _sigmoid(x: Array) -> Array:

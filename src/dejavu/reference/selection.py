@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dejavu.reference.ops import activate
+from dejavu.reference.ops import activate, gated
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from dejavu.models.config import Activation
+    from dejavu.models.config import ModelConfig
     from dejavu.plan import LowRank, Pick, Random
 
     Array = NDArray[np.float32]
@@ -71,11 +71,14 @@ def low_rank_scores(selector: LowRank, y: Array) -> Array:
     return np.asarray(hidden @ selector.b + selector.bias, np.float32)  # [t, n]
 
 
-def sketch_scores(gate: Array | None, up: Array, activation: Activation) -> Array:
+def sketch_scores(gate: Array | None, up: Array, config: ModelConfig) -> Array:
     """From the estimated products g' and u' [t, n] (gate None: ungated) -> [t, n]."""
+    kind, threshold = config.activation, config.activation_threshold
     if gate is not None:
-        return np.asarray(np.abs(activate(gate, activation) * up))  # [t, n]
-    return up if activation == "relu" else np.asarray(np.abs(activate(up, activation)))  # [t, n]
+        return np.asarray(np.abs(gated(activate(gate, kind, threshold), up, kind)))  # [t, n]
+    if config.exact_zeros:
+        return np.asarray(up - np.float32(threshold))  # [t, n]; the sign says who is active
+    return np.asarray(np.abs(activate(up, kind)))  # [t, n]
 
 
 def head_norms(mixed: Array) -> Array:

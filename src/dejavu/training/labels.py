@@ -1,8 +1,8 @@
 """Labels: which neurons and heads count as active for a token. The ground truth of recall and precision.
 
-Neurons of ReLU models: activation > 0. Other neurons: abs(h) above a threshold of their layer, set so that a share
-`density` of all (token, neuron) pairs is active. Heads: the `density` share of the layer's heads with the largest
-output norms at this token.
+Neurons of models with exact zeros (ReLU and its kin): h is not zero. Other neurons: abs(h) above a threshold of their
+layer, set so that a share `density` of all (token, neuron) pairs is active. Heads: the `density` share of the layer's heads
+with the largest output norms at this token.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 
 def label_threshold(config: ModelConfig, sizes: Quantiles, density: float) -> float:
-    """What abs(h) of an active neuron exceeds, given all abs(h) of its layer; 0 for ReLU."""
-    return 0.0 if config.activation == "relu" else sizes.threshold(density)
+    """What abs(h) of an active neuron exceeds, given all abs(h) of its layer; 0 where there are exact zeros."""
+    return 0.0 if config.exact_zeros else sizes.threshold(density)
 
 
 def active_neurons(hidden: Array, threshold: float) -> Mask:

@@ -267,9 +267,9 @@ class _Recipe:
         """The sets that `plan` selects against the labels at the same density."""
         heads = allotments["heads"].densities if "heads" in allotments else (1.0,) * self._config.n_layers
         sizes = calibrations["neurons"][0]  # the oracle's scores: abs(h)
-        relu = self._config.activation == "relu"
+        zeros = self._config.exact_zeros
         labels = [
-            0.0 if relu else sizes.threshold(i, k) for i, k in enumerate(allotments["neurons"].densities)
+            0.0 if zeros else sizes.threshold(i, k) for i, k in enumerate(allotments["neurons"].densities)
         ]
         sets = SetEvidence(plan, self._scores, labels, heads)
         sets.add(self._traces(held_out.pieces, "verification"))

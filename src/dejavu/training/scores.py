@@ -55,7 +55,7 @@ class Scores:
             y = self._inputs(trace, layer, "neurons", selector.lookahead)  # [t, d]
             gate = self._product(layer, "gate", selector.bits, y) if self._config.gated else None
             up = self._product(layer, "up", selector.bits, y)  # [t, f]
-            return sketch_scores(gate, up, self._config.activation)
+            return sketch_scores(gate, up, self._config)
         raise InputError(f"selector {selector.kind} has no scores to calibrate")
 
     def heads(self, selector: HeadSelector, trace: Trace, layer: int) -> Array:

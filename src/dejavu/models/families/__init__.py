@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from dejavu.errors import ModelFormatError, UnsupportedModelError
-from dejavu.models.families import bloom, gemma, llama, neox, opt
+from dejavu.models.families import bloom, gemma, llama, minicpm, neox, opt, sparse
 from dejavu.models.families.family import Family, Layout
 
 if TYPE_CHECKING:
@@ -17,6 +17,8 @@ FAMILIES: tuple[Family, ...] = (
     *bloom.FAMILIES,
     *neox.FAMILIES,
     *gemma.FAMILIES,
+    *sparse.FAMILIES,
+    *minicpm.FAMILIES,
 )
 
 __all__ = ["FAMILIES", "Family", "Layout", "family_of_gguf", "family_of_hf"]

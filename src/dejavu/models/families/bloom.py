@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from dejavu.models.config import ModelConfig
 from dejavu.models.families.family import Family, Layout, fused_by_head, fused_by_part
-from dejavu.models.families.gguf import dimensions_from_gguf
+from dejavu.models.families.gguf import dimensions_from_gguf, dimensions_to_gguf
 from dejavu.models.families.hf import common_to_hf
 from dejavu.models.families.options import Options
 
@@ -70,6 +70,10 @@ def _config_from_gguf(values: Mapping[str, object], tensors: RawTensors) -> Mode
     return config
 
 
+def _config_to_gguf(config: ModelConfig) -> tuple[str, dict[str, object]]:
+    return "bloom", dimensions_to_gguf(config)
+
+
 _HF = Layout(
     {
         "embed": "{p}word_embeddings",
@@ -116,6 +120,7 @@ FAMILIES = (
         hf=_HF,
         gguf_architectures=("bloom",),
         config_from_gguf=_config_from_gguf,
+        config_to_gguf=_config_to_gguf,
         gguf=_GGUF,
     ),
 )

@@ -39,6 +39,8 @@ class Layout:
     """Rows to take of a fused or permuted source, by the same keys as `sources`."""
     norm_offset: float = 0.0
     """Added to the norms' weights."""
+    scales: Mapping[str, float] = field(default_factory=dict)
+    """Factors on tensors, by the same keys as `sources`."""
     ignored: tuple[str, ...] = ()
     """Patterns of tensors that the model does not use (buffers, other modalities)."""
 
@@ -77,24 +79,24 @@ class Layout:
             )
         self._check_shapes(sources, shapes, tensors)
         rows = {key: cut(config) for key, cut in self.rows.items()}
-        return {
-            name: TensorView(source, rows.get(key), add=self.norm_offset if key.endswith("norm") else 0.0)
-            for name, (key, source) in sources.items()
-        }
+        return {name: self._view(key, source, rows.get(key)) for name, (key, source) in sources.items()}
 
     def sources_of(self, config: ModelConfig) -> dict[str, dict[str, TensorView]]:
         """What a new file holds: its tensors' names -> dejavu's tensors that lie there, and where.
 
-        The inverse of `table`: entry ``rows[i]`` of a source is entry i of the tensor, less ``add``.
+        The inverse of `table`: entry ``rows[i]`` of a source is entry i of the tensor, less ``add``, over ``scale``.
         """
         rows = {key: cut(config) for key, cut in self.rows.items()}
         found: dict[str, dict[str, TensorView]] = {}
         for name in tensor_shapes(config):
             key, candidates = self._candidates(name, self.prefixes[0])
             source = candidates[0]
-            view = TensorView(source, rows.get(key), add=self.norm_offset if key.endswith("norm") else 0.0)
-            found.setdefault(source, {})[name] = view
+            found.setdefault(source, {})[name] = self._view(key, source, rows.get(key))
         return found
+
+    def _view(self, key: str, source: str, rows: Rows) -> TensorView:
+        add = self.norm_offset if key.endswith("norm") else 0.0
+        return TensorView(source, rows, add=add, scale=self.scales.get(key, 1.0))
 
     def _check_shapes(
         self,
@@ -159,10 +161,15 @@ class Family:
     config_to_hf: Callable[[ModelConfig], dict[str, object]]
     """The inverse: a config.json that `config_from_hf` reads as the same configuration, where the format can say it."""
     hf: Layout
+    scales_from_hf: Callable[[Mapping[str, object]], Mapping[str, float]] | None = None
+    """`Layout.scales` of a config.json, where they depend on its options."""
+    scales_from_gguf: Callable[[Mapping[str, object]], Mapping[str, float]] | None = None
     gguf_architectures: tuple[str, ...] = ()
     """`general.architecture`."""
     config_from_gguf: Callable[[Mapping[str, object], RawTensors], ModelConfig] | None = None
     """Raises like `config_from_hf`."""
+    config_to_gguf: Callable[[ModelConfig], tuple[str, dict[str, object]]] | None = None
+    """The inverse: `general.architecture`, and the options under its prefix."""
     gguf: Layout | None = None
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from dejavu.models.config import ModelConfig, RopeScaling
 from dejavu.models.families.family import Family, Layout
-from dejavu.models.families.gguf import GGUF_IGNORED, GGUF_SOURCES, dimensions_from_gguf
+from dejavu.models.families.gguf import GGUF_IGNORED, GGUF_SOURCES, dimensions_from_gguf, dimensions_to_gguf
 from dejavu.models.families.hf import common_to_hf
 from dejavu.models.families.llama import HF_SOURCES
 from dejavu.models.families.options import Options
@@ -16,6 +16,7 @@ from dejavu.models.families.rotary import (
     check_base,
     rope_from_gguf,
     rope_from_hf,
+    rope_to_gguf,
     scaling_from_hf,
     scaling_to_hf,
 )
@@ -181,6 +182,17 @@ def _config_from_gguf(values: Mapping[str, object], tensors: RawTensors, *, kind
     return config
 
 
+def _config_to_gguf(config: ModelConfig, *, kind: str) -> tuple[str, dict[str, object]]:
+    values = dimensions_to_gguf(config) | rope_to_gguf(config)
+    values["attention.sliding_window"] = config.sliding_window
+    for name, cap in (("attn", config.attn_softcap), ("final", config.logit_softcap)):
+        if cap or kind == "gemma2":
+            values[f"{name}_logit_softcapping"] = cap
+    if kind == "gemma3_text":
+        values["rope.freq_base_swa"] = config.rope_local_theta
+    return kind.removesuffix("_text"), values
+
+
 _HF = Layout(
     {
         **HF_SOURCES,
@@ -212,6 +224,7 @@ FAMILIES = tuple(
         hf=_HF,
         gguf_architectures=(kind.removesuffix("_text"),),
         config_from_gguf=partial(_config_from_gguf, kind=kind),
+        config_to_gguf=partial(_config_to_gguf, kind=kind),
         gguf=_GGUF,
     )
     for kind, model_types, architectures in (

@@ -10,6 +10,7 @@ from dejavu.models.families.options import Options
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from dejavu.models.config import ModelConfig
     from dejavu.models.weights import RawTensors
 
 GGUF_LINEARS = {
@@ -33,6 +34,22 @@ GGUF_SOURCES = {
 }
 GGUF_IGNORED = (r"^rope_freqs\.weight$", r"\.attn_rot_embd(\.weight)?$")
 """Read with the options, or a copy of what the options say."""
+
+
+def dimensions_to_gguf(config: ModelConfig) -> dict[str, object]:
+    """What `dimensions_from_gguf` reads, and the number that all families give their norms by."""
+    norm = "layer_norm_rms_epsilon" if config.norm == "rms" else "layer_norm_epsilon"
+    return {
+        "embedding_length": config.d_model,
+        "block_count": config.n_layers,
+        "attention.head_count": config.n_heads,
+        "attention.head_count_kv": config.n_kv_heads,
+        "attention.key_length": config.head_dim,
+        "attention.value_length": config.head_dim,
+        "feed_forward_length": config.d_ff,
+        "context_length": config.max_context,
+        f"attention.{norm}": config.norm_eps,
+    }
 
 
 def dimensions_from_gguf(

@@ -12,10 +12,16 @@ import numpy as np
 
 from dejavu.models.config import ModelConfig
 from dejavu.models.families.family import Family, Layout
-from dejavu.models.families.gguf import GGUF_IGNORED, GGUF_LINEARS, GGUF_SOURCES, dimensions_from_gguf
+from dejavu.models.families.gguf import (
+    GGUF_IGNORED,
+    GGUF_LINEARS,
+    GGUF_SOURCES,
+    dimensions_from_gguf,
+    dimensions_to_gguf,
+)
 from dejavu.models.families.hf import common_to_hf
-from dejavu.models.families.options import HF_ACTIVATIONS, Options
-from dejavu.models.families.rotary import rope_from_gguf, rope_from_hf, rope_to_hf
+from dejavu.models.families.options import Options, activation_options
+from dejavu.models.families.rotary import rope_from_gguf, rope_from_hf, rope_to_gguf, rope_to_hf
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -23,6 +29,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from dejavu.models.weights import RawTensors
+
+OTHER_ACTIVATION = "dejavu-"
+"""Before the name of a GGUF architecture: its options say the activation. Other programs, which would take SiLU for
+granted, do not know the name."""
 
 _DEFAULTS: dict[str, dict[str, object]] = {
     "llama": {"max_position_embeddings": 2048},
@@ -32,7 +42,8 @@ _DEFAULTS: dict[str, dict[str, object]] = {
 }
 
 
-def _config_from_hf(values: Mapping[str, object], *, kind: str) -> ModelConfig:
+def config_from_hf(values: Mapping[str, object], *, kind: str) -> ModelConfig:
+    """Of llama, mistral, qwen2 or qwen3 (`kind`), and what is built on them."""
     defaults = {"hidden_act": "silu", "rms_norm_eps": 1e-6, **_DEFAULTS[kind]}
     options = Options(values, where="config.json", defaults=defaults)
     d_model, n_heads = options.integer("hidden_size"), options.integer("num_attention_heads")
@@ -47,7 +58,7 @@ def _config_from_hf(values: Mapping[str, object], *, kind: str) -> ModelConfig:
         n_kv_heads=options.integer("num_key_value_heads", n_heads),
         head_dim=head_dim,
         d_ff=options.integer("intermediate_size"),
-        activation=options.activation("hidden_act"),
+        **options.activation("hidden_act"),
         norm_eps=options.number("rms_norm_eps"),
         tied_head=options.boolean("tie_word_embeddings"),
         biases=_biases(options, kind),
@@ -85,13 +96,14 @@ def _windows(options: Options, kind: str, n_layers: int) -> dict[str, Any]:
     return {"sliding_window": window, "window_layers": layers} if any(layers) else {}
 
 
-def _config_to_hf(config: ModelConfig, *, kind: str, architecture: str) -> dict[str, object]:
+def config_to_hf(config: ModelConfig, *, kind: str, architecture: str) -> dict[str, object]:
+    """The inverse of `config_from_hf`."""
     values = common_to_hf(config, kind, architecture) | rope_to_hf(config)
     values |= {
         "num_key_value_heads": config.n_kv_heads,
         "head_dim": config.head_dim,
         "intermediate_size": config.d_ff,
-        "hidden_act": HF_ACTIVATIONS[config.activation],
+        **activation_options(config, "hidden_act"),
         "rms_norm_eps": config.norm_eps,
     }
     if kind in ("llama", "qwen3"):
@@ -111,14 +123,16 @@ def _config_to_hf(config: ModelConfig, *, kind: str, architecture: str) -> dict[
     return values
 
 
-def _config_from_gguf(values: Mapping[str, object], tensors: RawTensors, *, kind: str) -> ModelConfig:
-    options = Options(values, where="GGUF metadata", prefix=f"{kind}.")
+def config_from_gguf(values: Mapping[str, object], tensors: RawTensors, *, kind: str) -> ModelConfig:
+    """As `config_from_hf`; options are those under the architecture's name."""
+    options = Options(values, where="GGUF metadata", prefix=f"{values['general.architecture']}.")
     sizes = dimensions_from_gguf(options, values, tensors)
     names = set(tensors.names())
     window = options.integer("attention.sliding_window", 0)
     config = ModelConfig(
         family=kind,
         **sizes,
+        **options.activation("hidden_act", "silu"),
         norm_eps=options.number("attention.layer_norm_rms_epsilon"),
         biases=tuple(name for name, source in GGUF_LINEARS.items() if source.format(i=0) + ".bias" in names),
         qk_norm=kind == "qwen3",
@@ -130,6 +144,16 @@ def _config_from_gguf(values: Mapping[str, object], tensors: RawTensors, *, kind
         options.refuse("rope.dimension_count", f"only whole heads of {config.head_dim} dimensions are turned")
     options.refuse_unread()
     return config
+
+
+def config_to_gguf(config: ModelConfig, *, kind: str) -> tuple[str, dict[str, object]]:
+    """The inverse of reading GGUF's options: the architecture and its options."""
+    values = dimensions_to_gguf(config) | rope_to_gguf(config)
+    if config.sliding_window:
+        values["attention.sliding_window"] = config.sliding_window
+    if config.activation == "silu":
+        return kind, values
+    return OTHER_ACTIVATION + kind, values | activation_options(config, "hidden_act")
 
 
 def _unpermute(heads: str) -> Callable[[ModelConfig], NDArray[np.int64]]:
@@ -162,7 +186,7 @@ HF_SOURCES = {
 }
 _HF = Layout(HF_SOURCES, prefixes=("model.", ""), ignored=(r"\.rotary_emb\.inv_freq$",))
 _GGUF = Layout(GGUF_SOURCES, ignored=GGUF_IGNORED)
-_GGUF_LLAMA = Layout(
+GGUF_LLAMA = Layout(
     GGUF_SOURCES,
     rows={"q": _unpermute("n_heads"), "k": _unpermute("n_kv_heads")},
     ignored=GGUF_IGNORED,
@@ -173,16 +197,17 @@ FAMILIES = tuple(
         name=kind,
         model_types=(kind,),
         hf_architectures=(architecture,),
-        config_from_hf=partial(_config_from_hf, kind=kind),
-        config_to_hf=partial(_config_to_hf, kind=kind, architecture=architecture),
+        config_from_hf=partial(config_from_hf, kind=kind),
+        config_to_hf=partial(config_to_hf, kind=kind, architecture=architecture),
         hf=_HF,
-        gguf_architectures=() if gguf is None else (kind,),
-        config_from_gguf=None if gguf is None else partial(_config_from_gguf, kind=kind),
+        gguf_architectures=() if kind == "mistral" else (kind, OTHER_ACTIVATION + kind),
+        config_from_gguf=partial(config_from_gguf, kind=kind),
+        config_to_gguf=partial(config_to_gguf, kind="llama" if kind == "mistral" else kind),
         gguf=gguf,
     )
     for kind, architecture, gguf in (
-        ("llama", "LlamaForCausalLM", _GGUF_LLAMA),
-        ("mistral", "MistralForCausalLM", None),  # llama in GGUF
+        ("llama", "LlamaForCausalLM", GGUF_LLAMA),
+        ("mistral", "MistralForCausalLM", GGUF_LLAMA),  # llama in GGUF
         ("qwen2", "Qwen2ForCausalLM", _GGUF),
         ("qwen3", "Qwen3ForCausalLM", _GGUF),
     )

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 from dejavu.models.config import ModelConfig
 from dejavu.models.families.family import Family, Layout, fused_by_head, fused_by_part
-from dejavu.models.families.gguf import GGUF_IGNORED, dimensions_from_gguf
+from dejavu.models.families.gguf import GGUF_IGNORED, dimensions_from_gguf, dimensions_to_gguf
 from dejavu.models.families.hf import common_to_hf
-from dejavu.models.families.options import HF_ACTIVATIONS, Options
-from dejavu.models.families.rotary import rope_from_gguf, rope_from_hf, rope_to_hf
+from dejavu.models.families.options import Options, activation_options
+from dejavu.models.families.rotary import rope_from_gguf, rope_from_hf, rope_to_gguf, rope_to_hf
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -34,7 +34,7 @@ def _config_from_hf(values: Mapping[str, object]) -> ModelConfig:
         n_kv_heads=n_heads,
         head_dim=head_dim,
         d_ff=options.integer("intermediate_size"),
-        activation=options.activation("hidden_act"),
+        **options.activation("hidden_act"),
         gated=False,
         norm="layer",
         norm_eps=options.number("layer_norm_eps"),
@@ -56,7 +56,7 @@ def _config_to_hf(config: ModelConfig) -> dict[str, object]:
     values = common_to_hf(config, "gpt_neox", "GPTNeoXForCausalLM")
     return values | {
         "intermediate_size": config.d_ff,
-        "hidden_act": HF_ACTIVATIONS[config.activation],
+        **activation_options(config, "hidden_act"),
         "layer_norm_eps": config.norm_eps,
         "use_parallel_residual": config.parallel_residual,
         "attention_bias": "q" in config.biases,
@@ -80,6 +80,11 @@ def _config_from_gguf(values: Mapping[str, object], tensors: RawTensors) -> Mode
     )
     options.refuse_unread()
     return config
+
+
+def _config_to_gguf(config: ModelConfig) -> tuple[str, dict[str, object]]:
+    values = dimensions_to_gguf(config) | rope_to_gguf(config)
+    return "gptneox", values | {"use_parallel_residual": config.parallel_residual}
 
 
 _HF = Layout(
@@ -128,6 +133,7 @@ FAMILIES = (
         hf=_HF,
         gguf_architectures=("gptneox",),
         config_from_gguf=_config_from_gguf,
+        config_to_gguf=_config_to_gguf,
         gguf=_GGUF,
     ),
 )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from dejavu.models.config import ModelConfig
 from dejavu.models.families.family import Family, Layout
 from dejavu.models.families.hf import common_to_hf
-from dejavu.models.families.options import HF_ACTIVATIONS, Options
+from dejavu.models.families.options import Options, activation_options
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -33,7 +33,7 @@ def _config_from_hf(values: Mapping[str, object]) -> ModelConfig:
         head_dim=d_model // max(n_heads, 1),
         d_ff=options.integer("ffn_dim"),
         max_context=options.integer("max_position_embeddings"),
-        activation=options.activation("activation_function"),
+        **options.activation("activation_function"),
         gated=False,
         norm="layer",
         pre_norm=pre_norm,
@@ -53,7 +53,7 @@ def _config_to_hf(config: ModelConfig) -> dict[str, object]:
         "ffn_dim": config.d_ff,
         "word_embed_proj_dim": config.embed_dim,
         "max_position_embeddings": config.max_context,
-        "activation_function": HF_ACTIVATIONS[config.activation],
+        **activation_options(config, "activation_function"),
         "do_layer_norm_before": config.pre_norm,
         "_remove_final_layer_norm": config.pre_norm and not config.final_norm,
         "enable_bias": bool(config.biases),

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, NoReturn, cast
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 from dejavu.errors import ModelFormatError, UnsupportedModelError
+from dejavu.models.config import THRESHOLDED
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from dejavu.models.config import Activation
+    from dejavu.models.config import Activation, ModelConfig
 
 MAX_LAYERS = 4096
 """A file that claims more layers is refused before anything is sized by that number."""
 
 ACTIVATIONS: dict[str, Activation] = {
     "relu": "relu",
+    "relu2": "relu2",
+    "fatrelu": "fatrelu",
+    "shifted_relu": "shifted_relu",
+    "drelu": "drelu",
     "silu": "silu",
     "swish": "silu",
     "gelu": "gelu",
@@ -26,10 +31,19 @@ ACTIVATIONS: dict[str, Activation] = {
 }
 """Hugging Face's name -> ours. `gelu_new`, `gelu_fast` and `gelu_pytorch_tanh` are one formula."""
 
-HF_ACTIVATIONS = {
+_WRITTEN = {
     ours: theirs for theirs, ours in ACTIVATIONS.items() if theirs not in ("swish", "gelu_new", "gelu_fast")
 }
-"""Our name -> the one to write."""
+
+
+def activation_options(config: ModelConfig, name: str) -> dict[str, object]:
+    """What `Options.activation` reads."""
+    values: dict[str, object] = {name: _WRITTEN[config.activation]}
+    return (
+        values | {name + "_param": config.activation_threshold}
+        if config.activation in THRESHOLDED
+        else values
+    )
 
 
 class Options:
@@ -141,12 +155,17 @@ class Options:
             self.refuse("layer_types", f"{n_layers} of full_attention or sliding_attention are supported")
         return tuple(kind == "sliding_attention" for kind in kinds)
 
-    def activation(self, name: str) -> Activation:
-        """One of `ACTIVATIONS`; others raise `UnsupportedModelError`."""
-        value = self.text(name)
+    def activation(self, name: str, if_none: str | None = None) -> dict[str, Any]:
+        """`ModelConfig`'s `activation` and, by the option `name` + "_param", its threshold.
+
+        One of `ACTIVATIONS`; others raise `UnsupportedModelError`.
+        """
+        value = self.text(name, if_none)
         if value not in ACTIVATIONS:
             self.refuse(name, f"supported are {', '.join(ACTIVATIONS)}")
-        return ACTIVATIONS[value]
+        kind = ACTIVATIONS[value]
+        threshold = self.number(name + "_param", 0.0) if kind in THRESHOLDED else 0.0
+        return {"activation": kind, "activation_threshold": threshold}
 
     def require(self, name: str, *neutral: object) -> None:
         """Refuse the model unless the option is absent, null or one of `neutral`."""

@@ -184,6 +184,21 @@ def rope_from_gguf(options: Options, tensors: RawTensors, head_dim: int) -> dict
     return {"rope_theta": theta, "rope_scaling": scaling, "rotary_dim": rotary_dim, "max_context": context}
 
 
+def rope_to_gguf(config: ModelConfig) -> dict[str, object]:
+    """What `rope_from_gguf` reads; `freq_factors` gives the tensor."""
+    scaling = config.rope_scaling
+    values: dict[str, object] = {"rope.dimension_count": config.rope_dim, "rope.freq_base": config.rope_theta}
+    if scaling.type in ("linear", "yarn"):
+        values["rope.scaling.type"] = scaling.type
+        values["rope.scaling.factor"] = scaling.factor
+        values["rope.scaling.original_context_length"] = scaling.original_context
+    if scaling.type == "yarn":
+        values["rope.scaling.attn_factor"] = scaling.attention_factor / _mscale(scaling.factor)
+        values["rope.scaling.yarn_beta_fast"] = scaling.beta_fast
+        values["rope.scaling.yarn_beta_slow"] = scaling.beta_slow
+    return values
+
+
 def _freq_factors(tensors: RawTensors, dim: int) -> tuple[float, ...]:
     if FREQ_FACTORS not in set(tensors.names()):
         return ()

@@ -1,0 +1,235 @@
+"""Activations with exact zeros: kernels beside float64, the native engine beside the reference, zeros skipped exactly."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dejavu import _core
+from dejavu.codecs import CODECS
+from dejavu.engine import NativeExecutor
+from dejavu.engine.packed import pack_in_memory
+from dejavu.errors import UnsupportedModelError
+from dejavu.models.config import ModelConfig
+from dejavu.models.tensors import tensor_shapes
+from dejavu.plan import AccessPlan, Dense, LayerPlan, LowRank, Oracle, Sketch, Static, Threshold
+from dejavu.reference import ReferenceExecutor
+from dejavu.training.labels import active_neurons, label_threshold
+from dejavu.training.quantiles import Quantiles
+from tiny_models import relative_error
+from tiny_relu import MemoryWeights
+from tolerances import TOLERANCES
+
+ISAS = _core.isas()
+KINDS = {"relu": 0.0, "relu2": 0.0, "fatrelu": 0.05, "shifted_relu": 0.2, "drelu": 0.0}
+"""With thresholds. FATReLU jumps there, and bf16 products may fall on either side: the jump is small, as in models."""
+GATED = ModelConfig(
+    "llama",
+    vocab_size=60,
+    d_model=64,
+    n_layers=2,
+    n_heads=4,
+    n_kv_heads=2,
+    head_dim=16,
+    d_ff=150,
+    max_context=200,
+    biases=("gate", "up", "down"),
+)
+TOKENS = np.random.default_rng(3).integers(0, GATED.vocab_size, 24).astype(np.int32)
+SAME = {"f32": 1e-4, "bf16": 1e-4, "int8": 1e-4, "int4": 2e-4}
+"""Of logits with exact zeros left out, relative to those of the dense model: coefficients of int8 and int4 rows are rounded
+to int16 together with their neighbours in the list, which are others then."""
+
+
+def configured(kind: str, *, gated: bool = True) -> ModelConfig:
+    biases = GATED.biases if gated else ("up", "down")
+    changes: dict[str, Any] = {"activation": kind, "activation_threshold": KINDS.get(kind, 0.0)}
+    return dataclasses.replace(GATED, gated=gated, biases=biases, **changes)
+
+
+def random_weights(config: ModelConfig) -> MemoryWeights:
+    rng = np.random.default_rng(1)
+    tensors = {}
+    for name, shape in tensor_shapes(config).items():
+        size = 0.3 if len(shape) == 1 else shape[-1] ** -0.5
+        tensors[name] = (size * rng.standard_normal(shape)).astype(np.float32)
+        if name.endswith("norm.weight"):
+            tensors[name] += 1
+    return MemoryWeights(tensors)
+
+
+def pair(
+    config: ModelConfig, codec: Any, *, nested: bool = False
+) -> tuple[NativeExecutor, ReferenceExecutor]:
+    weights = random_weights(config)
+    packed = pack_in_memory(config, weights, codec, 1, nested=nested)
+    return NativeExecutor(packed, kv_dtype="f32", threads=2), ReferenceExecutor(config, weights, codec=codec)
+
+
+def by_decoding(executor: Any) -> np.ndarray:
+    cache = executor.new_cache()
+    return np.concatenate([executor.decode(TOKENS[i : i + 1], [cache]) for i in range(len(TOKENS))])
+
+
+def act(kind: str, x: np.ndarray, threshold: float) -> np.ndarray:
+    """The definitions once more, one number at a time."""
+    rules = {
+        "relu": lambda v: max(v, 0.0),
+        "drelu": lambda v: max(v, 0.0),
+        "relu2": lambda v: max(v, 0.0) ** 2,
+        "fatrelu": lambda v: v if v > threshold else 0.0,
+        "shifted_relu": lambda v: max(v - threshold, 0.0),
+    }
+    return np.array([rules[kind](float(v)) for v in x])
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("n", [1, 7, 16, 37])
+@pytest.mark.parametrize(
+    ("kind", "threshold"),
+    [(kind, t) for kind, at in KINDS.items() for t in (0.0, 0.25, -0.5) if at or not t],
+)
+def test_kernels(isa: str, n: int, kind: str, threshold: float) -> None:
+    rng = np.random.default_rng(n)
+    x, up = (rng.standard_normal(n).astype(np.float32) for _ in range(2))
+    x[: min(n, 3)] = [threshold, 0.0, -9.0][: min(n, 3)]  # exactly at the threshold: nothing passes
+    expected = act(kind, x, threshold)
+    out = np.full(n, np.nan, np.float32)
+    _core.activate(isa, kind, x, None, out, threshold)
+    np.testing.assert_allclose(out, expected, rtol=1e-6, atol=1e-7)
+    _core.activate(isa, kind, x, up, out, threshold)
+    np.testing.assert_allclose(
+        out, expected * (np.maximum(up, 0) if kind == "drelu" else up), rtol=1e-6, atol=1e-7
+    )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_reference_follows_the_definition(kind: str) -> None:
+    config = dataclasses.replace(configured(kind), n_layers=1)
+    weights = random_weights(config)
+    trace = ReferenceExecutor(config, weights).trace(TOKENS)
+    x = trace.mlp_input[0].astype(np.float64)  # [t, d]
+    t = weights.tensors
+    norm = x / np.sqrt((x**2).mean(axis=1, keepdims=True) + config.norm_eps) * t["layers.0.mlp_norm.weight"]
+    g, u = (norm @ t[f"layers.0.{p}.weight"].T + t[f"layers.0.{p}.bias"] for p in ("gate", "up"))
+    a = act(kind, g.ravel(), config.activation_threshold).reshape(g.shape)
+    assert 0.2 < (a == 0).mean() < 0.9
+    np.testing.assert_allclose(trace.gate[0], a, atol=1e-4)
+    np.testing.assert_allclose(trace.hidden[0], a * (np.maximum(u, 0) if kind == "drelu" else u), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("kind", "isa"),
+    [(kind, isa) for kind in KINDS for isa in (ISAS if kind in ("fatrelu", "drelu") else ISAS[-1:])],
+)
+@pytest.mark.parametrize("codec", CODECS)
+def test_native_equals_reference(isa: str, codec: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DEJAVU_ISA", isa)
+    for gated in (True, False):
+        if kind == "drelu" and not gated:
+            continue
+        native, reference = pair(configured(kind, gated=gated), codec)
+        expected = reference.prefill(TOKENS, reference.new_cache(), all_logits=True)
+        assert relative_error(by_decoding(native), expected) <= TOLERANCES[f"native_{codec}"]
+        found = native.prefill(TOKENS, native.new_cache(), all_logits=True)
+        assert relative_error(found, expected) <= TOLERANCES[f"native_{codec}_prefill"]
+
+
+def everyone(config: ModelConfig) -> LowRank:
+    """A predictor that calls every neuron active, so that zeros are found on the way."""
+    a, b = np.zeros((4, config.d_model), np.float32), np.zeros((4, config.d_ff), np.float32)
+    return LowRank(a=a, b=b, bias=np.ones(config.d_ff, np.float32), threshold=0.0)
+
+
+@pytest.mark.parametrize("codec", CODECS)
+@pytest.mark.parametrize(
+    ("kind", "gated"),
+    [(kind, gated) for kind in KINDS for gated in (True, False) if gated or kind != "drelu"],
+)
+def test_leaving_out_exact_zeros_changes_nothing(kind: str, gated: bool, codec: str) -> None:
+    config = configured(kind, gated=gated)
+    for nested in (False, True) if codec in ("int8", "int4") else (False,):
+        native, reference = pair(config, codec, nested=nested)
+        dense = {executor: by_decoding(executor) for executor in (native, reference)}
+        selectors = [Threshold(threshold=0.0), Oracle(threshold=0.0), everyone(config)]
+        for selector in selectors:
+            plan = AccessPlan(
+                model=native.packed.fingerprint, layers=(LayerPlan(selector),) * config.n_layers
+            )
+            for executor, logits in dense.items():
+                executor.set_plan(plan)
+                assert relative_error(by_decoding(executor), logits) <= SAME[codec]
+                executor.set_plan(None)
+            masked = native.prefill(TOKENS, native.new_cache(), all_logits=True, sparse=True)
+            assert relative_error(masked, dense[native]) <= TOLERANCES[f"native_{codec}_prefill"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_exact_zeros_are_not_touched(kind: str) -> None:
+    """The natural density is what a plan with threshold 0 reports, and what the trace counts."""
+    config = configured(kind)
+    native, reference = pair(config, "f32")
+    plan = AccessPlan(
+        model=native.packed.fingerprint, layers=(LayerPlan(Oracle(threshold=0.0)),) * config.n_layers
+    )
+    native.set_plan(plan)
+    by_decoding(native)
+    natural = (reference.trace(TOKENS).hidden != 0).mean(axis=(1, 2))
+    np.testing.assert_allclose(native.last_stats["neurons"], natural, atol=0.005)
+    assert (natural < 0.7).all()
+
+
+@pytest.mark.parametrize("kind", ["fatrelu", "shifted_relu", "drelu", "relu2"])
+def test_several_sequences_under_a_plan(kind: str) -> None:
+    config = configured(kind)
+    native, reference = pair(config, "int8")
+    half = Static(indices=np.arange(0, config.d_ff, 2, dtype=np.int32))
+    plan = AccessPlan(
+        model=native.packed.fingerprint, layers=(LayerPlan(half), LayerPlan(Threshold(density=0.4)))
+    )
+    found, expected = [], []
+    for executor, out in ((native, found), (reference, expected)):
+        executor.set_plan(plan)
+        caches = [executor.new_cache() for _ in range(3)]
+        out += [executor.decode(TOKENS[i : i + 3], caches) for i in range(12)]
+    assert relative_error(np.stack(found), np.stack(expected)) <= TOLERANCES["native_int8"]
+
+
+@pytest.mark.parametrize("kind", ["relu2", "fatrelu", "shifted_relu"])
+def test_an_ungated_sketch_scores_by_sign(kind: str) -> None:
+    native, reference = pair(configured(kind, gated=False), "int8", nested=True)
+    for rule in ({"density": 0.4}, {"threshold": 0.0}):
+        plan = AccessPlan(
+            model=native.packed.fingerprint, layers=(LayerPlan(Sketch(bits=4, **rule)), LayerPlan(Dense()))
+        )
+        logits = []
+        for executor in (native, reference):
+            executor.set_plan(plan)
+            logits.append(by_decoding(executor))
+        assert relative_error(*logits) <= TOLERANCES["native_int8"]
+
+
+def test_labels_are_the_neurons_that_are_not_zero() -> None:
+    hidden = np.array([[0.0, 1e-6, -2.0]], np.float32)
+    sizes = Quantiles()
+    sizes.add(np.abs(hidden))
+    for kind in KINDS:
+        threshold = label_threshold(configured(kind), sizes, density=0.3)
+        assert active_neurons(hidden, threshold).tolist() == [[False, True, True]]
+    assert label_threshold(configured("silu"), sizes, density=0.3) > 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"activation": "relu", "activation_threshold": 0.1}, "relu has none"),
+        ({"activation": "drelu", "gated": False, "biases": ()}, "has no gate"),
+        ({"activation": "fatrelu", "activation_threshold": float("nan")}, "finite"),
+    ],
+)
+def test_configurations_that_mean_nothing_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UnsupportedModelError, match=message):
+        dataclasses.replace(GATED, **changes)
