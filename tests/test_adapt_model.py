@@ -41,7 +41,7 @@ def test_equals_the_reference(name: str, tiny_folder: Callable[[str], Path]) -> 
     tensors = read_tensors(opened.config, opened.weights)
     with torch.no_grad():
         hidden = Decoder(opened.config, tensors)(Batch.of([tokens, other]))
-        found, _ = Head.of(opened.config, tensors, torch.float32).log_probs(hidden)
+        found = Head.of(opened.config, tensors, torch.float32).log_probs(hidden)
     reference = ReferenceExecutor(opened.config, opened.weights)
     opened.close()
     for piece, part in ((tokens, found[: len(tokens)]), (other, found[len(tokens) :])):
@@ -101,7 +101,7 @@ def test_masks_are_those_of_the_reference(kind: str, codec: Any, tmp_path: Path)
         decoder(batch, masks)
     assert masks.densities == pytest.approx([0.4, 0.4], abs=0.01)
     with torch.no_grad():
-        found, _ = Head.of(config, tensors, torch.float32).log_probs(decoder(batch, masks))
+        found = Head.of(config, tensors, torch.float32).log_probs(decoder(batch, masks))
     layers = [
         LayerPlan(neurons=dataclasses.replace(selector, threshold=threshold))
         for threshold in masks.thresholds

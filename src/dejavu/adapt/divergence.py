@@ -24,8 +24,10 @@ if TYPE_CHECKING:
 
 Loss = Literal["forward-kl", "reverse-kl", "mixed"]
 
-ROWS = 64
+ROWS = 512
 """Tokens whose logits are in memory at a time."""
+_CACHED = 16
+"""Tokens that are compared at a time, so that what is between stays in the cache."""
 
 
 @dataclass(frozen=True)
@@ -46,13 +48,13 @@ class Head:
         bias = tensors["head.bias"].to(dtype) if "head" in config.biases else None
         return cls(weight, bias, config.logit_softcap)
 
-    def log_probs(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """[n, E] -> log softmax, float32 [n, V]; and with a softcap its derivative by the logits [n, V]."""
-        logits = nn.linear(x.to(self.weight.dtype), self.weight, self.bias).float()
-        if not self.cap:
-            return torch.log_softmax(logits, dim=-1), None
-        bent = torch.tanh(logits / self.cap)
-        return torch.log_softmax(self.cap * bent, dim=-1), 1 - bent.square()
+    def logits(self, x: Tensor) -> Tensor:
+        """Before the softcap, in the type of the products: [n, E] -> [n, V]."""
+        return nn.linear(x.to(self.weight.dtype), self.weight, self.bias)
+
+    def log_probs(self, x: Tensor) -> Tensor:
+        """[n, E] -> log softmax, float32 [n, V]."""
+        return log_probs(self.logits(x), self.cap)[0]
 
 
 def divergence(student: Tensor, teacher: Tensor, head: Head, loss: Loss) -> Tensor:
@@ -64,31 +66,49 @@ def divergence(student: Tensor, teacher: Tensor, head: Head, loss: Loss) -> Tens
 class _Divergence(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, student: Tensor, teacher: Tensor, head: Head, loss: Loss) -> Tensor:
-        total = torch.zeros((), dtype=torch.float64)
+        total = 0.0
         slopes = []
         for ours, theirs in zip(torch.split(student, ROWS), torch.split(teacher, ROWS), strict=True):
-            t, _ = head.log_probs(theirs)  # [rows, V]
-            s, bend = head.log_probs(ours)  # [rows, V]
-            q = s.exp()
-            t.sub_(s)  # t - s
-            share = 0.5 if loss == "mixed" else 1.0
-            slope = torch.zeros_like(q) if loss == "mixed" else q
-            if loss != "reverse-kl":
-                p = (t + s).exp_()
-                total += share * (p * t).sum(dtype=torch.float64)
-                slope = (q - p).mul_(share)
-            if loss != "forward-kl":
-                each = -(q * t).sum(dim=-1, keepdim=True)  # [rows, 1]
-                total += share * each.sum(dtype=torch.float64)
-                back = q * (-t - each) * share
-                slope = slope + back if loss == "mixed" else back
-            if bend is not None:
-                slope = slope * bend
-            slopes.append((slope.to(head.weight.dtype) @ head.weight).float())
+            s, t = head.logits(ours), head.logits(theirs)  # [rows, V]
+            slope = torch.empty_like(s)
+            for part in range(0, len(s), _CACHED):
+                rows = slice(part, part + _CACHED)
+                total += _compare(s[rows], t[rows], head.cap, loss, slope[rows])
+            slopes.append((slope @ head.weight).float())
         ctx.save_for_backward(torch.cat(slopes).div_(len(student)))
-        return (total / len(student)).float()
+        return torch.tensor(total / len(student))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
         (slope,) = ctx.saved_tensors
         return slope * grads[0], None, None, None
+
+
+def _compare(student: Tensor, teacher: Tensor, cap: float, loss: Loss, slope: Tensor) -> float:
+    """Sum over logits [rows, V] of the divergence, whose gradient by the student's logits goes to `slope`."""
+    s, bend = log_probs(student, cap)
+    t, _ = log_probs(teacher, cap)
+    q, ahead = s.exp(), t - s
+    if loss == "forward-kl":
+        p = t.exp_()
+        value = float(torch.dot(p.view(-1), ahead.view(-1)))
+        found = q.sub_(p)
+    else:
+        each = -(q * ahead).sum(dim=-1, keepdim=True)  # [rows, 1]
+        value = float(each.sum())
+        found = -q * (ahead + each)
+        if loss == "mixed":
+            p = t.exp_()
+            value = (value + float(torch.dot(p.view(-1), ahead.view(-1)))) / 2
+            found = (found + q - p) / 2
+    slope.copy_(found if bend is None else found.mul_(bend))
+    return value
+
+
+def log_probs(logits: Tensor, cap: float) -> tuple[Tensor, Tensor | None]:
+    """Log softmax, float32 [n, V]; and with a softcap its derivative by the logits [n, V]."""
+    logits = logits.float()
+    if not cap:
+        return torch.log_softmax(logits, dim=-1), None
+    bent = torch.tanh(logits / cap)
+    return torch.log_softmax(cap * bent, dim=-1), 1 - bent.square()

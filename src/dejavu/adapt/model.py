@@ -32,6 +32,10 @@ if TYPE_CHECKING:
     Tensors = Mapping[str, Tensor]
 
 
+_STEP = 64
+"""Documents are padded to a multiple of this for attention."""
+
+
 @dataclass(frozen=True)
 class Batch:
     """Tokens of documents, one after the other."""
@@ -40,11 +44,28 @@ class Batch:
     """int64 [n]"""
     lengths: tuple[int, ...]
     """Tokens of each document; they add up to n."""
+    groups: tuple[Tensor, ...]
+    """For attention, documents of about the same length: int64 [b, T], the places of their tokens, padded with any."""
+    places: Tensor
+    """int64 [n]: where each token stands in the groups, one after the other."""
 
     @classmethod
     def of(cls, pieces: Sequence[Piece]) -> Batch:
         """Pieces of tokens, each a document."""
-        return cls(torch.from_numpy(np.concatenate(pieces).astype(np.int64)), tuple(map(len, pieces)))
+        lengths = tuple(map(len, pieces))
+        starts = np.cumsum((0, *lengths))
+        widths = [-(-length // _STEP) * _STEP for length in lengths]
+        places, groups, base = np.empty(starts[-1], np.int64), [], 0
+        for width in sorted(set(widths)):
+            rows = []
+            for i in (i for i, w in enumerate(widths) if w == width):
+                span = np.arange(width)
+                rows.append(starts[i] + np.minimum(span, lengths[i] - 1))
+                places[starts[i] : starts[i + 1]] = base + span[: lengths[i]]
+                base += width
+            groups.append(torch.from_numpy(np.stack(rows)))
+        tokens = torch.from_numpy(np.concatenate(pieces).astype(np.int64))
+        return cls(tokens, lengths, tuple(groups), torch.from_numpy(places))
 
 
 class Masks(Protocol):
@@ -168,6 +189,7 @@ class Decoder:
 
     def _mlp(self, i: int, y: Tensor, inputs: Sequence[Tensor], masks: Masks | None) -> Tensor:
         c, p = self.config, f"layers.{i}."
+        y = y.to(self._w[p + "up.weight"].dtype)
         hidden = gate = activate(self.linear(p + ("gate" if c.gated else "up"), y), c.activation)  # [n, f]
         if c.gated:
             hidden = gate * self.linear(p + "up", y)  # [n, f]
@@ -179,6 +201,7 @@ class Decoder:
         self, i: int, y: Tensor, batch: Batch, turns: Mapping[bool, tuple[Tensor, Tensor]]
     ) -> Tensor:
         c, p, n = self.config, f"layers.{i}.", len(y)
+        y = y.to(self._w[p + "q.weight"].dtype)
         q = self.linear(p + "q", y).view(n, c.n_heads, c.head_dim)  # [n, H, e]
         k = self.linear(p + "k", y).view(n, c.n_kv_heads, c.head_dim)  # [n, K, e]
         v = self.linear(p + "v", y).view(n, c.n_kv_heads, c.head_dim)  # [n, K, e]
@@ -188,39 +211,38 @@ class Decoder:
         if c.position == "rope":
             cos, sin = turns[is_local(c, i)]
             q, k = _rotate(q, cos, sin), _rotate(k, cos, sin)
-        shared = c.n_heads // c.n_kv_heads
-        if shared > 1:
-            k, v = k.repeat_interleave(shared, dim=1), v.repeat_interleave(shared, dim=1)  # [n, H, e]
-        documents = zip(
-            *(torch.split(x, list(batch.lengths)) for x in (q, k, v)), strict=True
-        )  # [t, H, e] each
-        mixed = torch.cat([self._attend(i, *document) for document in documents])  # [n, H, e]
-        return self.linear(p + "o", mixed.reshape(n, -1))  # [n, d]
+        groups = []
+        for group in batch.groups:  # [b, T]
+            rows = group.view(-1)
+            parts = (x.index_select(0, rows).view(*group.shape, -1, c.head_dim) for x in (q, k, v))
+            groups.append(self._attend(i, *parts).view(len(rows), -1))
+        mixed = torch.cat(groups).index_select(0, batch.places)  # [n, H e]
+        return self.linear(p + "o", mixed)  # [n, d]
 
     def _attend(self, i: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """One document, causally: [t, H, e] -> [t, H, e]."""
-        c = self.config
-        q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))  # [1, H, t, e]
-        window = c.sliding_window if c.windowed(i) else 0
+        """Documents, causally: q [b, T, H, e], k and v [b, T, K, e] -> [b, T, H e]."""
+        c, (b, t) = self.config, q.shape[:2]
+        shared = c.n_heads // c.n_kv_heads
+        q = q.view(b, t, c.n_kv_heads, shared, -1).permute(0, 2, 3, 1, 4)  # [b, K, H/K, T, e]
+        q = q.reshape(b, c.n_kv_heads, shared * t, -1)  # [b, K, H/K T, e]
+        scores = (q @ k.permute(0, 2, 3, 1)).float() * c.scale  # [b, K, H/K T, T]
         if c.attn_softcap:
-            scores = (q @ k.transpose(-1, -2)).float() * c.scale  # [1, H, t, t]
-            scores = c.attn_softcap * torch.tanh(scores / c.attn_softcap) + self._bias(q.shape[2], window)
-            mixed = scores.softmax(dim=-1).to(v.dtype) @ v  # [1, H, t, e]
-        elif window or self._slopes is not None:
-            bias = self._bias(q.shape[2], window).to(q.dtype)
-            mixed = nn.scaled_dot_product_attention(q, k, v, bias, scale=c.scale)
-        else:
-            mixed = nn.scaled_dot_product_attention(q, k, v, is_causal=True, scale=c.scale)
-        return mixed[0].transpose(0, 1)
+            scores = c.attn_softcap * torch.tanh(scores / c.attn_softcap)
+        window = c.sliding_window if c.windowed(i) else 0
+        scores = scores.view(b, c.n_kv_heads, shared, t, t) + self._bias(t, window)
+        weights = scores.softmax(dim=-1).to(v.dtype).view(b, c.n_kv_heads, shared * t, t)
+        mixed = weights @ v.transpose(1, 2)  # [b, K, H/K T, e]
+        return mixed.view(b, c.n_heads, t, -1).transpose(1, 2).reshape(b, t, -1)
 
     def _bias(self, t: int, window: int) -> Tensor:
-        """Added to the scores of t tokens: what is not seen, and ALiBi; [1 or H, t, t]."""
+        """Added to the scores of t tokens: what is not seen, and ALiBi; [t, t] or [K, H/K, t, t]."""
         if (t, window) not in self._biases:
             here, there = torch.arange(t)[:, None], torch.arange(t)[None, :]
             seen = (there <= here) & (there > here - (window or t))  # [t, t]
-            bias = torch.zeros(1, t, t).masked_fill(~seen, -math.inf)
+            bias = torch.zeros(t, t).masked_fill(~seen, -math.inf)
             if self._slopes is not None:
-                bias = bias + self._slopes[:, None, None] * (there - here)  # [H, t, t]
+                slopes = self._slopes.view(self.config.n_kv_heads, -1, 1, 1)
+                bias = bias + slopes * (there - here)  # [K, H/K, t, t]
             self._biases[t, window] = bias
         return self._biases[t, window]
 

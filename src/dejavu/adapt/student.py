@@ -130,7 +130,7 @@ class Student:
         scored = torch.from_numpy(np.setdiff1d(np.arange(len(hidden)), ends))
         dense = masked = divergence = 0.0
         for part in torch.split(scored, ROWS):
-            t, s = (self.head.log_probs(x[part])[0] for x in (target, hidden))  # [rows, V]
+            t, s = (self.head.log_probs(x[part]) for x in (target, hidden))  # [rows, V]
             divergence += float((t.exp() * (t - s)).sum(dtype=torch.float64))
             following = batch.tokens[part + 1, None]  # [rows, 1]
             dense -= float(t.gather(1, following).sum(dtype=torch.float64))
