@@ -17,7 +17,7 @@ from dejavu.engine import NativeExecutor
 from dejavu.engine.core import chosen_isa
 from dejavu.errors import InputError, PlanError
 from dejavu.evaluation.perplexity import Document, measure_perplexity
-from dejavu.models.folder_writer import FloatCodec, config_json, family_of, write_folder
+from dejavu.models.folder_writer import FloatCodec, config_json, write_folder
 from dejavu.models.loading import open_model
 from dejavu.plan import AccessPlan, Dense, LayerPlan, Pick, Sketch
 from dejavu.training.stream import TokenStream
@@ -80,7 +80,7 @@ def adapt_model(
     """
     if output.exists():
         raise InputError(f"{output} is there already", fix="give another -o, or remove it")
-    config_json(family_of(opened.config), opened.config)  # or say now that it cannot be written
+    config_json(opened.config)  # or say now that it cannot be written
     torch.set_num_threads(threads)
     dtype = torch.bfloat16 if chosen_isa() in _FAST_BF16 else torch.float32
     config = opened.config

@@ -61,17 +61,22 @@ def write_folder(
         NumericsError: a tensor holds NaN, infinity or, with f16, a value beyond 65504.
         CacheError: the disk is full, or the folder cannot be written.
     """
-    family = family_of(config)
-    values = family.config_to_hf(config)
-    check_said("a folder", config, family.config_from_hf(values))
-    values["torch_dtype"] = FLOAT_CODECS[codec][1]
+    values = config_json(config) | {"torch_dtype": FLOAT_CODECS[codec][1]}
     _check_target(target, force=force)
     with output_errors(), staged_folder(target) as folder:
         (folder / "config.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
         with (folder / SINGLE_NAME).open("wb") as stream:
-            _write_tensors(stream, family, config, read, codec, progress or NoProgress())
+            _write_tensors(stream, family_of(config), config, read, codec, progress or NoProgress())
         if add_files is not None:
             add_files(folder)
+
+
+def config_json(config: ModelConfig) -> dict[str, object]:
+    """Options that are read back as `config`. Raises `UnsupportedModelError` where there are none."""
+    family = family_of(config)
+    values = family.config_to_hf(config)
+    check_said("a folder", config, family.config_from_hf(values))
+    return values
 
 
 def _check_target(target: Path, *, force: bool) -> None:
