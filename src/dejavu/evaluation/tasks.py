@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from dejavu.errors import InputError
@@ -21,7 +22,6 @@ from dejavu.texts import numbered_lines, parse_object, read_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
-    from pathlib import Path
 
 Kind = Literal["choice", "cloze", "generation"]
 
@@ -100,7 +100,7 @@ def read_task(path: Path) -> Task:
 
 def _find(name: str, folder: Path) -> Path:
     if name.endswith(".jsonl"):
-        return type(folder)(name).expanduser()
+        return Path(name).expanduser()
     path = folder / f"{name}.jsonl"
     if "/" in name or not path.is_file():
         known = ", ".join(sorted(p.stem for p in folder.glob("*.jsonl"))) or "none"
