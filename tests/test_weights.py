@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dejavu.errors import ModelFormatError
+from dejavu.models.mapped import MappedFile
 from dejavu.models.safetensors import SafeTensors
 from dejavu.models.weights import MappedWeights, TensorView, Weights
 
@@ -140,3 +141,11 @@ def test_over_a_real_file(tmp_path: Path) -> None:
     np.testing.assert_array_equal(weights.read("x"), W[PERMUTATION].astype(np.float16).astype(np.float32) + 1)
     weights.release()
     weights.close()
+
+
+def test_an_error_whose_traceback_holds_a_view_does_not_stop_closing(tmp_path: Path) -> None:
+    (tmp_path / "w").write_bytes(b"\x00\x00\x80?" * 4)
+    file = MappedFile(tmp_path / "w")
+    view = file.array(0, (4,), "<f4")
+    file.close()  # would hide the error, such as Ctrl-C, behind a BufferError
+    np.testing.assert_array_equal(view, np.ones(4, np.float32))

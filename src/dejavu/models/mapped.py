@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import mmap
 import os
@@ -74,8 +75,9 @@ class MappedFile:
             self.map.madvise(mmap.MADV_DONTNEED)
 
     def close(self) -> None:
-        """Unmap."""
-        self.map.close()
+        """Unmap; where the traceback of an error (Ctrl-C too) still holds a view, the mapping goes with it."""
+        with contextlib.suppress(BufferError):
+            self.map.close()
 
 
 def fingerprint(parts: Iterable[tuple[MappedFile, int, Iterable[tuple[int, int]]]]) -> str:
