@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from dejavu.adapt.leading import leading
-from dejavu.adapt.model import activate
+from dejavu.adapt.model import activate, gated
 from dejavu.codecs import mlp_codec
 from dejavu.errors import PlanError
 from dejavu.plan import Dense, LowRank, Oracle, Sketch, Threshold
@@ -168,8 +168,8 @@ class PlanMasks:
         up = block.decoder.linear(f"{p}up", y, self._known[f"{layer}.up"])  # [n, f]
         if c.gated:
             gate = block.decoder.linear(f"{p}gate", y, self._known[f"{layer}.gate"])  # [n, f]
-            return activate(gate, c.activation).mul_(up).abs_()
-        return up if c.activation == "relu" else activate(up, c.activation).abs_()
+            return gated(activate(gate, c), up, c).abs_()
+        return up - c.activation_threshold if c.exact_zeros else activate(up, c).abs_()
 
     def _ahead(self, layer: int, distance: int, block: Block) -> Tensor:
         """What a selector reads: the layer's norm of what enters the MLP `distance` layers before, [n, d]."""

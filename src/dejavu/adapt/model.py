@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from dejavu.models.config import Activation, ModelConfig
+    from dejavu.models.config import ModelConfig
     from dejavu.models.weights import Weights
     from dejavu.training.stream import Piece
 
@@ -190,9 +190,9 @@ class Decoder:
     def _mlp(self, i: int, y: Tensor, inputs: Sequence[Tensor], masks: Masks | None) -> Tensor:
         c, p = self.config, f"layers.{i}."
         y = y.to(self._w[p + "up.weight"].dtype)
-        hidden = gate = activate(self.linear(p + ("gate" if c.gated else "up"), y), c.activation)  # [n, f]
+        hidden = gate = activate(self.linear(p + ("gate" if c.gated else "up"), y), c)  # [n, f]
         if c.gated:
-            hidden = gate * self.linear(p + "up", y)  # [n, f]
+            hidden = gated(gate, self.linear(p + "up", y), c)  # [n, f]
         if masks is not None:
             hidden = masks(i, Block(self, inputs, y, gate, hidden))  # [n, f]
         return self.linear(p + "down", hidden)  # [n, d]
@@ -260,13 +260,25 @@ class Decoder:
         return found
 
 
-def activate(x: Tensor, kind: Activation) -> Tensor:
-    """The MLP's activation."""
-    if kind == "relu":
+def activate(x: Tensor, config: ModelConfig) -> Tensor:
+    """The MLP's activation; see `ModelConfig.activation`."""
+    kind, threshold = config.activation, config.activation_threshold
+    if kind in ("relu", "drelu"):
         return nn.relu(x)
+    if kind == "relu2":
+        return nn.relu(x).square()
+    if kind == "fatrelu":
+        return x * (x > threshold)
+    if kind == "shifted_relu":
+        return nn.relu(x - threshold)
     if kind == "silu":
         return nn.silu(x)
     return nn.gelu(x, approximate="none" if kind == "gelu" else "tanh")
+
+
+def gated(gate: Tensor, up: Tensor, config: ModelConfig) -> Tensor:
+    """Hidden values from `activate` of the gate's products and from up's products."""
+    return gate * (nn.relu(up) if config.activation == "drelu" else up)
 
 
 def _rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
