@@ -71,8 +71,9 @@ def dejavu(tiny: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("DEJAVU_CACHE", str(tmp_path / "cache"))
 
     def call(*args: str) -> SimpleNamespace:
+        args = args if "--codec" in args else ("--codec", "f32", *args)
         capsys.readouterr()
-        code = run(["eval", str(tiny), "--task-folder", str(folder), "--kv", "f32", "--codec", "f32", *args])
+        code = run(["eval", str(tiny), "--task-folder", str(folder), "--kv", "f32", *args])
         out, err = capsys.readouterr()
         return SimpleNamespace(
             code=code, out=out, err=err, json=json.loads(out) if "--json" in args else None
@@ -124,11 +125,11 @@ def test_figures_equal_the_reference(dejavu: Dejavu, tiny: Path, folder: Path, p
     model.close()
     dense, sparse = found["runs"]
     change = verdicts[1] - verdicts[0]
-    difference = sparse["difference"]["quiz"]["acc"]
+    difference = sparse["difference"]["tasks"]["quiz"]["acc"]
     assert difference["value"] == pytest.approx(change.mean())
     assert difference["stderr"] == pytest.approx(change.std(ddof=1) / np.sqrt(38))
     both = [run["average"]["value"] for run in (dense, sparse)]
-    assert sparse["difference"]["average"]["acc"]["value"] == pytest.approx(both[1] - both[0])
+    assert sparse["difference"]["average"]["value"] == pytest.approx(both[1] - both[0])
     assert "difference" not in dense
     assert (dense["name"], sparse["name"]) == ("f32", "f32, third")
     assert dense["key"] != sparse["key"]
@@ -227,6 +228,20 @@ def test_shards_add_up(dejavu: Dejavu, folder: Path, tmp_path: Path) -> None:
         )
 
 
+def test_codecs_side_by_side(dejavu: Dejavu, folder: Path) -> None:
+    text = str(folder / "text.txt")
+    found = dejavu("--tasks", "cloze", "--text", text, "--codec", "f32", "--codec", "int8", "--json").json[
+        "runs"
+    ]
+    assert [run["name"] for run in found] == ["f32", "int8"]
+    assert [run["texts"]["text.txt"]["base"] for run in found] == [None, "f32"]
+    assert found[1]["texts"]["text.txt"]["metrics"]["kl_mean"]["value"] > 0
+    assert set(found[1]["difference"]["tasks"]) == {"cloze"}
+    alone = dejavu("--tasks", "cloze", "--codec", "int8", "--json").json["runs"][0]
+    assert alone["key"] == found[1]["key"]
+    assert alone["tasks"] == found[1]["tasks"]
+
+
 def test_divergence_is_left_out_for_the_base_itself(dejavu: Dejavu, folder: Path, plan: str) -> None:
     text = ("--text", str(folder / "text.txt"), "--json")
     assert set(dejavu(*text).json["runs"][0]["texts"]["text.txt"]["metrics"]) == {"perplexity"}
@@ -265,7 +280,9 @@ def test_spot_check_finds_what_was_scored_wrongly(
         (("--tasks", "quiz", "--shard", "3/2"), "shard 3/2"),
         (("--tasks", "quiz", "--resume"), "--resume without --output"),
         (("--tasks", "quiz", "--base-codec", "int3"), "--base-codec int3"),
+        (("--tasks", "quiz", "--base-codec", "auto"), "--base-codec auto"),
         (("--tasks", "quiz", "--plan", "nowhere"), "nowhere"),
+        (("--text", "TEXT", "--text", "TEXT"), "same name"),
         (("--tasks", "talk", "--spot-check", "2"), "spot check"),
         (("--text", "TEXT", "--window", "1"), "window of 1"),
         (("--text", "TEXT", "--window", "101"), "choose 2 to 100"),

@@ -81,7 +81,10 @@ def evaluate(
     resume: Annotated[
         bool, typer.Option("--resume", help="Keep the finished items beside --output.")
     ] = False,
-    codec: options.Codec = CodecName.auto,
+    codec: Annotated[
+        list[CodecName] | None,
+        typer.Option(help="Precision of the weights; auto suits the model's file; repeat it to compare."),
+    ] = None,
     kv: options.Kv = KvName.f16,
     threads: options.Threads = None,
     executor: options.Executor = ExecutorName.native,
@@ -95,6 +98,7 @@ def evaluate(
     """
     from dejavu.cli.loading import open_llm
     from dejavu.cli.progress import make_progress, stage_bars
+    from dejavu.codecs import CODECS
     from dejavu.evaluation.journal import Journal
     from dejavu.evaluation.record import SCHEMA, Setting, Workload, evaluate, plan_digest
     from dejavu.evaluation.tasks import read_tasks
@@ -113,17 +117,16 @@ def evaluate(
         max_tokens=max_tokens,
         spot_check=spot_check,
     )
-    if base_codec != "off" and base_codec not in CodecName.__members__:
-        raise InputError(
-            f"--base-codec {base_codec}", fix=f"choose off or {', '.join(CodecName.__members__)}"
-        )
+    if base_codec not in ("off", *CODECS):
+        raise InputError(f"--base-codec {base_codec}", fix=f"choose off, {', '.join(CODECS)}")
     items = _items_file(output, resume=resume)
     path = resolve(model, offline=offline or None, progress=make_progress(quiet=json))
     opened = open_model(path)
     natural = "f32" if executor is ExecutorName.reference else natural_codec(opened.weights)
     fingerprint = opened.weights.fingerprint
     opened.close()
-    chosen = natural if codec is CodecName.auto else codec.value
+    codecs = [natural if c is CodecName.auto else c.value for c in codec or [CodecName.auto]]
+    wanted = [(c, p) for c in dict.fromkeys(codecs) for p in plan or ["off"]]
     shared: dict[str, Any] = {
         "kv": kv,
         "threads": threads,
@@ -135,24 +138,24 @@ def evaluate(
     with ExitStack() as stack:
         journal = stack.enter_context(Journal(items, resume=resume))
         base, first = None, None
-        for number, wanted in enumerate(plan or ["off"], start=1):
+        for number, (held, planned) in enumerate(wanted, start=1):
             with (
-                open_llm(str(path), codec=CodecName(chosen), plan=wanted, **shared) as llm,
+                open_llm(str(path), codec=CodecName(held), plan=planned, **shared) as llm,
                 stage_bars(quiet=json) as progress,
             ):
-                compare = workload.texts and base_codec != "off" and (llm.plan or base_codec != chosen)
+                compare = workload.texts and base_codec != "off" and (llm.plan or base_codec != held)
                 if compare and base is None:
                     base_llm = open_llm(str(path), codec=CodecName(base_codec), plan="off", **shared)
                     base = stack.enter_context(base_llm)
                 try:
                     run = evaluate(
                         llm,
-                        Setting(fingerprint, chosen, kv.value, executor.value, plan_digest(llm.plan)),
+                        Setting(fingerprint, held, kv.value, executor.value, plan_digest(llm.plan)),
                         workload,
                         journal,
                         base=base if compare else None,
                         base_name=base_codec,
-                        begin=partial(_begin, progress, f"run {number} of {len(plan or [wanted])}"),
+                        begin=partial(_begin, progress, f"run {number} of {len(wanted)}"),
                     )
                 except KeyboardInterrupt:
                     if items is not None:
@@ -160,7 +163,7 @@ def evaluate(
                     raise
             first = first or run
             difference = {} if run is first else {"difference": run.minus(first)}
-            runs.append({"name": _name(chosen, wanted, llm.plan)} | run.record | difference)
+            runs.append({"name": _name(held, planned, llm.plan)} | run.record | difference)
     document = {
         "schema": SCHEMA,
         "kind": "eval",

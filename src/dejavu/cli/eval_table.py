@@ -41,14 +41,16 @@ def print_results(document: Mapping[str, Any]) -> None:
                 for run in runs:
                     cells.append(_cell(run[part][name]["metrics"].get(metric), metric))
                     if "difference" in run:
-                        cells.append(_cell(run["difference"].get(name, {}).get(metric), metric, sign="+"))
+                        cells.append(
+                            _cell(run["difference"].get(part, {}).get(name, {}).get(metric), metric, sign="+")
+                        )
                 table.add_row(name, metric, count, *cells)
         if part == "tasks" and "average" in first:
             cells = []
             for run in runs:
                 cells.append(_cell(run["average"], "acc"))
                 if "difference" in run:
-                    cells.append(_cell(run["difference"]["average"]["acc"], "acc", sign="+"))
+                    cells.append(_cell(run["difference"]["average"], "acc", sign="+"))
             table.add_row("average", "acc", "", *cells, style="bold")
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
     console.print(table)

@@ -64,6 +64,8 @@ class Workload:
             raise InputError(
                 "a spot check needs items with log-likelihoods", fix="give --tasks with such items"
             )
+        if len({name for name, _ in self.texts}) < len(self.texts):
+            raise InputError("two texts have the same name", fix="rename one of the files")
         if self.tokens is not None and self.tokens < 1:
             raise InputError(f"{self.tokens} tokens of text", fix="ask for at least one token")
 
@@ -114,9 +116,9 @@ class Run:
             if items:
                 pairs = list(zip(items, first.values[name], strict=True))
                 found[name] = means([{m: a[m] - b[m] for m in a} for a, b in pairs])
-        differences: dict[str, Any] = {name: to_json(metrics) for name, metrics in found.items()}
+        differences: dict[str, Any] = {"tasks": {name: to_json(metrics) for name, metrics in found.items()}}
         if "average" in self.record:
-            differences["average"] = to_json({"acc": average(found)})
+            differences["average"] = average(found).to_dict()
         return differences
 
 
