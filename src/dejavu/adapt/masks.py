@@ -34,7 +34,7 @@ RATE = 0.1
 """Share of the way to a batch's quantile that a threshold moves."""
 DENSE_FROM = 0.995
 """A target of this or more is dense."""
-SAMPLE = 1 << 17
+SAMPLE = 1 << 15
 """Scores of a batch that the quantile is taken over, about."""
 
 
