@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -13,52 +13,22 @@ from dejavu.codecs import CODECS
 from dejavu.engine import NativeExecutor
 from dejavu.engine.packed import pack_in_memory
 from dejavu.errors import UnsupportedModelError
-from dejavu.models.config import ModelConfig
-from dejavu.models.tensors import tensor_shapes
 from dejavu.plan import AccessPlan, Dense, LayerPlan, LowRank, Oracle, Sketch, Static, Threshold
-from dejavu.reference import ReferenceExecutor
+from dejavu.reference import ReferenceExecutor, ops
 from dejavu.training.labels import active_neurons, label_threshold
 from dejavu.training.quantiles import Quantiles
+from tiny_gated import GATED, KINDS, configured, random_weights
 from tiny_models import relative_error
-from tiny_relu import MemoryWeights
 from tolerances import TOLERANCES
 
+if TYPE_CHECKING:
+    from dejavu.models.config import ModelConfig
+
 ISAS = _core.isas()
-KINDS = {"relu": 0.0, "relu2": 0.0, "fatrelu": 0.05, "shifted_relu": 0.2, "drelu": 0.0}
-"""With thresholds. FATReLU jumps there, and bf16 products may fall on either side: the jump is small, as in models."""
-GATED = ModelConfig(
-    "llama",
-    vocab_size=60,
-    d_model=64,
-    n_layers=2,
-    n_heads=4,
-    n_kv_heads=2,
-    head_dim=16,
-    d_ff=150,
-    max_context=200,
-    biases=("gate", "up", "down"),
-)
 TOKENS = np.random.default_rng(3).integers(0, GATED.vocab_size, 24).astype(np.int32)
 SAME = {"f32": 1e-4, "bf16": 1e-4, "int8": 1e-4, "int4": 2e-4}
 """Of logits with exact zeros left out, relative to those of the dense model: coefficients of int8 and int4 rows are rounded
 to int16 together with their neighbours in the list, which are others then."""
-
-
-def configured(kind: str, *, gated: bool = True) -> ModelConfig:
-    biases = GATED.biases if gated else ("up", "down")
-    changes: dict[str, Any] = {"activation": kind, "activation_threshold": KINDS.get(kind, 0.0)}
-    return dataclasses.replace(GATED, gated=gated, biases=biases, **changes)
-
-
-def random_weights(config: ModelConfig) -> MemoryWeights:
-    rng = np.random.default_rng(1)
-    tensors = {}
-    for name, shape in tensor_shapes(config).items():
-        size = 0.3 if len(shape) == 1 else shape[-1] ** -0.5
-        tensors[name] = (size * rng.standard_normal(shape)).astype(np.float32)
-        if name.endswith("norm.weight"):
-            tensors[name] += 1
-    return MemoryWeights(tensors)
 
 
 def pair(
@@ -210,6 +180,21 @@ def test_an_ungated_sketch_scores_by_sign(kind: str) -> None:
             executor.set_plan(plan)
             logits.append(by_decoding(executor))
         assert relative_error(*logits) <= TOLERANCES["native_int8"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_torch_model_computes_the_same(kind: str) -> None:
+    torch = pytest.importorskip("torch")
+    from dejavu.adapt import model as adapt
+
+    config = configured(kind)
+    rng = np.random.default_rng(0)
+    x, up = (rng.standard_normal((5, 9)).astype(np.float32) for _ in range(2))
+    a = ops.activate(x, config.activation, config.activation_threshold)
+    found = adapt.activate(torch.from_numpy(x), config)
+    np.testing.assert_allclose(found.numpy(), a, rtol=1e-6)
+    h = adapt.gated(found, torch.from_numpy(up), config)
+    np.testing.assert_allclose(h.numpy(), ops.gated(a, up, config.activation), rtol=1e-6)
 
 
 def test_labels_are_the_neurons_that_are_not_zero() -> None:

@@ -14,7 +14,7 @@ from dejavu.models import gguf_writer
 from dejavu.models.gguf_writer import GGUF_CODECS, write_gguf
 from dejavu.models.loading import open_model
 from dejavu.models.rope import frequencies
-from test_activations import GATED, configured, random_weights
+from tiny_gated import GATED, configured, random_weights
 from tiny_models import CASES, relative_error
 from tiny_relu import MemoryWeights, half_dead
 

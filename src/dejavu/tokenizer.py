@@ -30,6 +30,9 @@ class Tokenizer:
         bos_id: the token that begins texts, if the model has one.
         eos_ids: tokens that end a text or a turn; the first is the model's EOS.
         chat_template: jinja2 source.
+
+    Attributes:
+        byte_level: tokens are spelled in the alphabet of `dejavu.byte_level`, else as SentencePiece does.
     """
 
     def __init__(
@@ -46,7 +49,7 @@ class Tokenizer:
         self.bos_id = bos_id
         self.eos_ids = tuple(eos_ids)
         self.chat_template = chat_template
-        self._byte_level, self._strip = _decoder_kind(backend)
+        self.byte_level, self._strip = _decoder_kind(backend)
         self._added = {i: (t.content, t.special) for i, t in backend.get_added_tokens_decoder().items()}
         self._bytes: dict[int, bytes] = {}
 
@@ -112,6 +115,7 @@ class Tokenizer:
             "bos_token": self.bos_token,
             "eos_token": self.eos_token,
             "chat_template": self.chat_template,
+            "tokenizer_class": "PreTrainedTokenizerFast",
         }
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "tokenizer.json").write_text(self.backend.to_str(), encoding="utf-8")
@@ -184,7 +188,7 @@ class Tokenizer:
         return data
 
     def _to_bytes(self, token: str) -> bytes:
-        if self._byte_level:
+        if self.byte_level:
             # a token with a letter outside the alphabet was added as plain text
             return (
                 bytes(map(BYTE_OF.__getitem__, token)) if BYTE_OF.keys() >= set(token) else self._plain(token)
@@ -197,7 +201,7 @@ class Tokenizer:
         return self._plain(token)
 
     def _plain(self, token: str) -> bytes:
-        return (token if self._byte_level else token.replace("▁", " ")).encode()
+        return (token if self.byte_level else token.replace("▁", " ")).encode()
 
 
 def _decoder_kind(backend: Backend) -> tuple[bool, bool]:

@@ -13,6 +13,7 @@ from dejavu.cli import (
     analyze,
     bench,
     chat,
+    convert,
     env,
     eval,
     generate,
@@ -74,6 +75,7 @@ app.command("pull")(pull.pull)
 app.command("list")(stored.list_models)
 app.command("rm")(stored.remove)
 app.command("info")(info.info)
+app.command("convert")(convert.convert)
 app.command("env")(env.env)
 app.command("train")(train.train)
 app.command("adapt")(adapt.adapt)

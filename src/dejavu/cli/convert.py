@@ -1,0 +1,77 @@
+"""dejavu convert."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dejavu.cli import options
+from dejavu.cli.output import print_json
+
+
+class FormatName(str, Enum):
+    """Values of --format."""
+
+    safetensors = "safetensors"
+    gguf = "gguf"
+
+
+class StoredCodec(str, Enum):
+    """Values of --codec."""
+
+    f32 = "f32"
+    bf16 = "bf16"
+    f16 = "f16"
+    q8_0 = "q8_0"
+    q4_0 = "q4_0"
+    q4_1 = "q4_1"
+
+
+def convert(
+    model: options.Model,
+    out: Annotated[Path, typer.Option("--out", "-o", help="The folder, or the .gguf file, to write.")],
+    format: Annotated[
+        FormatName | None,
+        typer.Option(help="safetensors: a folder in Hugging Face layout. Default: gguf if OUT ends so."),
+    ] = None,
+    codec: Annotated[
+        StoredCodec | None,
+        typer.Option(
+            help="Of the weights. safetensors: f32 (default), bf16, f16; gguf: also q8_0 (default), q4_0, q4_1."
+        ),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace a model that lies there.")] = False,
+    offline: options.Offline = False,
+    json: options.Json = False,
+) -> None:
+    """Write a model as a folder in Hugging Face layout, or as a GGUF file, with tokenizer and chat template."""
+    from dejavu.cli.progress import make_progress
+    from dejavu.conversion import convert as run
+    from dejavu.models.sources import resolve
+    from dejavu.units import human_bytes
+
+    progress = make_progress(quiet=json)
+    path = resolve(model, offline=offline or None, progress=progress)
+    result = run(
+        path,
+        out,
+        format=None if format is None else format.value,
+        codec=None if codec is None else codec.value,
+        force=force,
+        progress=progress,
+    )
+    if json:
+        print_json(
+            {
+                "model": model,
+                "path": str(result.path),
+                "format": result.format,
+                "codec": result.codec,
+                "bytes": result.bytes,
+            }
+        )
+    else:
+        print(f"{result.path}: {result.format}, {result.codec}, {human_bytes(result.bytes)}")

@@ -1,0 +1,135 @@
+"""`convert`: a model, whatever it lies in, as a folder in Hugging Face layout or as a GGUF file."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Literal, cast
+
+from dejavu.errors import InputError
+from dejavu.gguf_tokenizer_writer import tokenizer_metadata
+from dejavu.models.folder_writer import FLOAT_CODECS, write_folder
+from dejavu.models.gguf_writer import GGUF_CODECS, write_gguf
+from dejavu.models.loading import open_model
+from dejavu.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from dejavu.models.folder_writer import FloatCodec
+    from dejavu.models.gguf_header import MetadataValue
+    from dejavu.models.loading import OpenModel
+    from dejavu.models.progress import Progress
+
+Format = Literal["safetensors", "gguf"]
+
+_TEXT_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+    "chat_template.jinja",
+    "chat_template.json",
+    "generation_config.json",
+)
+"""What a folder may hold of a tokenizer."""
+
+
+@dataclass(frozen=True)
+class Converted:
+    """What `convert` wrote."""
+
+    path: Path
+    format: Format
+    codec: str
+    bytes: int
+    """Size of the file, or of the folder's files."""
+
+
+def convert(
+    source: Path,
+    target: Path,
+    *,
+    format: Format | None = None,
+    codec: str | None = None,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> Converted:
+    """Write the model at `source` to `target`, whole or not at all, with its tokenizer and chat template.
+
+    Args:
+        source: what `dejavu.models.sources.resolve` returned.
+        target: a folder (safetensors) or a file (gguf).
+        format: default: gguf where `target` ends so, else safetensors.
+        codec: of the weights; safetensors: f32 (default), bf16, f16; gguf: these, q8_0 (default), q4_0, q4_1.
+        force: replace a model that is there.
+        progress: told of the bytes written.
+
+    Raises:
+        InputError: an unknown codec, or something lies at `target`.
+        UnsupportedModelError: the format cannot say what the model or its tokenizer computes.
+        ModelFormatError, NumericsError: the model is damaged.
+        CacheError: the disk is full, or the place cannot be written.
+    """
+    chosen: Format = format or ("gguf" if target.suffix == ".gguf" else "safetensors")
+    codecs = tuple(FLOAT_CODECS) if chosen == "safetensors" else GGUF_CODECS
+    codec = codec or ("f32" if chosen == "safetensors" else "q8_0")
+    if codec not in codecs:
+        raise InputError(f"codec {codec!r} is unknown to {chosen}; there are: {', '.join(codecs)}")
+    if target.exists() and target.resolve() == source.resolve():
+        raise InputError(f"{target} is the model itself", fix="give another place")
+    model = open_model(source)
+    try:
+        if chosen == "safetensors":
+            write_folder(
+                target,
+                model.config,
+                model.weights.read,
+                codec=cast("FloatCodec", codec),
+                add_files=partial(_add_text_files, model),
+                force=force,
+                progress=progress,
+            )
+        else:
+            write_gguf(
+                target,
+                model.config,
+                model.weights.read,
+                _metadata(model),
+                codec=codec,
+                force=force,
+                progress=progress,
+            )
+    finally:
+        model.close()
+    files = target.iterdir() if target.is_dir() else (target,)
+    return Converted(target, chosen, codec, sum(file.stat().st_size for file in files))
+
+
+def _add_text_files(model: OpenModel, folder: Path) -> None:
+    if model.format == "gguf":
+        Tokenizer.from_model(model).save(folder)
+        return
+    for name in _TEXT_FILES:
+        if (model.path / name).is_file():
+            shutil.copyfile(model.path / name, folder / name)
+
+
+def _metadata(model: OpenModel) -> dict[str, MetadataValue]:
+    """Entries of a GGUF file that are not the architecture's."""
+    if model.format == "gguf":
+        kept = (
+            "tokenizer.",
+            "general.name",
+            "general.license",
+            "general.author",
+            "general.url",
+            "general.source",
+        )
+        found = {key: value for key, value in model.metadata.items() if key.startswith(kept)}
+        return cast("dict[str, MetadataValue]", found)
+    metadata = tokenizer_metadata(Tokenizer.from_model(model), model.config.vocab_size)
+    return {"general.name": model.path.resolve().name, **metadata}
