@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from dejavu.models.config import ModelConfig
     from dejavu.plan import NeuronSelector
 
-RATE = 0.1
+RATE = 0.2
 """Share of the way to a batch's quantile that a threshold moves."""
 DENSE_FROM = 0.995
 """A target of this or more is dense."""
