@@ -141,7 +141,7 @@ def test_generation_config_adds_ends(copy: Callable[..., Path]) -> None:
         (
             "llama",
             {"architectures": None, "model_type": "mamba"},
-            "'mamba'; supported are bamboo, bloom, gemma2",
+            "'mamba'; supported are bamboo, bloom, falcon, gemma2",
         ),
         ("llama", {"hidden_act": "xielu"}, "'xielu'; supported are relu, relu2, .*silu, swish, gelu"),
         ("llama", {"rope_scaling": {"rope_type": "longrope"}}, "default, linear, dynamic, llama3, yarn"),

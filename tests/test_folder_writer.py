@@ -42,7 +42,8 @@ def test_a_folder_is_read_back_as_it_was(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["qwen2-window", "mistral", "gemma3-scaled", "opt-350m", "bloom", "neox", "rope-yarn-mscale"]
+    "name",
+    ["qwen2-window", "mistral", "gemma3-scaled", "opt-350m", "bloom", "neox", "falcon", "rope-yarn-mscale"],
 )
 def test_transformers_reads_the_same_model(name: str, tmp_path: Path) -> None:
     case = CASES[name]

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     Folder = Callable[[str], Path]
 
 SAME_OPTIONS = {"llama-long", "llama-blocks", "llama-tail", "llama-bf16", "llama-f16", "llama-sharded"}
-WITHOUT_GGUF = {name for name in CASES if name.startswith("opt")}
+WITHOUT_GGUF = {name for name in CASES if name.startswith(("opt", "falcon"))}
 UNSAID = {
     "gemma2-plain",
     "rope-dynamic",

@@ -95,6 +95,18 @@ def _neox(**options: Any) -> Case:
     return Case("GPTNeoXConfig", "GPTNeoXForCausalLM", base | options)
 
 
+def _falcon(**options: Any) -> Case:
+    base = {
+        "vocab_size": 93,
+        "hidden_size": 64,
+        "ffn_hidden_size": 110,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 8,
+        "max_position_embeddings": 64,
+    }
+    return Case("FalconConfig", "FalconForCausalLM", base | options)
+
+
 CASES: dict[str, Case] = {
     "llama": _llama(),
     "llama-biases": _llama(
@@ -158,6 +170,9 @@ CASES: dict[str, Case] = {
     "opt-gelu": _opt(activation_function="gelu", word_embed_proj_dim=70),
     "bloom": _bloom(),
     "bloom-untied": _bloom(n_head=8, tie_word_embeddings=False, layer_norm_epsilon=1e-3),
+    "falcon": _falcon(),
+    "falcon-groups": _falcon(new_decoder_architecture=True, num_kv_heads=2, activation="relu"),
+    "falcon-biases": _falcon(multi_query=False, bias=True, activation="relu", tie_word_embeddings=False),
     "neox": _neox(),
     "neox-serial": _neox(
         use_parallel_residual=False,

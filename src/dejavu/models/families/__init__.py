@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from dejavu.errors import ModelFormatError, UnsupportedModelError
-from dejavu.models.families import bloom, gemma, llama, minicpm, neox, opt, sparse
+from dejavu.models.families import bloom, falcon, gemma, llama, minicpm, neox, opt, sparse
 from dejavu.models.families.family import Family, Layout
 
 if TYPE_CHECKING:
@@ -17,6 +17,7 @@ FAMILIES: tuple[Family, ...] = (
     *bloom.FAMILIES,
     *neox.FAMILIES,
     *gemma.FAMILIES,
+    *falcon.FAMILIES,
     *sparse.FAMILIES,
     *minicpm.FAMILIES,
 )
