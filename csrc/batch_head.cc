@@ -6,7 +6,7 @@ namespace dejavu {
 
 void Engine::BatchThread::logits() {
   e.pool_.barrier();
-  if (b.plan && b.plan->head_planes && b.plan->exact < c.vocab) {
+  if (b.plan && b.plan->head_bits && b.plan->exact < c.vocab) {
     sketched_logits();
   } else if (b.which == Logits::last && b.segments->size() < 3) {
     few_logits();
@@ -33,11 +33,7 @@ void Engine::BatchThread::few_logits() {
     const Range vocabulary = share(c.vocab, kPlainRows, thread, threads);
     for (int first = vocabulary.begin; first < vocabulary.end; first += kPlainRows) {
       const int n = least(vocabulary.end - first, kPlainRows);
-      if (e.head_planes_.planes) {
-        k.planes.dot(e.head_planes_, nullptr, first, first + n, 0, e.head_planes_.planes, scratch, out + first);
-      } else {
-        rows.dot(e.head_, first / kPlainRows, 0, n, scratch, out + first);
-      }
+      rows.dot(e.head_, first / kPlainRows, 0, n, scratch, out + first);
       e.finish_logits(out + first, first, n);
     }
   }
@@ -61,19 +57,14 @@ void Engine::BatchThread::many_logits() {
   for (int v0 = vocabulary.begin; v0 < vocabulary.end; v0 += kPiece) {
     const int n = least(vocabulary.end - v0, kPiece);
     const auto row_at = [&](int r) { return e.head_.row((v0 + r) / kPlainRows, (v0 + r) % kPlainRows); };
-    if (e.head_planes_.planes) {
-      products.dot(PlaneRows{layout, e.head_planes_, v0, 0}, n, b.input.get(0), count, scratch, packed, c0, b.ld);
-    } else {
-      products.dot(PackedRows{layout, row_at}, n, b.input.get(0), count, scratch, packed, c0, b.ld);
-    }
+    products.dot(PackedRows{layout, row_at}, n, b.input.get(0), count, scratch, packed, c0, b.ld);
     k.transpose(c0, b.ld, n, count, b.logits + v0, size_t(c.vocab));
     for (int t = 0; t < count; ++t) e.finish_logits(b.logits + size_t(t) * size_t(c.vocab) + v0, v0, n);
   }
 }
 
-// All rows by their leading planes, the best of them exactly. Each thread takes whole rows of logits.
+// All rows by their leading bits, the best of them exactly. Each thread takes whole rows of logits.
 void Engine::BatchThread::sketched_logits() {
-  const Planes& head = e.head_planes_;
   const int count = b.which == Logits::all ? total : int(b.segments->size());
   const Range mine_here = share(count, 1, thread, threads);
   Selector best;
@@ -82,11 +73,10 @@ void Engine::BatchThread::sketched_logits() {
   int32_t* list = reinterpret_cast<int32_t*>(room + c.vocab);
   for (int r = mine_here.begin; r < mine_here.end; ++r) {
     float* out = b.logits + size_t(r) * size_t(c.vocab);
-    k.rows[int(head.layout.codec)].prepare(head.layout, logits_input(r), scratch);
-    k.planes.dot(head, nullptr, 0, c.vocab, 0, b.plan->head_planes, scratch, out);
+    k.rows[int(e.head_.layout.codec)].prepare(e.head_.layout, logits_input(r), scratch);
+    e.leading_logits(b.plan->head_bits, {0, e.head_lead_.count}, scratch, out);
     const int n = pick(best, out, c.vocab, room, list);
-    k.planes.dot(head, list, 0, n, b.plan->head_planes, head.planes, scratch, room);
-    for (int j = 0; j < n; ++j) out[list[j]] += room[j];
+    e.exact_logits(list, n, scratch, out);
     e.finish_logits(out, 0, c.vocab);
   }
 }

@@ -34,7 +34,7 @@ void Engine::BatchThread::mlp(int i) {
     }
     e.pool_.barrier();
   }
-  const auto down_row = [&](int r) { return layer.nested ? layer.down.row(r, 0) : layer.mlp.row(r, c.gated ? 2 : 1); };
+  const auto down_row = [&](int r) { return layer.nested ? layer.halves.down.row(r, 0) : layer.mlp.row(r, c.gated ? 2 : 1); };
   products.axpy(PackedRows{mlp_layout(layer), down_row}, c.ff, b.left.get(0), total, columns, scratch, packed,
                 b.branch.get(0), size_t(padded));
   if (c.parallel_residual) {
@@ -48,13 +48,19 @@ void Engine::BatchThread::mlp(int i) {
 void Engine::BatchThread::hidden(int i, int n0, int n, bool keep_gate) {
   const Layer& layer = e.layers_[size_t(i)];
   const auto multiply = [&](int part, const float* bias, float* out) {
-    const auto row_at = [&](int r) { return layer.mlp.row(n0 + r, part); };
-    if (layer.nested) {
-      products.dot(PlaneRows{layer.planes.layout, layer.planes, n0, part}, n, b.input.get(0), total, scratch, packed,
-                   out, b.ld);
-    } else {
-      products.dot(PackedRows{layer.mlp.layout, row_at}, n, b.input.get(0), total, scratch, packed, out, b.ld);
+    const RowLayout& layout = mlp_layout(layer);
+    const NestedMlp& halves = layer.halves;
+    uint8_t* joined = reinterpret_cast<uint8_t*>(w.joined.get(size_t(kPiece) * layout.code_bytes / sizeof(float)));
+    for (int r = 0; halves.low.count && r < n; ++r) {
+      join_halves(layout, halves.lead.row(n0 + r, part).codes, halves.low.row(n0 + r, part).codes,
+                  joined + size_t(r) * layout.code_bytes);
     }
+    const auto row_at = [&](int r) {
+      if (!layer.nested) return layer.mlp.row(n0 + r, part);
+      const Row lead = halves.lead.row(n0 + r, part);
+      return halves.low.count ? Row{joined + size_t(r) * layout.code_bytes, lead.scales} : lead;
+    };
+    products.dot(PackedRows{layout, row_at}, n, b.input.get(0), total, scratch, packed, out, b.ld);
     for (int r = 0; bias && r < n; ++r) {
       for (int t = 0; t < total; ++t) out[size_t(r) * b.ld + size_t(t)] += bias[n0 + r];
     }

@@ -88,7 +88,7 @@ Selector parse_selector(const nb::dict& v, int d, int units) {
   } else if (kind == "sketch") {
     s.rule = Rule::sketch;
     s.lookahead = between(v, "lookahead", 0, 8);
-    s.planes = between(v, "bits", 2, 4) - 1;
+    s.bits = between(v, "bits", 2, 4);
   } else {
     throw std::invalid_argument("selector kind " + kind + " is unknown");
   }
@@ -103,7 +103,7 @@ std::unique_ptr<Plan> parse_plan(const nb::dict& v, const Config& c) {
   plan->buffer = between(v, "buffer", 1, 1 << 16);
   const int bits = between(v, "vocabulary_bits", 0, 4);
   if (bits == 1) throw std::invalid_argument("vocabulary_bits is 1; there are 0, 2, 3, 4");
-  plan->head_planes = bits ? bits - 1 : 0;
+  plan->head_bits = bits;
   plan->exact = between(v, "exact", 0, c.vocab);
   if (bits && !plan->exact) throw std::invalid_argument("exact is 0");
   const nb::list layers = field<nb::list>(v, "layers");

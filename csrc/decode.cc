@@ -5,6 +5,7 @@
 
 #include "batch.h"
 #include "decoder.h"
+#include "products.h"
 
 namespace dejavu {
 
@@ -200,7 +201,7 @@ void Engine::Decoder::logits() {
     const float* last = e.head_input(x[t], w.branch.get(0), w.branch.get(0) + c.d);
     head_rows.prepare(e.head_.layout, last, input[t]);
   }
-  if (e.head_planes_.planes) return logits_from_planes(out);
+  if (plan && plan->head_bits && plan->exact < c.vocab) return sketched_logits(out);
   const Range mine = share(e.head_.count, 1, thread, threads);
   for (int b = mine.begin; b < mine.end; ++b) {
     const int first = b * kPlainRows, n = c.vocab - first < kPlainRows ? c.vocab - first : kPlainRows;
@@ -211,36 +212,23 @@ void Engine::Decoder::logits() {
   }
 }
 
-// The head as bit planes: all of them, or (vocabulary sketch) the leading ones for every row and the rest for the rows
-// that look best. `input` is prepared.
-void Engine::Decoder::logits_from_planes(float* const* out) {
-  constexpr int kTogether = 256;
-  const Planes& head = e.head_planes_;
-  const bool sketch = plan && plan->head_planes && plan->exact < c.vocab;
-  const Range mine = share(c.vocab, 16, thread, threads);
-  for (int begin = mine.begin; begin < mine.end; begin += kTogether) {
-    const int end = begin + kTogether < mine.end ? begin + kTogether : mine.end;
-    for (int t = 0; t < s.n; ++t) {
-      e.k_.planes.dot(head, nullptr, begin, end, 0, sketch ? plan->head_planes : head.planes, input[t], out[t] + begin);
-    }
+// All rows of the head by their leading bits, the best of them exactly. `input` is prepared.
+void Engine::Decoder::sketched_logits(float* const* out) {
+  const Range mine = share(e.head_lead_.count, 1, thread, threads);
+  for (int t = 0; t < s.n; ++t) e.leading_logits(plan->head_bits, mine, input[t], out[t]);
+  barrier();
+  Selector best;
+  best.k = plan->exact;
+  int32_t* list = reinterpret_cast<int32_t*>(w.picking.get(0) + c.vocab);
+  for (int t = 0; t < s.n; ++t) {
+    const int n = pick(best, out[t], c.vocab, w.picking.get(0), list);
+    const Range some = share(n, 16, thread, threads);
+    barrier();  // all have picked before anybody changes the scores
+    e.exact_logits(list + some.begin, some.end - some.begin, input[t], out[t]);
   }
-  if (sketch) {
-    barrier();
-    Selector best;
-    best.k = plan->exact;
-    int32_t* list = reinterpret_cast<int32_t*>(w.picking.get(0) + c.vocab);
-    std::vector<float> rest(static_cast<size_t>(plan->exact));
-    for (int t = 0; t < s.n; ++t) {
-      const int n = pick(best, out[t], c.vocab, w.picking.get(0), list);
-      const Range some = share(n, 16, thread, threads);
-      barrier();  // all have picked before anybody changes the scores
-      if (some.begin == some.end) continue;
-      e.k_.planes.dot(head, list, some.begin, some.end, plan->head_planes, head.planes, input[t], rest.data());
-      for (int j = some.begin; j < some.end; ++j) out[t][list[j]] += rest[size_t(j - some.begin)];
-    }
-    barrier();
-  }
-  for (int t = 0; t < s.n; ++t) e.finish_logits(out[t] + mine.begin, mine.begin, mine.end - mine.begin);
+  barrier();
+  const int first = mine.begin * kPlainRows, end = least(mine.end * kPlainRows, c.vocab);
+  for (int t = 0; t < s.n; ++t) e.finish_logits(out[t] + first, first, end - first);
 }
 
 }  // namespace dejavu

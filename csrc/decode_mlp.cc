@@ -5,12 +5,6 @@
 #include "decoder.h"
 
 namespace dejavu {
-namespace {
-
-constexpr int kTogether = 64;  // neurons worked on at a time: their values stay in the first-level cache
-
-}  // namespace
-
 // output[t] += the block's result for token t, this thread's share of it.
 void Engine::Decoder::mlp(int i, float* const* output) {
   const Selector* selector = plan ? &plan->layers[size_t(i)].neurons : nullptr;
@@ -145,45 +139,29 @@ void Engine::Decoder::sum_neurons(const Layer& layer, const Selector& selector, 
   int n = end - begin;
   if (n <= 0) return;
   const int32_t* list = selector.rule == Rule::dense ? nullptr : chosen[t];
-  const float *gate_known = e.gate_.get(0) + size_t(t) * size_t(c.ff),
-              *up_known = e.up_.get(0) + size_t(t) * size_t(c.ff);
-  alignas(64) float found[2 * kTogether], gate[kTogether], up[kTogether];
+  // Leading bits that scoring has read for this very input.
+  const bool led = selector.rule == Rule::sketch && selector.lookahead == 0 && selector.bits == 4;
+  alignas(64) float gate[kTogether], up[kTogether];
   int32_t ids[kTogether];
   int scored = 0;  // of the list, neurons that have a score; second copies, the last ones, have none
   for (int j = 0; j < n; ++j) {
     ids[j] = list ? list[begin + j] : begin + j;
     scored += ids[j] < own;
   }
-  if (layer.nested) {
-    // Leading planes that scoring has read for this very input.
-    const int known = selector.rule == Rule::sketch && selector.lookahead == 0            ? selector.planes
-                      : selector.rule == Rule::oracle || selector.rule == Rule::threshold ? layer.planes.planes
-                                                                                          : 0;
-    const int first[2] = {0, known ? scored : 0};  // [0, first[1]): completed; the rest: read whole
-    if (first[1] && known < layer.planes.planes) {
-      e.k_.planes.dot(layer.planes, ids, 0, first[1], known, layer.planes.planes, input[t], found);
-    } else {
-      std::memset(found, 0, sizeof(found));
+  for (int part = 0; part < parts; ++part) {
+    const bool is_up = part == parts - 1;
+    float* values = is_up ? up : gate;
+    int from = 0;
+    if (led || selector.rule == Rule::oracle || (selector.rule == Rule::threshold && part == 0)) {
+      const float* known = (is_up ? e.up_ : e.gate_).get(0) + size_t(t) * size_t(c.ff);
+      for (; from < scored; ++from) values[from] = known[ids[from]];
+      if (led) e.add_low(layer, part, ids, scored, input[t], values);
     }
-    if (first[1] < n) {
-      e.k_.planes.dot(layer.planes, ids, first[1], n, 0, layer.planes.planes, input[t], found + first[1] * parts);
+    e.dot_part(layer, part, ids + from, n - from, input[t], values + from);
+    if (!is_up && selector.rule != Rule::oracle && c.activation.exact_zeros()) {
+      n = open_gates(layer, ids, gate, n);
+      for (scored = 0; scored < n && ids[scored] < own;) ++scored;
     }
-    for (int j = 0; j < n; ++j) {
-      const bool completed = j < first[1];
-      if (c.gated) gate[j] = found[j * parts] + (completed ? gate_known[ids[j]] : 0);
-      up[j] = found[j * parts + parts - 1] + (completed ? up_known[ids[j]] : 0);
-    }
-  } else {
-    if (selector.rule != Rule::oracle && selector.rule != Rule::threshold) scored = 0;  // by other means
-    const bool have_up = selector.rule == Rule::oracle || (selector.rule == Rule::threshold && !c.gated);
-    for (int j = 0; j < scored; ++j) {
-      if (c.gated) gate[j] = gate_known[ids[j]];
-      if (have_up) up[j] = up_known[ids[j]];
-    }
-    if (c.gated) e.mlp_rows(layer).dot_list(layer.mlp, 0, ids + scored, n - scored, input[t], gate + scored);
-    if (c.gated && !have_up && c.activation.exact_zeros()) n = open_gates(layer, ids, gate, n);
-    const int from = have_up ? scored : 0;
-    e.mlp_rows(layer).dot_list(layer.mlp, parts - 1, ids + from, n - from, input[t], up + from);
   }
   for (int j = 0; j < n; ++j) {
     if (layer.gate_bias) gate[j] += layer.gate_bias[ids[j]];
@@ -196,11 +174,8 @@ void Engine::Decoder::sum_neurons(const Layer& layer, const Selector& selector, 
     ids[kept] = ids[j], h[kept] = h[j];
     kept += h[j] != 0;
   }
-  if (layer.nested) {
-    e.mlp_rows(layer).axpy_list(layer.down, 0, ids, kept, h, output);
-  } else {
-    e.mlp_rows(layer).axpy_list(layer.mlp, parts, ids, kept, h, output);
-  }
+  const Bundles& down = layer.nested ? layer.halves.down : layer.mlp;
+  e.mlp_rows(layer).axpy_list(down, layer.nested ? 0 : parts, ids, kept, h, output);
 }
 
 // Moves the neurons whose gate lets anything through to the front and counts them: of the others up is not read either.

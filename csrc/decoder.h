@@ -41,7 +41,7 @@ struct Engine::Decoder {
   void enter(Part next);
   void barrier();
   void logits();
-  void logits_from_planes(float* const* out);
+  void sketched_logits(float* const* out);
   void prepare(const float* weight, const float* bias);
   const float* turn(int layer, int token) const;
   void finish(std::vector<float>& partials, const float* first_bias, const float* bias, const float* post_norm,

@@ -33,18 +33,11 @@ class Reader {
   }
 
   NestedMlp nested(const std::string& layer, const RowLayout& layout, int dots, int count) const {
-    const Section leading = find(layer + "planes"), bundles = find(layer + "mlp");
-    const NestedMlp mlp(layout, dots, count, leading.data, bundles.data);
-    check(layer + "planes", leading, mlp.planes.bytes);
-    check(layer + "mlp", bundles, mlp.down.bytes());
+    const Section lead = find(layer + "lead"), rest = find(layer + "mlp");
+    const NestedMlp mlp(layout, dots, count, lead.data, rest.data);
+    check(layer + "lead", lead, mlp.lead_bytes());
+    check(layer + "mlp", rest, mlp.rest_bytes());
     return mlp;
-  }
-
-  Planes planes(const std::string& name, const RowLayout& layout, int rows) const {
-    const Section section = find(name);
-    const Planes planes(layout, 1, rows, plane_count(layout.codec), section.data);
-    check(name, section, planes.bytes);
-    return planes;
   }
 
  private:
@@ -101,8 +94,8 @@ Engine::Engine(const Config& config, Codec codec, Codec head_codec, const Sectio
   embed_ = read.bundles("embed.weight", embed_layout, kPlainRows, plain_bundles(c_.vocab));
   head_ = sections.count("head.weight") ? read.bundles("head.weight", embed_layout, kPlainRows, plain_bundles(c_.vocab))
                                         : embed_;
-  if (sections.count("head.planes")) {
-    head_planes_ = read.planes("head.planes", embed_layout, plain_bundles(c_.vocab) * kPlainRows);
+  if (sections.count("head.lead")) {
+    head_lead_ = read.bundles("head.lead", RowLayout(Codec::high4, c_.embed_dim), kPlainRows, plain_bundles(c_.vocab));
   }
   if (c_.embed_dim != d) {
     proj_in_ = read.bundles("embed.proj_in", RowLayout(Codec::f32, c_.embed_dim), kPlainRows, plain_bundles(d));
@@ -144,10 +137,9 @@ Engine::Engine(const Config& config, Codec codec, Codec head_codec, const Sectio
     // The first and the last layer's MLP in the head's codec: see mlp_codec of dejavu/codecs.py.
     const bool end = c_.layers >= 8 && (i == 0 || i == c_.layers - 1);
     const RowLayout mlp_layout(end ? head_codec : codec, c_.d);
-    l.nested = sections.count(p + "planes") > 0;
+    l.nested = sections.count(p + "lead") > 0;
     if (l.nested) {
-      const NestedMlp mlp = read.nested(p, mlp_layout, dots, c_.ff);
-      l.planes = mlp.planes, l.down = mlp.down;
+      l.halves = read.nested(p, mlp_layout, dots, c_.ff);
     } else {
       l.mlp = read.bundles(p + "mlp", mlp_layout, dots + 1, c_.ff);
     }
@@ -165,8 +157,10 @@ void Engine::set_plan(std::unique_ptr<Plan> plan) {
   widest_rank_ = 0;
   for (int i = 0; plan && i < c_.layers; ++i) {
     const LayerPlan& layer = plan->layers[size_t(i)];
-    if (layer.neurons.rule == Rule::sketch && !layers_[size_t(i)].nested) {
-      throw std::invalid_argument("the plan selects by sketches, but the model was not packed as bit planes");
+    if (layer.neurons.rule == Rule::sketch) {
+      const Layer& own = layers_[size_t(i)];
+      if (!own.nested) throw std::invalid_argument("the plan selects by sketches, but the model was not packed nested");
+      if (layer.neurons.bits != 4 && !own.halves.low.count) throw std::invalid_argument("int4 has four leading bits");
     }
     widest_rank_ = layer.compensator.rank > widest_rank_ ? layer.compensator.rank : widest_rank_;
     for (const bool heads : {false, true}) {
@@ -179,9 +173,8 @@ void Engine::set_plan(std::unique_ptr<Plan> plan) {
       }
     }
   }
-  if (plan && plan->head_planes && !head_planes_.planes) {
-    throw std::invalid_argument(
-        "the plan reads the vocabulary by sketches, but the model was not packed as bit planes");
+  if (plan && plan->head_bits && !head_lead_.count) {
+    throw std::invalid_argument("the plan reads the vocabulary by sketches, but the model was not packed nested");
   }
   plan_ = std::move(plan);
   const size_t layers = plan_ ? size_t(c_.layers) * kMaxTokens : 0, ff = size_t(c_.ff);

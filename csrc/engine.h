@@ -15,7 +15,7 @@
 #include "config.h"
 #include "gemm.h"
 #include "plan.h"
-#include "planes.h"
+#include "halves.h"
 #include "pool.h"
 
 namespace dejavu {
@@ -34,11 +34,10 @@ struct Layer {
   Bundles o;      // per query head: head_dim rows of o (transposed), in the head's codec
   Bundles kv;     // per K/V head: head_dim rows of k, head_dim rows of v
   Bundles mlp;    // per neuron: gate, up, down (transposed), or up, down
-  bool nested = false;
-  Planes planes;  // nested: gate and up, or up
-  Bundles down;   // nested: the down rows
+  bool nested = false;  // then, instead of `mlp`:
+  NestedMlp halves;
 };
-inline const RowLayout& mlp_layout(const Layer& layer) { return (layer.nested ? layer.down : layer.mlp).layout; }
+inline const RowLayout& mlp_layout(const Layer& layer) { return (layer.nested ? layer.halves.down : layer.mlp).layout; }
 
 // A piece of a batch: `count` tokens of one sequence, rows [row, row + count) of the batch.
 struct Segment {
@@ -70,6 +69,8 @@ struct Capture {
   float* gate = nullptr;                              // width ff: act(gate) alone (ungated: as hidden)
   float* head_norm = nullptr;                         // width heads: L2 norm of the mixed values
 };
+
+inline constexpr int kTogether = 256;  // neurons worked on at a time: their values stay in the first-level cache
 
 class Engine {
  public:
@@ -104,7 +105,7 @@ class Engine {
   };
   struct Worker {
     Buffer x, normed, branch, input, head, scores, rope, scratch, packed, c0, c1;
-    Buffer predictor, picking, late;
+    Buffer predictor, picking, late, joined;
     std::vector<int32_t> chosen;  // [tokens, neurons]
     std::vector<uint8_t> heads;   // [tokens, heads] 1: chosen
     std::vector<int32_t> units;
@@ -138,6 +139,9 @@ class Engine {
   void add_branch(float* x, float* branch, const float* bias, const float* post_norm, const float* norm_weight,
                   const float* norm_bias) const;
   void to_natural(const float* stored, float* out) const;  // an axpy accumulator, minima added
+  // Logits of bundles `range` of the head by their leading bits; and exact ones of the listed rows.
+  void leading_logits(int bits, Range range, const void* input, float* logits) const;
+  void exact_logits(const int32_t* rows, int n, const void* input, float* logits) const;
   const float* head_input(const float* x, float* normed, float* projected) const;
   void finish_logits(float* logits, int first, int n) const;
   const RowKernels& mlp_rows(const Layer& layer) const { return k_.rows[int(mlp_layout(layer).codec)]; }
@@ -147,8 +151,13 @@ class Engine {
   void hidden_of(const LowRank& map, Range range, const void* input8, float* hidden) const;
   // Scores, or what stands in for skipped neurons; `range` begins with a bundle of b's columns.
   void output_of(const LowRank& map, Range range, const float* hidden, float* output) const;
+  const RowKernels& leading_rows(const Bundles& lead, int bits) const;
+  // Exact dots of row `part` (0: gate, or up where there is no gate) of the listed neurons; at most kTogether.
+  void dot_part(const Layer& layer, int part, const int32_t* neurons, int n, const void* input, float* out) const;
+  // out += what the leading halves left out.
+  void add_low(const Layer& layer, int part, const int32_t* neurons, int n, const void* input, float* out) const;
   // oracle, threshold, sketch: scores [begin, end) and what was computed on the way, without biases: gate and up, exact
-  // (threshold: gate alone) or from the leading planes (sketch). Pointers are to the first of all neurons.
+  // (threshold: gate alone) or from the leading bits (sketch). Pointers are to the first of all neurons.
   void score_neurons(const Layer& layer, const Selector& selector, Range range, const void* input, float* gate,
                      float* up, float* scores) const;
   const void* to_input8(const void* input, void* scratch) const;  // int8's form of what f32 and bf16 take as floats
@@ -162,7 +171,7 @@ class Engine {
   std::vector<int32_t> natural_;  // stored order -> natural order
   std::vector<Layer> layers_;
   Bundles embed_, head_, proj_in_, proj_out_;
-  Planes head_planes_;  // nested models: the head as bit planes
+  Bundles head_lead_;  // nested models: the leading halves of the head's rows
   const float *positions_, *embed_norm_, *embed_norm_bias_, *final_norm_, *final_norm_bias_, *head_bias_;
   Pool pool_;
   std::mutex mutex_;  // one forward pass at a time

@@ -7,7 +7,6 @@
 
 #include "isa.h"
 #include "layout.h"
-#include "planes.h"
 
 namespace dejavu {
 
@@ -54,9 +53,9 @@ struct MlpManyArgs {
   float* const* outputs;      // [tokens]
 };
 
-// Kernels named `many` give each token the bits that the one for a single token gives; weights are read once for all.
+// Halves of int8 rows (Codec::high4 and after) have prepare, dot_all and dot_list. Kernels named `many` give each token the bits that the one for a single token gives; weights are read once for all.
 struct RowKernels {
-  // x[d] -> the form that dot products take; int8 and int4: int16 codes with one scale per group.
+  // x[d] -> the form that dot products take; grouped codecs: int16 codes with one scale per group.
   void (*prepare)(const RowLayout&, const float* x, void* input);
   // out[i] = row(bundle, first + i) . x for i < n
   void (*dot)(const Bundles&, int bundle, int first, int n, const void* input, float* out);
@@ -79,24 +78,15 @@ struct RowKernels {
                         float* const* outs);
   void (*axpy_list_many)(const Bundles&, int row, const int32_t* list, int n, const float* const* coefficients,
                          int tokens, float* const* outputs);
+  // out[i * rows + r] = row(begin + i, r) . x for all bundles of [begin, end)
+  void (*dot_all)(const Bundles&, int begin, int end, const void* input, float* out);
   // Weights [begin, end) of a row in stored order; begin and end are multiples of 64, or `padded`.
   void (*decode)(const RowLayout&, Row row, int begin, int end, float* out);
-};
-
-// `input` is what RowKernels::prepare makes for int8 and int4.
-struct PlaneKernels {
-  // out[(i - begin) * rows + r] = estimate(last) - estimate(first) of row r of unit list[i] . x, where estimate(n)
-  // knows the first n planes (estimate(0) = 0). `units` null: unit i is i.
-  void (*dot)(const Planes&, const int32_t* units, int begin, int end, int first, int last, const void* input,
-              float* out);
-  // Weights [begin, end) of a row in stored order, from all planes; begin and end are multiples of 64, or `padded`.
-  void (*decode)(const Planes&, int unit, int row, int begin, int end, float* out);
 };
 
 struct Kernels {
   const char* name;
   RowKernels rows[kCodecCount];
-  PlaneKernels planes;
 
   void (*rms_norm)(const float* x, const float* weight, float eps, int n, float* out);
   void (*layer_norm)(const float* x, const float* weight, const float* bias, float eps, int n,

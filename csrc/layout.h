@@ -9,10 +9,13 @@
 
 namespace dejavu {
 
-enum class Codec : int { f32 = 0, bf16 = 1, int8 = 2, int4 = 3 };
-inline constexpr int kCodecCount = 4;
+// high4 and low4 are the two halves of int8 rows; see halves.h. high3 and high2 read rows of high4, but fewer bits.
+enum class Codec : int { f32 = 0, bf16 = 1, int8 = 2, int4 = 3, high4 = 4, high3 = 5, high2 = 6, low4 = 7 };
+inline constexpr int kCodecCount = 8;
+inline constexpr bool is_grouped(Codec c) { return c >= Codec::int8; }
+inline constexpr bool is_half(Codec c) { return c >= Codec::high4; }
 
-// int8 and int4: groups of 32 weights share a float16 scale (int4: and a float16 minimum).
+// Grouped codecs, all but f32 and bf16: groups of 32 weights share a float16 scale (int4: and a float16 minimum).
 inline constexpr int kGroup = 32;
 // Sixteen groups form a block, stored transposed: element o of a block is weight 2 * (o / 32) + o % 2 of group
 // (o % 32) / 2. Lane l of a vector of 16 then holds group l, and one multiplication applies 16 scales.
@@ -20,20 +23,23 @@ inline constexpr int kGroup = 32;
 inline constexpr int kBlockGroups = 16;
 inline constexpr int kBlock = kGroup * kBlockGroups;
 
+// Halves (halves.h): elements of a block whose nibbles share bytes.
+inline constexpr int kHalfChunk = 128;
+
 inline constexpr int block_to_natural(int o) { return (o % 32 / 2) * kGroup + o / 32 * 2 + o % 2; }
 
 struct RowLayout {
   Codec codec = Codec::f32;
   int d = 0;       // weights of a row
-  int padded = 0;  // d rounded up to whole groups (int8, int4); padding is zero
+  int padded = 0;  // d rounded up to whole groups; padding is zero
   int groups = 0;
   int blocks = 0;  // whole blocks; permuted part of the row
   size_t code_bytes = 0;
-  size_t scale_bytes = 0;  // int8: groups * f16; int4: groups * f16 scales, then groups * f16 minima
+  size_t scale_bytes = 0;  // groups * f16 scales; int4: then groups * f16 minima
 
   RowLayout() = default;
   RowLayout(Codec codec_, int d_) : codec(codec_), d(d_) {
-    bool grouped = codec == Codec::int8 || codec == Codec::int4;
+    const bool grouped = is_grouped(codec);
     groups = grouped ? (d + kGroup - 1) / kGroup : 0;
     padded = grouped ? groups * kGroup : d;
     blocks = groups / kBlockGroups;
@@ -50,6 +56,9 @@ struct RowLayout {
       case Codec::int4:
         code_bytes = size_t(padded) / 2, scale_bytes = size_t(groups) * 4;
         break;
+      default:
+        code_bytes = size_t(padded) / 2, scale_bytes = size_t(groups) * 2;
+        break;
     }
   }
 
@@ -58,7 +67,7 @@ struct RowLayout {
   int natural(int o) const { return o < blocks * kBlock ? o / kBlock * kBlock + block_to_natural(o % kBlock) : o; }
   // Bytes of the input vector in the form that dot products take (see Kernels::prepare).
   size_t input_bytes() const {
-    return codec == Codec::int8 || codec == Codec::int4 ? size_t(padded) * 2 + size_t(groups) * 8 : size_t(d) * 4;
+    return is_grouped(codec) ? size_t(padded) * 2 + size_t(groups) * 8 : size_t(d) * 4;
   }
   // Floats of an output accumulator: `padded` in stored order, then (int4) one per group for the minima.
   size_t output_floats() const { return size_t(padded) + size_t(codec == Codec::int4 ? groups : 0); }
@@ -69,7 +78,8 @@ struct Row {
   const uint8_t* scales;
 };
 
-// `count` bundles of `rows` rows: [codes of row 0, codes of row 1, ..., scales of row 0, ...], padded to 64 bytes.
+// `count` bundles of `rows` rows: [codes of row 0, codes of row 1, ..., scales of row 0, ...], padded to 64 bytes (but
+// for leading halves, which are read one after the other).
 struct Bundles {
   RowLayout layout;
   int rows = 0;
@@ -80,7 +90,8 @@ struct Bundles {
   Bundles() = default;
   Bundles(RowLayout layout_, int rows_, int count_, const uint8_t* base_ = nullptr)
       : layout(layout_), rows(rows_), count(count_), base(base_) {
-    stride = (size_t(rows) * (layout.code_bytes + layout.scale_bytes) + 63) / 64 * 64;
+    stride = size_t(rows) * (layout.code_bytes + layout.scale_bytes);
+    if (layout.codec != Codec::high4) stride = (stride + 63) / 64 * 64;
   }
   size_t bytes() const { return stride * size_t(count); }
   Row row(int bundle, int r) const {

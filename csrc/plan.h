@@ -50,7 +50,7 @@ struct Selector {
   int k = 0;  // > 0: the k highest scores; 0: all scores above `threshold`
   float threshold = 0;
   int lookahead = 0;             // of low_rank and sketch
-  int planes = 0;                // sketch: leading bit planes
+  int bits = 0;                  // sketch: leading bits
   uint64_t seed = 0;             // random
   std::vector<int32_t> indices;  // fixed, ascending
   LowRank low_rank;
@@ -69,7 +69,7 @@ struct Plan {
   std::vector<LayerPlan> layers;
   bool recompute = false;  // K/V of groups without a selected head are computed when they are next needed
   int buffer = 0;          // recompute: positions that may be missing
-  int head_planes = 0;     // > 0: logits from the vocabulary's leading bit planes, exact for the best `exact`
+  int head_bits = 0;       // > 0: logits from the leading bits of the vocabulary, exact for the best `exact`
   int exact = 0;
 };
 

@@ -34,17 +34,6 @@ struct PackedRows {
 template <typename At>
 PackedRows(const RowLayout&, At) -> PackedRows<At>;
 
-// Rows of bit planes: row `part` of units from `first` on.
-struct PlaneRows {
-  const RowLayout& layout;
-  const Planes& planes;
-  int first, part;
-
-  void decode(const Kernels& kernels, int i, int begin, int end, float* out) const {
-    kernels.planes.decode(planes, first + i, part, begin, end, out);
-  }
-};
-
 struct Products {
   const Gemm& gemm;
   const Kernels& kernels;
@@ -113,7 +102,6 @@ struct Products {
     pack(rows.layout, list, m, dst, panel);
     return true;
   }
-  bool pack_a(const PlaneRows&, int, void*, size_t) const { return false; }
   template <typename At>
   bool pack_b(const PackedRows<At>& rows, int first, int m, int begin, int end, void* dst, size_t panel) const {
     const auto pack = gemm.pack_rows_b[int(rows.layout.codec)];

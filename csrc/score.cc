@@ -8,8 +8,6 @@
 namespace dejavu {
 namespace {
 
-constexpr int kTogether = 64;  // neurons per call of a kernel
-
 void absolute(float* x, int n) {
   for (int i = 0; i < n; ++i) x[i] = std::fabs(x[i]);
 }
@@ -25,7 +23,7 @@ void plain_dots(const RowKernels& rows, const Bundles& b, Range range, const voi
 }  // namespace
 
 const void* Engine::to_input8(const void* input, void* scratch) const {
-  if (layout_.codec == Codec::int8 || layout_.codec == Codec::int4) return input;  // the same form
+  if (is_grouped(layout_.codec)) return input;  // the same form
   k_.rows[int(Codec::int8)].prepare(RowLayout(Codec::int8, c_.d), (const float*)input, scratch);
   return scratch;
 }
@@ -51,27 +49,42 @@ void Engine::output_of(const LowRank& map, Range range, const float* hidden, flo
   }
 }
 
+void Engine::dot_part(const Layer& layer, int part, const int32_t* neurons, int n, const void* input,
+                      float* out) const {
+  const Bundles& rows = layer.nested ? layer.halves.lead : layer.mlp;
+  k_.rows[int(rows.layout.codec)].dot_list(rows, part, neurons, n, input, out);
+  if (layer.nested) add_low(layer, part, neurons, n, input, out);
+}
+
+void Engine::add_low(const Layer& layer, int part, const int32_t* neurons, int n, const void* input,
+                     float* out) const {
+  const Bundles& low = layer.halves.low;
+  if (!low.count) return;
+  float rest[kTogether];
+  k_.rows[int(Codec::low4)].dot_list(low, part, neurons, n, input, rest);
+  k_.add(out, rest, n);
+}
+
 void Engine::score_neurons(const Layer& layer, const Selector& selector, Range range, const void* input, float* gate,
                            float* up, float* scores) const {
   const bool sketch = selector.rule == Rule::sketch, gate_only = selector.rule == Rule::threshold && c_.gated;
   const int rows = c_.gated ? 2 : 1;
-  const RowKernels& kernels = mlp_rows(layer);
   alignas(64) float parts[2 * kTogether], biased[2][kTogether];
   int32_t ids[kTogether];
   for (int begin = range.begin; begin < range.end; begin += kTogether) {
     const int n = range.end - begin < kTogether ? range.end - begin : kTogether;
     float *g = gate + begin, *u = up + begin, *out = scores + begin;
-    if (layer.nested) {
-      const int last = sketch ? selector.planes : layer.planes.planes;
-      k_.planes.dot(layer.planes, nullptr, begin, begin + n, 0, last, input, parts);
+    if (sketch) {
+      const Bundles& lead = layer.halves.lead;
+      leading_rows(lead, selector.bits).dot_all(lead, begin, begin + n, input, parts);
       for (int i = 0; i < n; ++i) {
         if (c_.gated) g[i] = parts[i * rows];
         u[i] = parts[i * rows + rows - 1];
       }
     } else {
       for (int i = 0; i < n; ++i) ids[i] = begin + i;
-      if (c_.gated) kernels.dot_list(layer.mlp, 0, ids, n, input, g);
-      if (!gate_only) kernels.dot_list(layer.mlp, rows - 1, ids, n, input, u);
+      if (c_.gated) dot_part(layer, 0, ids, n, input, g);
+      if (!gate_only) dot_part(layer, rows - 1, ids, n, input, u);
     }
     for (int i = 0; c_.gated && i < n; ++i) biased[0][i] = g[i] + (layer.gate_bias ? layer.gate_bias[begin + i] : 0);
     for (int i = 0; !gate_only && i < n; ++i) biased[1][i] = u[i] + (layer.up_bias ? layer.up_bias[begin + i] : 0);
@@ -87,6 +100,29 @@ void Engine::score_neurons(const Layer& layer, const Selector& selector, Range r
     }
     absolute(out, n);
   }
+}
+
+void Engine::leading_logits(int bits, Range range, const void* input, float* logits) const {
+  constexpr int kBundles = 16;
+  float found[kBundles * kPlainRows];  // the last bundle may have more rows than there are logits
+  for (int b = range.begin; b < range.end; b += kBundles) {
+    const int end = b + kBundles < range.end ? b + kBundles : range.end, first = b * kPlainRows;
+    const int n = end * kPlainRows < c_.vocab ? (end - b) * kPlainRows : c_.vocab - first;
+    leading_rows(head_lead_, bits).dot_all(head_lead_, b, end, input, found);
+    std::memcpy(logits + first, found, size_t(n) * sizeof(float));
+  }
+}
+
+void Engine::exact_logits(const int32_t* rows, int n, const void* input, float* logits) const {
+  const RowKernels& kernels = k_.rows[int(head_.layout.codec)];
+  for (int i = 0; i < n; ++i) {
+    kernels.dot(head_, rows[i] / kPlainRows, rows[i] % kPlainRows, 1, input, logits + rows[i]);
+  }
+}
+
+// The kernels that read so many leading bits of `lead`.
+const RowKernels& Engine::leading_rows(const Bundles& lead, int bits) const {
+  return k_.rows[int(bits == 3 ? Codec::high3 : bits == 2 ? Codec::high2 : lead.layout.codec)];
 }
 
 }  // namespace dejavu

@@ -83,7 +83,7 @@ def test_show(folder: Path, plan: AccessPlan, dejavu: Any) -> None:
         plan.model,
         "recompute, at most 32 positions late",
         "sketch, 3 bits, the best 200 exact",
-        "codecs               int8, int4",
+        "codecs               int8",
         "evidence: ppl_ratio  1.02",
         'evidence: tokens     {"train": 1000}',
         "...",

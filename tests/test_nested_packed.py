@@ -1,4 +1,4 @@
-"""Nested packed models: the same weights as the dense ones, in bit planes; files that are never trusted."""
+"""Nested packed models: the same weights as the dense ones, with leading bits apart; files that are never trusted."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 
 from dejavu import _core
-from dejavu.codecs import embed_codec
 from dejavu.engine import NativeExecutor
-from dejavu.engine.layout import NestedBundles, Planed, offsets, sections
+from dejavu.engine.layout import Leading, Rest, offsets, sections
 from dejavu.engine.native import packed_path
 from dejavu.engine.packed import pack_in_memory, read_packed, write_packed
 from dejavu.errors import InputError
@@ -40,37 +39,28 @@ def section(packed: Packed, name: str) -> np.ndarray:
     return packed.buffer[offset : offset + size]
 
 
-def decoded(packed: Packed, name: str, rest: str | None, count: int, rows: int, width: int) -> np.ndarray:
-    codec = packed.codec if rest else embed_codec(packed.codec)
-    out = np.empty((count, rows, width), np.float32)
-    bundles = None if rest is None else section(packed, rest)
-    _core.planes_decode("portable", codec, section(packed, name), bundles, out)
-    return out
-
-
 @pytest.mark.parametrize("codec", ["int8", "int4"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_planes_hold_the_weights_of_the_dense_model(codec: str, family: str, tiny_folder: Folder) -> None:
+def test_sections_hold_the_weights_of_the_dense_model(codec: str, family: str, tiny_folder: Folder) -> None:
     model = open_model(tiny_folder(family))
     config = model.config
     dense = pack_in_memory(config, model.weights, codec, 2)
     nested = pack_in_memory(config, model.weights, codec, 2, nested=True)
     dots = 2 if config.gated else 1
-    rows = np.empty((config.d_ff, dots + 1, config.d_model), np.float32)
     for layer in range(config.n_layers):
         prefix = f"layers.{layer}."
-        _core.unpack(codec, section(dense, f"{prefix}mlp"), config.d_model, dots + 1, rows)
-        found = decoded(nested, f"{prefix}planes", f"{prefix}mlp", config.d_ff, dots, config.d_model)
-        np.testing.assert_array_equal(found, rows[:, :-1])
+        whole = section(dense, f"{prefix}mlp")
+        lead, rest = section(nested, f"{prefix}lead"), section(nested, f"{prefix}mlp")
+        expected = [np.empty_like(lead), np.empty_like(rest)]
+        _core.split_nested(codec, whole, config.d_model, dots, *expected)
+        np.testing.assert_array_equal(lead, expected[0])
+        np.testing.assert_array_equal(rest, expected[1])
         np.testing.assert_array_equal(section(nested, f"{prefix}heads"), section(dense, f"{prefix}heads"))
     name = "embed.weight" if config.tied_head else "head.weight"
-    count = -(-config.vocab_size // 16)
-    head = np.empty((count, 16, config.embed_dim), np.float32)
-    _core.unpack(embed_codec(codec), section(dense, name), config.embed_dim, 16, head)
-    found = decoded(nested, "head.planes", None, count, 16, config.embed_dim)
-    np.testing.assert_array_equal(found, head)
-    assert "head.weight" not in nested.places
-    np.testing.assert_array_equal(section(nested, "embed.weight"), section(dense, "embed.weight"))
+    np.testing.assert_array_equal(section(nested, name), section(dense, name))
+    lead = np.empty_like(section(nested, "head.lead"))
+    _core.leading_halves(section(dense, name), config.embed_dim, 16, lead)
+    np.testing.assert_array_equal(section(nested, "head.lead"), lead)
 
 
 @pytest.mark.parametrize("codec", ["int8", "int4"])
@@ -102,7 +92,7 @@ def test_dense_and_nested_files_live_side_by_side(tiny_folder: Folder) -> None:
     assert [read.nested for read in map(read_packed, paths) if read] == [False, True]
 
 
-@pytest.mark.parametrize("name", ["layers.0.planes", "layers.1.mlp", "head.planes"])
+@pytest.mark.parametrize("name", ["layers.0.lead", "layers.1.mlp", "head.lead"])
 def test_sections_of_other_sizes_are_not_read(name: str, tiny_folder: Folder) -> None:
     folder = tiny_folder("llama-head-dim")
     model = open_model(folder)
@@ -123,7 +113,7 @@ def test_sections_of_other_sizes_are_not_read(name: str, tiny_folder: Folder) ->
 
 
 @pytest.mark.parametrize("codec", ["f32", "bf16"])
-def test_codecs_without_planes(codec: str, tiny_folder: Folder) -> None:
+def test_codecs_without_leading_bits(codec: str, tiny_folder: Folder) -> None:
     with pytest.raises(InputError, match="int8, int4"):
         NativeExecutor.load(tiny_folder("llama-head-dim"), codec=codec, nested=True)
 
@@ -132,15 +122,14 @@ def test_sizes_follow_from_the_configuration(tiny_folder: Folder) -> None:
     config = open_model(tiny_folder("llama-head-dim")).config
     found = {s.name: s for s in sections(config, "int8", nested=True)}
     places = offsets(list(found.values()), 0)
-    planes, rest = found["layers.0.planes"], found["layers.0.mlp"]
-    assert isinstance(planes, Planed)
-    assert isinstance(rest, NestedBundles)
-    assert planes.rest == rest
-    assert all(start % 64 == 0 for start, _ in planes.parts())
-    out = np.empty((config.d_ff, 2, config.d_model), np.float32)
-    zeros = [np.zeros(places[name][1], np.uint8) for name in (planes.name, rest.name)]
-    _core.planes_decode("portable", "int8", *zeros, out)  # refuses other sizes
-    assert (out == 0).all()
+    lead, rest = found["layers.0.lead"], found["layers.0.mlp"]
+    assert isinstance(lead, Leading)
+    assert isinstance(rest, Rest)
+    assert lead.rest == rest
+    out = np.empty((config.d_ff, 2, config.d_model), np.int8)
+    zeros = [np.zeros(places[name][1], np.uint8) for name in (lead.name, rest.name)]
+    _core.join_nested(*zeros, out)  # refuses other sizes
+    assert (out == -128).all()
 
 
 @pytest.mark.parametrize("codec", ["int8", "int4"])
@@ -155,5 +144,5 @@ def test_passes_equal_the_dense_model(codec: str, family: str, tiny_folder: Fold
         prefilled.append(executor.prefill(tokens, executor.new_cache(), all_logits=True))
         cache = executor.new_cache()
         decoded.append(np.array([executor.decode(np.array([t]), [cache]) for t in tokens]))
-    for dense, planes in (decoded, prefilled):
-        assert np.abs(dense - planes).max() <= TOLERANCES[f"native_{codec}"] * np.abs(dense).max()
+    for dense, halves in (decoded, prefilled):
+        assert np.abs(dense - halves).max() <= TOLERANCES[f"native_{codec}"] * np.abs(dense).max()

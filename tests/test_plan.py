@@ -400,9 +400,9 @@ def test_evidence_must_be_json(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_uniform_plans_and_planes() -> None:
+def test_uniform_plans_and_leading_bits() -> None:
     plan = AccessPlan.uniform("m", 3, neurons=Sketch(bits=2, threshold=0.1))
     assert len(plan.layers) == 3
-    assert plan.needs_planes
-    assert not AccessPlan.uniform("m", 3, heads=Oracle(density=0.5)).needs_planes
-    assert AccessPlan.uniform("m", 1, vocabulary=VocabularySketch(bits=3, exact=9)).needs_planes
+    assert plan.needs_nested
+    assert not AccessPlan.uniform("m", 3, heads=Oracle(density=0.5)).needs_nested
+    assert AccessPlan.uniform("m", 1, vocabulary=VocabularySketch(bits=3, exact=9)).needs_nested

@@ -55,7 +55,7 @@ def test_off_is_dense_and_auto_is_the_shipped_one(plan: AccessPlan, weights: Any
     assert choose_plan("off", weights, "f32") is None
     assert choose_plan("auto", weights, "f32") is None
     AccessPlan.uniform("another", 2).save(shipped / "another")
-    AccessPlan.uniform(plan.model, len(plan.layers), name="bits", neurons=Sketch(bits=3, density=0.5)).save(
+    AccessPlan.uniform(plan.model, len(plan.layers), name="bits", neurons=Sketch(bits=4, density=0.5)).save(
         shipped / "bits"
     )
     assert choose_plan("auto", weights, "f32") is None
@@ -76,9 +76,15 @@ def test_a_folder_or_a_plan(plan: AccessPlan, weights: Any, tmp_path: Path) -> N
     with pytest.raises(PlanError, match="is for model another"):
         choose_plan(AccessPlan.uniform("another", 2), weights, "f32")
     sketch = AccessPlan.uniform(plan.model, 2, neurons=Sketch(bits=3, density=0.5))
-    with pytest.raises(PlanError, match="bf16 has none") as caught:
+    with pytest.raises(PlanError, match="bf16 does not have") as caught:
         choose_plan(sketch, weights, "bf16")
-    assert "--codec int8 or int4" in str(caught.value)
+    assert "--codec int8," in str(caught.value)
+    with pytest.raises(PlanError, match="int4 does not have"):
+        choose_plan(sketch, weights, "int4")
+    four = AccessPlan.uniform(plan.model, 2, neurons=Sketch(bits=4, density=0.5))
+    assert choose_plan(four, weights, "int4") is four
+    with pytest.raises(PlanError, match="--codec int8 or int4"):
+        choose_plan(four, weights, "f32")
     with pytest.raises(PlanError, match="cannot read"):
         choose_plan(tmp_path / "none", weights, "f32")
 
@@ -164,7 +170,7 @@ def test_the_native_engine_by_a_plan(plan: AccessPlan, tiny: Path) -> None:
     with LLM.from_pretrained(str(tiny), codec="int8", plan=sketch, cache=False, threads=1) as llm:
         llm.generate("the cat", SamplingParams(temperature=0, max_tokens=9, ignore_eos=True))
         assert llm.executor.last_stats["neurons"] == pytest.approx([0.5] * len(plan.layers), abs=0.02)
-    with pytest.raises(PlanError, match="bf16 has none"):
+    with pytest.raises(PlanError, match="bf16 does not have"):
         LLM.from_pretrained(str(tiny), codec="bf16", plan=sketch)
 
 

@@ -118,6 +118,7 @@ def plans(executor: Any, density: float | None = 0.4, **rule: Any) -> dict[str, 
     c = executor.config
     rule = rule or {"density": density}
     n, h, d = c.base_neurons, c.n_heads, c.d_model
+    few = 4 if executor.codec == "int4" else 3
 
     def uniform(neurons: Any = None, heads: Any = None) -> AccessPlan:
         return AccessPlan.uniform(executor.fingerprint, c.n_layers, neurons=neurons, heads=heads)
@@ -130,8 +131,8 @@ def plans(executor: Any, density: float | None = 0.4, **rule: Any) -> dict[str, 
         "low_rank-relu-1": uniform(
             low_rank(n, d, hidden="relu", lookahead=1, **rule), low_rank(h, d, lookahead=2, **rule)
         ),
-        "sketch": uniform(Sketch(bits=3, **rule)),
-        "sketch-1": uniform(Sketch(bits=2, lookahead=1, **rule)),
+        "sketch": uniform(Sketch(bits=few, **rule)),
+        "sketch-1": uniform(Sketch(bits=4, lookahead=1, **rule)),
     }
 
 
@@ -459,9 +460,9 @@ def test_plans_that_do_not_fit_are_refused(tiny_folder: Folder) -> None:
     executor = load(tiny_folder("llama"))
     with pytest.raises(PlanError, match="is for model other"):
         executor.set_plan(AccessPlan.uniform("other", 2))
-    with pytest.raises(PlanError, match="only int8 and int4"):
+    with pytest.raises(PlanError, match="--codec int8"):
         executor.set_plan(AccessPlan.uniform(executor.fingerprint, 2, neurons=Sketch(bits=3, density=0.5)))
-    with pytest.raises(PlanError, match="only int8 and int4"):
+    with pytest.raises(PlanError, match="--codec int8"):
         executor.set_plan(
             AccessPlan.uniform(executor.fingerprint, 2, vocabulary=VocabularySketch(bits=3, exact=5))
         )

@@ -5,7 +5,6 @@
 
 #include "attention.h"
 #include "math.h"
-#include "planes.h"
 #include "rows.h"
 
 #define DEJAVU_KV(function) \
@@ -15,8 +14,9 @@ namespace dejavu {
 extern const Kernels DEJAVU_TABLE;
 const Kernels DEJAVU_TABLE = {
     DEJAVU_TABLE_NAME,
-    {row_kernels<Codec::f32>(), row_kernels<Codec::bf16>(), row_kernels<Codec::int8>(), row_kernels<Codec::int4>()},
-    plane_kernels(),
+    {row_kernels<Codec::f32>(), row_kernels<Codec::bf16>(), row_kernels<Codec::int8>(), row_kernels<Codec::int4>(),
+     half_kernels<Codec::high4>(), half_kernels<Codec::high3>(), half_kernels<Codec::high2>(),
+     half_kernels<Codec::low4>()},
     rms_norm,
     layer_norm,
     ::add,

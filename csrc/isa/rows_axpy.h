@@ -199,7 +199,7 @@ DEJAVU_NOINLINE void axpy_grouped(const RowLayout& layout, const Row* rows, cons
 template <Codec C, int T>
 inline void axpy_step(const RowLayout& layout, const Row* rows, const Row* next, int n, const float** coefficients,
                       float* const* outputs) {
-  if constexpr (is_grouped<C>()) {
+  if constexpr (is_grouped(C)) {
     if (T > 1 || n > kSumRows / 4) {
       axpy_grouped<C, kSumRows / 2, T>(layout, rows, next, n, coefficients, outputs);
     } else {

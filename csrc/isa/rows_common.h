@@ -9,6 +9,8 @@ using dejavu::Bundles;
 using dejavu::Codec;
 using dejavu::kBlock;
 using dejavu::kBlockGroups;
+using dejavu::is_grouped;
+using dejavu::is_half;
 using dejavu::kGroup;
 using dejavu::Row;
 using dejavu::RowLayout;
@@ -27,11 +29,6 @@ constexpr int kTokens = Vec::kTokens;
 // Accumulators that the registers hold beside weights and inputs.
 constexpr int kAccumulators = kTokens > 1 ? 2 * kTokens : 4;
 
-template <Codec C>
-constexpr bool is_grouped() {
-  return C == Codec::int8 || C == Codec::int4;
-}
-
 // body(Count<T>) with T = tokens, 1 <= tokens <= kTokens: the number of tokens as a constant.
 template <int T>
 struct Count {
@@ -45,15 +42,15 @@ inline void with_count(int tokens, Body body) {
   body(Count<T>());
 }
 
-// body(Count<T>, first token) for all tokens, kTokens at a time.
-template <typename Body>
+// body(Count<T>, first token) for all tokens, Most at a time.
+template <int Most = kTokens, typename Body>
 inline void each_tokens(int tokens, Body body) {
-  for (int t = 0; t < tokens; t += kTokens) {
-    with_count(tokens - t < kTokens ? tokens - t : kTokens, [&](auto count) { body(count, t); });
+  for (int t = 0; t < tokens; t += Most) {
+    with_count<Most>(tokens - t < Most ? tokens - t : Most, [&](auto count) { body(count, t); });
   }
 }
 
-// The block's input for int8 and int4: int16 codes in stored order, scales and sums per group.
+// The block's input for grouped codecs: int16 codes in stored order, scales and sums per group.
 struct GroupedInput {
   const int16_t* codes;
   const float* scales;

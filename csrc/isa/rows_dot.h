@@ -128,7 +128,7 @@ inline void dot_steps(const RowLayout& layout, const Row* rows, const Row* next,
                       float* const* outs, int at) {
   for (; n >= R; n -= R, rows += R, next += R, at += R) {
     float out[T][R];
-    if constexpr (is_grouped<C>()) {
+    if constexpr (is_grouped(C)) {
       dot_grouped<C, R, T>(layout, rows, next, inputs, out);
     } else {
       dot_float<C, R, T>(layout, rows, next, inputs, out);
@@ -139,14 +139,14 @@ inline void dot_steps(const RowLayout& layout, const Row* rows, const Row* next,
 }
 
 // outs[t][i] = at(i) . inputs[t] for i < n; meanwhile the rows ahead(i) are fetched.
-template <Codec C, typename At, typename Ahead>
+template <Codec C, int Most = kTokens, typename At, typename Ahead>
 inline void dot_rows(const RowLayout& layout, At at, Ahead ahead, int n, const void* const* inputs, int tokens,
                      float* const* outs) {
   Row rows[kDotRows], next[kDotRows];
   for (int i = 0; i < n; i += kDotRows) {
     const int count = n - i < kDotRows ? n - i : kDotRows;
     for (int r = 0; r < count; ++r) rows[r] = at(i + r), next[r] = ahead(i + r);
-    each_tokens(tokens, [&](auto together, int t) {
+    each_tokens<Most>(tokens, [&](auto together, int t) {
       constexpr int T = decltype(together)::value;
       dot_steps<C, rows_at_once(T), T>(layout, rows, next, count, inputs + t, outs + t, i);
     });

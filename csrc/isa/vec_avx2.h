@@ -107,43 +107,32 @@ struct Vec {
     out[1] = _mm256_srli_epi16(x, 4);
   }
 
+  static B load_b(const uint8_t* p) { return _mm256_loadu_si256((const __m256i*)p); }
+  template <int mask>
+  static B low_fields(B x) {
+    return _mm256_and_si256(x, _mm256_set1_epi8(mask));
+  }
+  template <int mask>
+  static B high_fields(B x) {
+    return _mm256_and_si256(_mm256_srli_epi16(x, 4), _mm256_set1_epi8(mask));
+  }
+  template <int mask>
+  static B both_fields(const uint8_t* p) {
+    const __m256i x = _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i*)p));
+    return low_fields<mask>(_mm256_or_si256(x, _mm256_slli_epi16(x, 4)));
+  }
   static B low_bytes(H a, H b) {
     return _mm256_or_si256(_mm256_and_si256(a, _mm256_set1_epi16(0xff)), _mm256_slli_epi16(b, 8));
   }
   static B high_bytes(H a, H b) {
     return _mm256_or_si256(_mm256_and_si256(b, _mm256_set1_epi16(short(0xff00))), _mm256_srli_epi16(a, 8));
   }
-  static H even_bytes(B x) { return _mm256_and_si256(x, _mm256_set1_epi16(0xff)); }
-  static H odd_bytes(B x) { return _mm256_srli_epi16(x, 8); }
-  template <int bits, int shift>
-  static B or_plane(B x, const uint8_t* p, int half) {
-    const long long first = 4 * half;  // of eight words of 64 bits
-    const __m256i counts = _mm256_setr_epi64x(first / bits * bits, (first + 1) / bits * bits, (first + 2) / bits * bits,
-                                              (first + 3) / bits * bits);
-    __m256i fields;
-    if constexpr (bits == 1) {
-      long long word;
-      memcpy(&word, p, 8);
-      fields = _mm256_set1_epi64x(word);
-    } else if constexpr (bits == 2) {
-      fields = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i*)p));
-    } else {
-      fields = _mm256_loadu_si256((const __m256i*)p);
-    }
-    fields = _mm256_and_si256(_mm256_srlv_epi64(fields, counts), _mm256_set1_epi8((1 << bits) - 1));
-    return _mm256_or_si256(x, _mm256_slli_epi16(fields, shift));
-  }
-  static B zero_b() { return _mm256_setzero_si256(); }
   static I dot_b(I acc, B a, B b) {
     return _mm256_add_epi32(acc, _mm256_madd_epi16(_mm256_maddubs_epi16(a, b), _mm256_set1_epi16(1)));
   }
   static I join_bytes(I high, I low) { return _mm256_add_epi32(_mm256_slli_epi32(high, 8), low); }
-  static H load_split(const int16_t* p) { return load_h(p); }
+  static H load_split(const int16_t* p) { return _mm256_loadu_si256((const __m256i*)p); }
   static F spread(F x, int i) { return broadcast(x, i); }
-  static void words(H x, F* low, F* high) {
-    *low = to_float(_mm256_cvtepi16_epi32(_mm256_castsi256_si128(x)));
-    *high = to_float(_mm256_cvtepi16_epi32(_mm256_extracti128_si256(x, 1)));
-  }
   static void prefetch(const void* p) { _mm_prefetch((const char*)p, _MM_HINT_T0); }
 
  private:

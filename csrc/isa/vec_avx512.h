@@ -97,20 +97,26 @@ struct Vec {
     out[0] = _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
   }
 
+  static B load_b(const uint8_t* p) { return _mm512_loadu_si512(p); }
+  template <int mask>
+  static B low_fields(B x) {
+    return _mm512_and_si512(x, _mm512_set1_epi8(mask));
+  }
+  template <int mask>
+  static B high_fields(B x) {
+    return _mm512_and_si512(_mm512_srli_epi16(x, 4), _mm512_set1_epi8(mask));
+  }
+  template <int mask>
+  static B both_fields(const uint8_t* p) {
+    const __m512i x = _mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i*)p));
+    return low_fields<mask>(_mm512_or_si512(x, _mm512_slli_epi16(x, 4)));
+  }
   static B low_bytes(H a, H b) {
     return _mm512_ternarylogic_epi32(a, _mm512_set1_epi16(0xff), _mm512_slli_epi16(b, 8), 0xea);
   }
   static B high_bytes(H a, H b) {
     return _mm512_ternarylogic_epi32(b, _mm512_set1_epi16(short(0xff00)), _mm512_srli_epi16(a, 8), 0xea);
   }
-  static H even_bytes(B x) { return _mm512_and_si512(x, _mm512_set1_epi16(0xff)); }
-  static H odd_bytes(B x) { return _mm512_srli_epi16(x, 8); }
-  template <int bits, int shift>
-  static B or_plane(B x, const uint8_t* p, int) {  // (fields & mask) | x
-    const __m512i mask = _mm512_set1_epi8(char(((1 << bits) - 1) << shift));
-    return _mm512_ternarylogic_epi32(fields<bits, shift>(p), mask, x, 0xea);
-  }
-  static B zero_b() { return _mm512_setzero_si512(); }
   static I dot_b(I acc, B a, B b) { return _mm512_dpbusd_epi32(acc, a, b); }
   static I join_bytes(I high, I low) { return _mm512_add_epi32(_mm512_slli_epi32(high, 8), low); }
   static H load_split(const int16_t* p) {
@@ -121,30 +127,9 @@ struct Vec {
     const __m512i lanes = _mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1);
     return _mm512_permutexvar_ps(_mm512_add_epi32(lanes, _mm512_set1_epi32(i)), x);
   }
-  static void words(H x, F* low, F* high) {
-    *low = to_float(_mm512_cvtepi16_epi32(_mm512_castsi512_si256(x)));
-    *high = to_float(_mm512_cvtepi16_epi32(_mm512_extracti64x4_epi64(x, 1)));
-  }
   static void prefetch(const void* p) { _mm_prefetch((const char*)p, _MM_HINT_T2); }
 
  private:
-  template <int bits, int shift>
-  static B fields(const uint8_t* p) {  // byte i: the field of byte i % (8 bits), at `shift`; other bits are anything
-    constexpr auto count = [](int q) { return (long long)((q / bits * bits - shift) & 63); };
-    const __m512i counts =
-        _mm512_setr_epi64(count(0), count(1), count(2), count(3), count(4), count(5), count(6), count(7));
-    __m512i x;
-    if constexpr (bits == 1) {
-      long long word;
-      memcpy(&word, p, 8);
-      x = _mm512_set1_epi64(word);
-    } else if constexpr (bits == 2) {
-      x = _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i*)p));
-    } else {
-      x = _mm512_broadcast_i64x4(_mm256_loadu_si256((const __m256i*)p));
-    }
-    return _mm512_rorv_epi64(x, counts);
-  }
   static __mmask16 mask(int n) { return __mmask16((1u << n) - 1u); }
 };
 

@@ -179,6 +179,27 @@ struct Vec {
     for (int i = 0; i < 16; ++i) out[0].v[i] = p[i] & 15, out[0].v[16 + i] = p[i] >> 4;
   }
 
+  static B load_b(const uint8_t* p) {
+    B r;
+    memcpy(r.v, p, sizeof r.v);
+    return r;
+  }
+  template <int mask>
+  static B low_fields(B x) {
+    for (int i = 0; i < 4 * W; ++i) x.v[i] &= mask;
+    return x;
+  }
+  template <int mask>
+  static B high_fields(B x) {
+    for (int i = 0; i < 4 * W; ++i) x.v[i] = uint8_t(x.v[i] >> 4 & mask);
+    return x;
+  }
+  template <int mask>
+  static B both_fields(const uint8_t* p) {  // 2 W bytes: the low and the high half of each in turn
+    B r;
+    for (int i = 0; i < 2 * W; ++i) r.v[2 * i] = p[i] & mask, r.v[2 * i + 1] = uint8_t(p[i] >> 4 & mask);
+    return r;
+  }
   // The low (high) bytes of the words of a and b in turn.
   static B low_bytes(const H& a, const H& b) {
     B r;
@@ -190,27 +211,6 @@ struct Vec {
     for (int i = 0; i < 2 * W; ++i) r.v[2 * i] = uint8_t(a.v[i] >> 8), r.v[2 * i + 1] = uint8_t(b.v[i] >> 8);
     return r;
   }
-  static H even_bytes(const B& x) {
-    H r;
-    for (int i = 0; i < 2 * W; ++i) r.v[i] = x.v[2 * i];
-    return r;
-  }
-  static H odd_bytes(const B& x) {
-    H r;
-    for (int i = 0; i < 2 * W; ++i) r.v[i] = x.v[2 * i + 1];
-    return r;
-  }
-  // x | a chunk of a bit plane (planes.h), each field moved to bit `shift` of its byte. `half`: which 4 W of the 64
-  // bytes.
-  template <int bits, int shift>
-  static B or_plane(B x, const uint8_t* p, int) {
-    for (int i = 0; i < 4 * W; ++i) {
-      const int field = p[i % (8 * bits)] >> (i / (8 * bits) * bits) & ((1 << bits) - 1);
-      x.v[i] = uint8_t(x.v[i] | field << shift);
-    }
-    return x;
-  }
-  static B zero_b() { return B{}; }
   // Lane i: acc + the sum of a's bytes 4i .. 4i + 3 (unsigned) times b's (signed). No two neighbouring products may sum
   // up beyond int16.
   static I dot_b(const I& acc, const B& a, const B& b) {
@@ -236,9 +236,6 @@ struct Vec {
     F r;
     for (int j = 0; j < W; ++j) r.v[j] = x.v[(i + j / 8) % W];
     return r;
-  }
-  static void words(const H& x, F* low, F* high) {
-    for (int i = 0; i < W; ++i) low->v[i] = x.v[i], high->v[i] = x.v[W + i];
   }
   static void prefetch(const void* p) { __builtin_prefetch(p); }
 

@@ -141,7 +141,7 @@ class LLM:
                     path,
                     codec=codec,
                     kv_dtype=kv_dtype,
-                    nested=chosen is not None and chosen.needs_planes,
+                    nested=chosen is not None and chosen.needs_nested,
                     threads=threads,
                     cache=cache,
                     progress=progress,

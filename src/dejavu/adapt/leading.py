@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dejavu.engine.core import chosen_isa, load_core
-from dejavu.engine.layout import Planed
+from dejavu.codecs import GROUP
+from dejavu.engine.core import load_core
 from dejavu.engine.packing import encode_bundles
-from dejavu.errors import NumericsError
-from dejavu.nested import widths
+from dejavu.errors import InputError, NumericsError
+from dejavu.nested import leading_bits
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -22,26 +22,23 @@ def leading(codec: Codec, rows: NDArray[np.float32], bits: int, threads: int = 1
     """The middle of the weights that the leading `bits` of `rows` [n, d] leave open, float32 [n, d].
 
     Raises:
-        InputError: the codec has no bit planes.
+        InputError: the codec has no leading bits, or not so many.
         NumericsError: NaN, infinity, or values that the codec cannot hold.
     """
-    core, (n, d) = load_core(), rows.shape
-    planed = Planed("", codec, n, 1, d, None)
-    kept = np.cumsum(widths(codec)).tolist().index(bits) + 1  # planes
+    n, d = rows.shape
+    if bits not in leading_bits(codec):
+        raise InputError(f"{bits} leading bits of {codec} cannot be read; {leading_bits(codec)} can")
     try:
-        packed = encode_bundles(codec, rows[:, None], threads)
+        packed = encode_bundles(codec, rows[:, None], threads).reshape(n, -1)
     except ValueError as error:
         raise NumericsError(
             f"weights in {codec}: {error}", fix="adapt with a smaller --learning-rate"
         ) from error
-    section = np.empty(planed.nbytes, np.uint8)
-    core.split_planes(codec, packed, d, 1, 1, section, None, threads)
-    ends = []
-    for fill in (0x00, 0xFF):  # the smallest and the largest weight with these leading bits
-        for start, size in planed.parts()[kept:-1]:
-            section[start : start + size * n] = fill
-        out = np.empty((n, 1, d), np.float32)
-        core.planes_decode(chosen_isa(), codec, section, None, out)
-        ends.append(out[:, 0])
-    middle: NDArray[np.float32] = (ends[0] + ends[1]) * np.float32(0.5)
+    ends = np.empty((2, n, 1, d), np.float32)  # the smallest and the largest weights with these leading bits
+    codes = packed[:, : -(-d // GROUP) * GROUP] if codec == "int8" else packed[:, :0]
+    for end, unknown in zip(ends, (np.bitwise_and, np.bitwise_or), strict=True):
+        below = np.uint8((1 << (8 - bits)) - 1)
+        codes[:] = unknown(codes, ~below if unknown is np.bitwise_and else below)
+        load_core().unpack(codec, packed.reshape(-1), d, 1, end)
+    middle: NDArray[np.float32] = (ends[0, :, 0] + ends[1, :, 0]) * np.float32(0.5)
     return middle

@@ -52,7 +52,7 @@ class PlanMasks:
 
     Raises:
         PlanError: a selector that has no scores.
-        InputError: a sketch, and the codec has no bit planes.
+        InputError: a sketch, and the codec has no leading bits, or not so many.
     """
 
     def __init__(

@@ -243,7 +243,7 @@ def _verify(
     finally:
         base.close()
     adapted = NativeExecutor.load(
-        folder, codec=options.codec, nested=plan.needs_planes, threads=threads, cache=False
+        folder, codec=options.codec, nested=plan.needs_nested, threads=threads, cache=False
     )
     try:
         adapted.set_plan(plan)

@@ -68,7 +68,7 @@ def model_subject(
             path,
             codec=setting.codec,
             kv_dtype=setting.kv_dtype,
-            nested=plan is not None and plan.needs_planes,
+            nested=plan is not None and plan.needs_nested,
             threads=setting.threads,
             progress=progress,
         )
@@ -89,7 +89,7 @@ def shape_subject(name: str) -> Subject:
         executor = synthetic(
             config,
             setting.codec,
-            nested=plan is not None and plan.needs_planes,
+            nested=plan is not None and plan.needs_nested,
             kv_dtype=setting.kv_dtype,
             threads=setting.threads,
         )

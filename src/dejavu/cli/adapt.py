@@ -23,7 +23,7 @@ class LossChoice(str, Enum):
 
 
 class PlaneCodec(str, Enum):
-    """Values of --codec: those with bit planes."""
+    """Values of --codec: those with leading bits."""
 
     int8 = "int8"
     int4 = "int4"
@@ -43,7 +43,7 @@ def adapt(
         Path | None,
         typer.Option(help="Or: a plan of this model, whose selectors and densities to adapt to."),
     ] = None,
-    bits: Annotated[int, typer.Option(min=2, max=4, help="Leading bits that neurons are chosen by.")] = 3,
+    bits: Annotated[int, typer.Option(min=2, max=4, help="Leading bits that neurons are chosen by.")] = 4,
     loss: Annotated[
         LossChoice, typer.Option(help="Between the predictions of the dense and the masked model.")
     ] = LossChoice.forward,

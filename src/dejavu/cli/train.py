@@ -55,7 +55,9 @@ def train(
     ] = SelectorName.auto,
     bits: Annotated[
         list[int] | None,
-        typer.Option(help="Leading bits of sketches, 2, 3 or 4; may be repeated. Default: 3; with auto all."),
+        typer.Option(
+            help="Leading bits of sketches; may be repeated. Default: 4; 2 and 3 read as much, for study."
+        ),
     ] = None,
     rank: Annotated[
         int | None,
@@ -130,7 +132,7 @@ def train(
     subject = open_subject(
         model,
         codec=codec.value,
-        planes=wanted.uses_sketches,
+        nested=wanted.uses_sketches,
         executor=executor.value,
         threads=threads,
         offline=offline or None,

@@ -15,17 +15,19 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from dejavu.engine.layout import Bundled, Planed
+    from dejavu.engine.layout import Bundled, Leading
     from dejavu.models.config import ModelConfig
     from dejavu.models.weights import Weights
 
 _CHUNK_BYTES = 16 << 20
 
 
-def chunks(config: ModelConfig, weights: Weights, section: Bundled | Planed) -> Iterator[NDArray[np.float32]]:
+def chunks(
+    config: ModelConfig, weights: Weights, section: Bundled | Leading
+) -> Iterator[NDArray[np.float32]]:
     """The section's weights as float32 [bundles, rows, width], in order, in pieces of some 16 MB.
 
-    An MLP's planes come with the down row, which goes to the section beside them.
+    An MLP's leading bits come with the down row, which goes to the section beside them.
     """
     prefix, _, kind = section.name.rpartition(".")
     if kind == "heads":
@@ -36,9 +38,9 @@ def chunks(config: ModelConfig, weights: Weights, section: Bundled | Planed) -> 
         k, v = (weights.read(f"{prefix}.{name}.weight") for name in "kv")
         shape = (config.n_kv_heads, config.head_dim, config.d_model)
         yield np.concatenate([k.reshape(shape), v.reshape(shape)], axis=1)
-    elif section.name == "head.planes":
+    elif section.name == "head.lead":
         yield from _plain(weights, "embed.weight" if config.tied_head else "head.weight")
-    elif kind in ("mlp", "planes"):
+    elif kind in ("mlp", "lead"):
         yield from _neurons(config, weights, f"{prefix}.")
     else:
         yield from _plain(weights, section.name)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from dejavu import nested as planes
-from dejavu.codecs import GROUP, Codec, embed_codec, mlp_codec
+from dejavu.codecs import Codec, embed_codec, mlp_codec
 from dejavu.engine.core import load_core
 from dejavu.models.tensors import tensor_shapes
+from dejavu.nested import leading_bits
 
 if TYPE_CHECKING:
     from dejavu.models.config import ModelConfig
@@ -35,10 +35,11 @@ class Bundled:
 
 
 @dataclass(frozen=True)
-class Planed:
-    """A section of bit planes of ``count`` units (neurons, bundles of the head) of ``rows`` rows each.
+class Leading:
+    """A section of leading bits (see `dejavu.nested`) of ``count`` bundles of ``rows`` rows.
 
-    One plane of all units lies after the other, then the scales; each of these parts begins at an aligned byte.
+    Of an MLP: gate and up (or up) of each neuron, what else belongs to it being in the section ``rest``. Of the head:
+    its rows, which are whole elsewhere.
     """
 
     name: str
@@ -46,30 +47,20 @@ class Planed:
     count: int
     rows: int
     width: int
-    rest: NestedBundles | None
-    """The section with what the leading planes leave; None: all planes are here."""
-
-    def parts(self) -> list[tuple[int, int]]:
-        """(offset in the section, bytes per unit) of each plane and of the scales."""
-        chunks, groups = -(-self.width // planes.CHUNK), -(-self.width // GROUP)
-        widths = planes.WIDTHS[self.codec][: planes.LEADING if self.rest else None]
-        sizes = [self.rows * chunks * planes.CHUNK // 8 * bits for bits in widths]
-        sizes.append(self.rows * groups * (2 if self.codec == "int8" else 4))
-        starts = [0]
-        for size in sizes:
-            starts.append(_aligned(starts[-1] + size * self.count))
-        return list(zip(starts[:-1], sizes, strict=True))
+    rest: Rest | None
 
     @property
     def nbytes(self) -> int:
         """Bytes of the section."""
-        offset, size = self.parts()[-1]
-        return _aligned(offset + size * self.count)
+        core = load_core()
+        if self.rest is None:
+            return int(core.leading_bytes(self.width, self.rows)) * self.count
+        return int(core.nested_bytes(self.codec, self.width, self.rows)[0]) * self.count
 
 
 @dataclass(frozen=True)
-class NestedBundles:
-    """A section of bundles beside bit planes: per neuron the rest of its ``dots`` rows, and its down row."""
+class Rest:
+    """The section beside `Leading`: per neuron the other bits of its ``dots`` rows, and its down row."""
 
     name: str
     codec: Codec
@@ -80,7 +71,7 @@ class NestedBundles:
     @property
     def nbytes(self) -> int:
         """Bytes of the section."""
-        return int(load_core().nested_bundle_bytes(self.codec, self.width, self.dots)) * self.count
+        return int(load_core().nested_bytes(self.codec, self.width, self.dots)[1]) * self.count
 
 
 @dataclass(frozen=True)
@@ -99,7 +90,7 @@ class Plain:
         return total
 
 
-Section = Bundled | Planed | NestedBundles | Plain
+Section = Bundled | Leading | Rest | Plain
 
 _IN_BUNDLES = ("q", "k", "v", "o", "gate", "up", "down")
 
@@ -107,19 +98,19 @@ _IN_BUNDLES = ("q", "k", "v", "o", "gate", "up", "down")
 def sections(config: ModelConfig, codec: Codec, *, nested: bool = False) -> list[Section]:
     """All sections in the order in which they lie in the packed file: embedding, layers, head.
 
-    With `nested`, the dots of MLPs and the head are bit planes (a head that is the embedding: both are there).
+    With `nested`, leading bits of gate, up and head lie apart; the head is there as a whole, too.
 
     Raises:
-        InputError: `nested` with a codec that has no bit planes.
+        InputError: `nested` with a codec that has no leading bits.
     """
     if nested:
-        planes.widths(codec)
+        leading_bits(codec)
     found: list[Section] = []
     for name, shape in tensor_shapes(config).items():
         part = name.removeprefix("layers.").partition(".")[2] if name.startswith("layers.") else name
         if part == "attn_norm.weight":  # the first tensor of a layer
             found += _layer(config, codec, name.removesuffix("attn_norm.weight"), nested)
-        if part in {f"{matrix}.weight" for matrix in _IN_BUNDLES} or (nested and part == "head.weight"):
+        if part in {f"{matrix}.weight" for matrix in _IN_BUNDLES}:
             continue
         if part in ("embed.weight", "head.weight"):
             found.append(_rows(name, embed_codec(codec), shape))
@@ -129,7 +120,7 @@ def sections(config: ModelConfig, codec: Codec, *, nested: bool = False) -> list
             found.append(Plain(name, shape))
     if nested:
         count = -(-config.vocab_size // PLAIN_ROWS)
-        found.append(Planed("head.planes", embed_codec(codec), count, PLAIN_ROWS, config.embed_dim, None))
+        found.append(Leading("head.lead", embed_codec(codec), count, PLAIN_ROWS, config.embed_dim, None))
     return found
 
 
@@ -158,8 +149,8 @@ def _layer(config: ModelConfig, codec: Codec, prefix: str, nested: bool) -> list
     codec = mlp_codec(codec, int(prefix.split(".")[1]), config.n_layers)
     if not nested:
         return [*attention, Bundled(f"{prefix}mlp", codec, config.d_ff, dots + 1, d)]
-    rest = NestedBundles(f"{prefix}mlp", codec, config.d_ff, dots, d)
-    return [*attention, Planed(f"{prefix}planes", codec, config.d_ff, dots, d, rest), rest]
+    rest = Rest(f"{prefix}mlp", codec, config.d_ff, dots, d)
+    return [*attention, Leading(f"{prefix}lead", codec, config.d_ff, dots, d, rest), rest]
 
 
 def _aligned(n: int) -> int:

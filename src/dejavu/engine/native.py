@@ -19,7 +19,7 @@ from dejavu.models import rope
 from dejavu.models.alibi import alibi_slopes
 from dejavu.models.loading import open_model
 from dejavu.models.store import packed_folder
-from dejavu.nested import widths as plane_widths
+from dejavu.nested import leading_bits
 from dejavu.refinement import refine
 
 if TYPE_CHECKING:
@@ -79,20 +79,20 @@ class NativeExecutor:
         Args:
             path: what `dejavu.models.sources.resolve` returned.
             codec: how the linears are stored.
-            nested: store MLPs and the head as bit planes, as plans with sketches need them (int8, int4).
+            nested: store leading bits apart, as plans with sketches need them (int8, int4).
             kv_dtype: how keys and values are stored.
             threads: default: one per physical core.
             cache: keep the packed weights in the cache folder and map them; otherwise pack into memory.
             progress: told of packing.
 
         Raises:
-            InputError: `nested` with a codec that has no bit planes.
+            InputError: `nested` with a codec that has no leading bits.
             ModelFormatError, UnsupportedModelError, NumericsError: the model cannot be used.
             CacheError: the packed file cannot be written.
         """
         threads = default_threads() if threads is None else threads
         if nested:
-            plane_widths(codec)
+            leading_bits(codec)
         target = packed_path(path, codec, nested=nested)
         packed = read_packed(target) if cache else None
         if packed is None:
@@ -116,17 +116,18 @@ class NativeExecutor:
         """Decode by `plan` from now on; None: dense. Caches may be kept.
 
         Raises:
-            PlanError: the plan is for another model, or reads bit planes that this one was not packed in.
+            PlanError: the plan is for another model, or reads leading bits that lie among the others here.
         """
         if plan is None:
             self._engine.set_plan(None)
         else:
             plan.check_fits(self.config, self.packed.fingerprint)
-            if plan.needs_planes and not self.packed.nested:
+            if plan.needs_nested and not self.packed.nested:
                 raise PlanError(
-                    "the plan reads the leading bits of weights, and the model is not packed in bit planes",
+                    "the plan reads the leading bits of weights, and the model is not packed that way",
                     fix="load it with nested=True and codec int8 or int4",
                 )
+            plan.check_codec(self.packed.codec)
             self._engine.set_plan(lower(plan, self.config))
         self._plan = plan
 
@@ -219,10 +220,10 @@ class NativeExecutor:
             kind = name.rpartition(".")[2]
             if kind in ("heads", "o", "kv"):
                 parts["attention"] += size
-            elif kind in ("mlp", "planes") and name != "head.planes":
+            elif kind in ("mlp", "lead") and name != "head.lead":
                 parts["mlp"] += size
         places = self.packed.places
-        head = next(name for name in ("head.planes", "head.weight", "embed.weight") if name in places)
+        head = next(name for name in ("head.weight", "embed.weight") if name in places)
         parts["head"] = places[head][1]
         parts["kv"] = context * kv_bytes_per_token(self.config, self.kv_dtype)
         return parts

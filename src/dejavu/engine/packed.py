@@ -1,7 +1,7 @@
 """The packed file: a model's weights in bundles, as the engine reads them, ready to be mapped into memory.
 
 Layout: `_MAGIC`, the length of the header (uint64, little endian), the header (JSON), then the sections, each
-aligned to 64 bytes. The header names the version, the codec, whether it is nested (bit planes, see
+aligned to 64 bytes. The header names the version, the codec, whether it is nested (leading bits apart, see
 `dejavu.nested`), the configuration and the place of each section.
 """
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from dejavu.models.progress import Progress
     from dejavu.models.weights import Weights
 
-VERSION = 5
+VERSION = 6
 """Of the bundles' byte layout and of the header; a file of another version is packed again."""
 
 _MAGIC = b"dejavu\x00p"
@@ -105,7 +105,7 @@ def write_packed(
 
     Raises:
         CacheError: the file cannot be written.
-        InputError: `nested` with a codec that has no bit planes.
+        InputError: `nested` with a codec that has no leading bits.
         NumericsError: the weights hold NaN, infinity, or values that the codec cannot hold.
     """
     header, places, total = _header(config, weights.fingerprint, codec, nested)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from dejavu.engine.bundles import chunks
 from dejavu.engine.core import load_core
-from dejavu.engine.layout import Bundled, NestedBundles, Plain
+from dejavu.engine.layout import Bundled, Plain, Rest
 from dejavu.errors import NumericsError
 
 if TYPE_CHECKING:
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from dejavu.codecs import Codec
-    from dejavu.engine.layout import Planed, Section
+    from dejavu.engine.layout import Leading, Section
     from dejavu.models.config import ModelConfig
     from dejavu.models.progress import Progress
     from dejavu.models.weights import Weights
@@ -46,8 +45,8 @@ def pack_sections(
             _pack_plain(weights, section, places, put)
         elif isinstance(section, Bundled):
             _pack_bundles(config, weights, section, places, put, threads)
-        elif not isinstance(section, NestedBundles):  # which are written with their planes
-            _pack_planes(config, weights, section, places, put, threads)
+        elif not isinstance(section, Rest):  # which is written with the leading bits
+            _pack_leading(config, weights, section, places, put, threads)
         progress.advance(section.nbytes)
         weights.release()
 
@@ -61,17 +60,20 @@ def encode_bundles(codec: Codec, rows: NDArray[np.float32], threads: int = 1) ->
 
 
 def split_bundles(
-    section: Planed, packed: NDArray[np.uint8], threads: int = 1
-) -> tuple[list[NDArray[np.uint8]], NDArray[np.uint8] | None]:
-    """Cut bytes of bundles into the parts of a section of planes, and the bundles beside it (None: there are none)."""
-    core, rest = load_core(), section.rest
-    rows = section.rows + (rest is not None)
-    count = len(packed) // core.bundle_bytes(section.codec, section.width, rows)
-    small = replace(section, count=count)
-    planes = np.empty(small.nbytes, np.uint8)
-    bundles = None if rest is None else np.empty(replace(rest, count=count).nbytes, np.uint8)
-    core.split_planes(section.codec, packed, section.width, rows, section.rows, planes, bundles, threads)
-    return [planes[start : start + size * count] for start, size in small.parts()], bundles
+    section: Leading, packed: NDArray[np.uint8], threads: int = 1
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
+    """Cut bytes of bundles into leading bits and the rest (None: the section has none)."""
+    core = load_core()
+    if section.rest is None:
+        count = len(packed) // core.bundle_bytes(section.codec, section.width, section.rows)
+        lead = np.empty(core.leading_bytes(section.width, section.rows) * count, np.uint8)
+        core.leading_halves(packed, section.width, section.rows, lead, threads)
+        return lead, None
+    count = len(packed) // core.bundle_bytes(section.codec, section.width, section.rows + 1)
+    sizes = core.nested_bytes(section.codec, section.width, section.rows)
+    lead, rest = (np.empty(size * count, np.uint8) for size in sizes)
+    core.split_nested(section.codec, packed, section.width, section.rows, lead, rest, threads)
+    return lead, rest
 
 
 def _pack_plain(weights: Weights, section: Plain, places: Places, put: Put) -> None:
@@ -91,23 +93,21 @@ def _pack_bundles(
         offset += packed.nbytes
 
 
-def _pack_planes(
-    config: ModelConfig, weights: Weights, section: Planed, places: Places, put: Put, threads: int
+def _pack_leading(
+    config: ModelConfig, weights: Weights, section: Leading, places: Places, put: Put, threads: int
 ) -> None:
     start = places[section.name][0]
-    offsets = [start + offset for offset, _ in section.parts()]
     beside = places[section.rest.name][0] if section.rest else 0
     for chunk in chunks(config, weights, section):
-        parts, bundles = split_bundles(section, _encoded(section, chunk, threads), threads)
-        for i, part in enumerate(parts):
-            put(offsets[i], part)
-            offsets[i] += part.nbytes
-        if bundles is not None:
-            put(beside, bundles)
-            beside += bundles.nbytes
+        lead, rest = split_bundles(section, _encoded(section, chunk, threads), threads)
+        put(start, lead)
+        start += lead.nbytes
+        if rest is not None:
+            put(beside, rest)
+            beside += rest.nbytes
 
 
-def _encoded(section: Bundled | Planed, chunk: NDArray[np.float32], threads: int) -> NDArray[np.uint8]:
+def _encoded(section: Bundled | Leading, chunk: NDArray[np.float32], threads: int) -> NDArray[np.uint8]:
     try:
         return encode_bundles(section.codec, chunk, threads)
     except ValueError as error:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dejavu.engine.layout import Bundled, Plain, Planed, offsets, sections
+from dejavu.engine.layout import Bundled, Leading, Plain, offsets, sections
 from dejavu.engine.native import NativeExecutor
 from dejavu.engine.packed import Packed, anonymous
 from dejavu.engine.packing import encode_bundles, split_bundles
@@ -36,7 +36,7 @@ def synthetic(
     buffer = anonymous(max(offset + size for offset, size in places.values()))
     random = np.random.default_rng(seed)
 
-    def bundles(section: Bundled | Planed, rows: int) -> NDArray[np.uint8]:
+    def bundles(section: Bundled | Leading, rows: int) -> NDArray[np.uint8]:
         shape = (min(_DISTINCT, section.count), rows, section.width)
         return encode_bundles(
             section.codec, random.standard_normal(shape, np.float32) * np.float32(section.width**-0.5)
@@ -50,10 +50,9 @@ def synthetic(
             place[:] = np.full(size // 4, value, np.float32).view(np.uint8)
         elif isinstance(section, Bundled):
             _repeat(bundles(section, section.rows), place)
-        elif isinstance(section, Planed):
-            parts, rest = split_bundles(section, bundles(section, section.rows + (section.rest is not None)))
-            for part, (start, each) in zip(parts, section.parts(), strict=True):
-                _repeat(part, place[start : start + each * section.count])
+        elif isinstance(section, Leading):
+            lead, rest = split_bundles(section, bundles(section, section.rows + (section.rest is not None)))
+            _repeat(lead, place)
             if section.rest is not None and rest is not None:
                 start, size = places[section.rest.name]
                 _repeat(rest, buffer[start : start + size])

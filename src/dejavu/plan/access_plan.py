@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 from dejavu.errors import PlanError
+from dejavu.nested import LEADING_BITS
 from dejavu.plan import checks
 from dejavu.plan.compensator import Compensator
 from dejavu.plan.selectors import (
@@ -21,6 +22,7 @@ from dejavu.plan.selectors import (
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from dejavu.codecs import Codec
     from dejavu.models.config import ModelConfig
 
 SCHEMA = 1
@@ -144,10 +146,27 @@ class AccessPlan:
         write_plan(self, Path(folder))
 
     @property
-    def needs_planes(self) -> bool:
-        """Whether leading bits of weights are read: the model must be packed in bit planes."""
-        sketched = any(isinstance(layer.neurons, Sketch) for layer in self.layers)
-        return sketched or isinstance(self.vocabulary, VocabularySketch)
+    def needs_nested(self) -> bool:
+        """Whether leading bits of weights are read: the model must be packed nested."""
+        return bool(self._bits) or isinstance(self.vocabulary, VocabularySketch)
+
+    @property
+    def _bits(self) -> set[int]:
+        """Of the sketches of neurons."""
+        return {layer.neurons.bits for layer in self.layers if isinstance(layer.neurons, Sketch)}
+
+    def suits(self, codec: Codec) -> bool:
+        """Whether weights held in `codec` have the leading bits that the plan reads."""
+        return not self.needs_nested or (codec in LEADING_BITS and self._bits <= set(LEADING_BITS[codec]))
+
+    def check_codec(self, codec: Codec) -> None:
+        """Raises `PlanError` where the plan does not suit `codec`."""
+        if not self.suits(codec):
+            usable = [known for known in LEADING_BITS if self._bits <= set(LEADING_BITS[known])]
+            raise PlanError(
+                f"the plan {self.name!r} reads leading bits of the weights that {codec} does not have",
+                fix=f"use --codec {' or '.join(usable)}, or --plan off",
+            )
 
     def check_model(self, fingerprint: str) -> None:
         """Whether the plan is for the model of that fingerprint; raises `PlanError`."""

@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dejavu.errors import PlanError
-from dejavu.nested import WIDTHS
 from dejavu.plan.access_plan import AccessPlan
 from dejavu.plan.storage import PLAN_NAME, read_plan
 
@@ -33,14 +31,10 @@ def choose_plan(wanted: AccessPlan | Path | str, weights: Weights, codec: Codec)
     if wanted == "off":
         return None
     if wanted == "auto":
-        return next((plan for plan in _shipped(weights) if _suits(plan, codec)), None)
+        return next((plan for plan in _shipped(weights) if plan.suits(codec)), None)
     plan = wanted if isinstance(wanted, AccessPlan) else read_plan(Path(wanted).expanduser())
     plan.check_model(weights.fingerprint)
-    if not _suits(plan, codec):
-        raise PlanError(
-            f"the plan {plan.name!r} reads leading bits of the weights; {codec} has none",
-            fix=f"use --codec {' or '.join(WIDTHS)}, or --plan off",
-        )
+    plan.check_codec(codec)
     return plan
 
 
@@ -48,7 +42,3 @@ def _shipped(weights: Weights) -> list[AccessPlan]:
     """Those for the model, by name."""
     plans = [read_plan(path.parent) for path in sorted(SHIPPED.glob(f"*/{PLAN_NAME}"))]
     return [plan for plan in plans if plan.model == weights.fingerprint]
-
-
-def _suits(plan: AccessPlan, codec: Codec) -> bool:
-    return codec in WIDTHS or not plan.needs_planes

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dejavu.codecs import CODECS, GROUP
-from dejavu.nested import WIDTHS
 
 if TYPE_CHECKING:
     from dejavu.codecs import Codec
@@ -32,7 +31,7 @@ def summarize(plan: AccessPlan) -> dict[str, Any]:
 
 def usable_codecs(plan: AccessPlan) -> tuple[Codec, ...]:
     """Codecs of the weights that the plan can run on."""
-    return tuple(codec for codec in CODECS if codec in WIDTHS or not plan.needs_planes)
+    return tuple(codec for codec in CODECS if plan.suits(codec))
 
 
 def _layer(layer: LayerPlan) -> dict[str, Any]:

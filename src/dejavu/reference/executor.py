@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from dejavu.codecs import CODECS, Codec
-from dejavu.errors import InputError, PlanError
+from dejavu.errors import InputError
 from dejavu.executor import KV_DTYPES, TRACE_FIELDS, KvDtype, Trace
 from dejavu.models.alibi import alibi_slopes
 from dejavu.models.rope import is_local, tables
@@ -59,6 +59,7 @@ class ReferenceExecutor:
         self.fingerprint = weights.fingerprint
         self._kv_dtype = kv_dtype
         self._slopes = alibi_slopes(config.n_heads) if config.position == "alibi" else None  # [H]
+        self.codec = codec
         self._w = Tensors(config, weights, codec)
         self._plan: AccessPlan | None = None
         self._stats: dict[str, Any] = {}
@@ -73,11 +74,7 @@ class ReferenceExecutor:
         """Decode by `plan` from now on; None: dense. Raises `PlanError` if it does not fit."""
         if plan is not None:
             plan.check_fits(self.config, self.fingerprint)
-            if plan.needs_planes and not self._w.sketchable:
-                raise PlanError(
-                    "the plan reads leading bits of the weights; only int8 and int4 have such",
-                    fix="use --codec int8 or int4",
-                )
+            plan.check_codec(self.codec)
         self._w.forget_leading()
         self._plan, self._stats, self._counted = plan, {}, 0
 

@@ -9,7 +9,7 @@ import numpy as np
 from dejavu.codecs import Encoded, decode, embed_codec, encode, mlp_codec, roundtrip
 from dejavu.errors import NumericsError
 from dejavu.models.tensors import tensor_shapes
-from dejavu.nested import WIDTHS, estimate
+from dejavu.nested import LEADING_BITS, estimate
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _ROWS = {"q.weight", "k.weight", "v.weight"}  # bundled by row
 _COLUMNS = {"o.weight", "down.weight"}  # bundled by column
 _MLP = {"gate.weight", "up.weight", "down.weight"}
-_SKETCHED = {"gate.weight", "up.weight", "embed.weight", "head.weight"}  # by row, perhaps in bit planes
+_SKETCHED = {"gate.weight", "up.weight", "embed.weight", "head.weight"}  # by row, perhaps by leading bits
 _BLOCK_ROWS = 1024
 
 
@@ -48,11 +48,6 @@ class Tensors:
 
     def __getitem__(self, name: str) -> Array:
         return self._values[name]
-
-    @property
-    def sketchable(self) -> bool:
-        """Whether the codec has bit planes."""
-        return self._codec in WIDTHS
 
     def leading(self, name: str, bits: int) -> Array:
         """What the leading `bits` of each weight say, in the shape of the tensor; see `dejavu.nested`."""
@@ -79,7 +74,7 @@ class Tensors:
             codec = mlp_codec(self._codec, int(name.split(".")[1]), self._layers)
         else:
             codec = self._codec
-        if part in _SKETCHED and codec in WIDTHS:
+        if part in _SKETCHED and codec in LEADING_BITS:
             self._codes[name] = encoded = _encode(codec, values)
             return decode(encoded)
         if part in _ROWS | _SKETCHED:

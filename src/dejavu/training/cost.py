@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from dejavu.nested import widths
+from dejavu.nested import STORED_BITS
 from dejavu.plan import Dense, LowRank, Sketch, Threshold
 
 if TYPE_CHECKING:
@@ -33,8 +33,8 @@ class Cost:
         if isinstance(selector, Dense):
             return f * (first + 1) * row
         if isinstance(selector, Sketch):
-            lead = (selector.bits + _SCALE_BITS[self.codec]) / 8 * self.config.d_model  # of one row
-            rest = (sum(widths(self.codec)) - selector.bits) / 8 * self.config.d_model
+            lead = (STORED_BITS + _SCALE_BITS[self.codec]) / 8 * self.config.d_model  # of one row
+            rest = lead if self.codec == "int8" else 0
             return f * first * lead + density * f * (first * rest + row)
         if isinstance(selector, Threshold):  # the first row of every neuron, the others of the selected
             return f * row + density * f * first * row

@@ -26,7 +26,7 @@ class TrainOptions:
         density: mean density of the neurons over layers; or
         max_ppl_ratio: the highest perplexity ratio. Exactly one of the two.
         uniform: the same density in all layers, without a search.
-        bits: of the sketches to choose from; None: 3, and with "auto" 2, 3 and 4.
+        bits: of the sketches to choose from; None: 4, which read no more than fewer do.
         rank: of the low-rank predictors of neurons.
         hidden: their middle layer.
         lookahead: distance of the input of sketches and low-rank predictors.
@@ -102,7 +102,7 @@ class TrainOptions:
         """Bits of the sketches to choose from."""
         if not self.uses_sketches:
             return ()
-        return self.bits or ((2, 3, 4) if self.selector == "auto" else (3,))
+        return self.bits or (4,)
 
     @property
     def target(self) -> float:
@@ -121,5 +121,5 @@ class TrainOptions:
 
     @property
     def uses_sketches(self) -> bool:
-        """Whether the model must be held in bit planes."""
+        """Whether the model must be held with its leading bits apart."""
         return self.selector in ("sketch", "auto")

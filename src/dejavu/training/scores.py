@@ -8,7 +8,7 @@ import numpy as np
 
 from dejavu.codecs import encode
 from dejavu.errors import InputError
-from dejavu.nested import estimate, widths
+from dejavu.nested import estimate, leading_bits
 from dejavu.plan import LowRank, Oracle, Sketch, Threshold
 from dejavu.reference.selection import low_rank_scores, sketch_scores
 
@@ -76,7 +76,7 @@ class Scores:
         """A matrix by its leading bits, [f, d]."""
         if (name, bits) not in self._estimates:
             if name not in self._codes:
-                widths(self._codec)  # refuses a codec without bit planes
+                leading_bits(self._codec)  # refuses a codec that has none
                 self._codes[name] = encode(self._codec, self._weights.read(f"{name}.weight"))
             self._estimates[name, bits] = estimate(self._codes[name], bits)
         return self._estimates[name, bits]
