@@ -34,7 +34,9 @@ void Engine::BatchThread::mlp(int i) {
     }
     e.pool_.barrier();
   }
-  const auto down_row = [&](int r) { return layer.nested ? layer.halves.down.row(r, 0) : layer.mlp.row(r, c.gated ? 2 : 1); };
+  const auto down_row = [&](int r) {
+    return layer.nested ? layer.halves.down.row(r, 0) : layer.mlp.row(r, c.gated ? 2 : 1);
+  };
   products.axpy(PackedRows{mlp_layout(layer), down_row}, c.ff, b.left.get(0), total, columns, scratch, packed,
                 b.branch.get(0), size_t(padded));
   if (c.parallel_residual) {

@@ -70,9 +70,7 @@ void bind_halves(nb::module_& m) {
 
   m.def(
       "leading_bytes",
-      [](int d, int rows) {
-        return Bundles(RowLayout(Codec::high4, layout_of("int8", d, rows).d), rows, 1).bytes();
-      },
+      [](int d, int rows) { return Bundles(RowLayout(Codec::high4, layout_of("int8", d, rows).d), rows, 1).bytes(); },
       nb::arg("d"), nb::arg("rows"), "Bytes of a bundle of leading halves.");
 
   m.def(
@@ -99,8 +97,8 @@ void bind_halves(nb::module_& m) {
         std::memset(lead.data(), 0, lead.shape(0));
         each_bundle(from.count, threads, [&](int i) { leading_halves(from, i, to); });
       },
-      nb::arg("packed").noconvert(), nb::arg("d"), nb::arg("rows"), nb::arg("lead").noconvert(),
-      nb::arg("threads") = 1, "The leading halves of packed bundles of int8 rows.");
+      nb::arg("packed").noconvert(), nb::arg("d"), nb::arg("rows"), nb::arg("lead").noconvert(), nb::arg("threads") = 1,
+      "The leading halves of packed bundles of int8 rows.");
 
   m.def(
       "join_nested",

@@ -14,8 +14,8 @@
 #include "cache.h"
 #include "config.h"
 #include "gemm.h"
-#include "plan.h"
 #include "halves.h"
+#include "plan.h"
 #include "pool.h"
 
 namespace dejavu {
@@ -30,10 +30,10 @@ struct Layer {
   const float *attn_norm, *attn_norm_bias, *mlp_norm, *mlp_norm_bias, *attn_post_norm, *mlp_post_norm;
   const float *q_norm, *k_norm;
   const float *q_bias, *k_bias, *v_bias, *o_bias, *gate_bias, *up_bias, *down_bias;
-  Bundles heads;  // per query head: head_dim rows of q
-  Bundles o;      // per query head: head_dim rows of o (transposed), in the head's codec
-  Bundles kv;     // per K/V head: head_dim rows of k, head_dim rows of v
-  Bundles mlp;    // per neuron: gate, up, down (transposed), or up, down
+  Bundles heads;        // per query head: head_dim rows of q
+  Bundles o;            // per query head: head_dim rows of o (transposed), in the head's codec
+  Bundles kv;           // per K/V head: head_dim rows of k, head_dim rows of v
+  Bundles mlp;          // per neuron: gate, up, down (transposed), or up, down
   bool nested = false;  // then, instead of `mlp`:
   NestedMlp halves;
 };

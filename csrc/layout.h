@@ -66,9 +66,7 @@ struct RowLayout {
   // Place of element `o` of the stored order in the natural order.
   int natural(int o) const { return o < blocks * kBlock ? o / kBlock * kBlock + block_to_natural(o % kBlock) : o; }
   // Bytes of the input vector in the form that dot products take (see Kernels::prepare).
-  size_t input_bytes() const {
-    return is_grouped(codec) ? size_t(padded) * 2 + size_t(groups) * 8 : size_t(d) * 4;
-  }
+  size_t input_bytes() const { return is_grouped(codec) ? size_t(padded) * 2 + size_t(groups) * 8 : size_t(d) * 4; }
   // Floats of an output accumulator: `padded` in stored order, then (int4) one per group for the minima.
   size_t output_floats() const { return size_t(padded) + size_t(codec == Codec::int4 ? groups : 0); }
 };

@@ -56,8 +56,7 @@ void Engine::dot_part(const Layer& layer, int part, const int32_t* neurons, int 
   if (layer.nested) add_low(layer, part, neurons, n, input, out);
 }
 
-void Engine::add_low(const Layer& layer, int part, const int32_t* neurons, int n, const void* input,
-                     float* out) const {
+void Engine::add_low(const Layer& layer, int part, const int32_t* neurons, int n, const void* input, float* out) const {
   const Bundles& low = layer.halves.low;
   if (!low.count) return;
   float rest[kTogether];

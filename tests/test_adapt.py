@@ -64,10 +64,10 @@ def test_learns_under_its_masks(folder: Path, adapted: dict[str, Any]) -> None:
 def test_native_engine_sees_what_was_trained(folder: Path, adapted: dict[str, Any]) -> None:
     native = adapted["native"]
     assert native["densities"] == pytest.approx(adapted["densities"], abs=0.03)
-    assert native["ppl_ratio"] == pytest.approx(adapted["ppl_ratio"], rel=0.05)
+    assert native["ppl_ratio"] == pytest.approx(adapted["ppl_ratio"], rel=0.1)  # of a perplexity of 10^6
     plan = AccessPlan.load(folder / "adapted" / "plan")
     assert plan.evidence["ppl_ratio"] == native["ppl_ratio"]
-    assert all(isinstance(x.neurons, Sketch) and x.neurons.bits == 3 for x in plan.layers)
+    assert all(isinstance(x.neurons, Sketch) and x.neurons.bits == 4 for x in plan.layers)
 
 
 def test_adapted_folder_generates(folder: Path, adapted: dict[str, Any]) -> None:

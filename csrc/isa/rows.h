@@ -50,7 +50,6 @@ void axpy(const Bundles& bundles, int bundle, int first, int n, const float* coe
   axpy_many<C>(bundles, bundle, first, n, &coefficients, 1, &output);
 }
 
-
 template <Codec C>
 void axpy_list(const Bundles& bundles, int row, const int32_t* list, int n, const float* coefficients, float* output) {
   axpy_list_many<C>(bundles, row, list, n, &coefficients, 1, &output);
@@ -85,8 +84,7 @@ void dot_all(const Bundles& bundles, int begin, int end, const void* input, floa
     return row;
   };
   for (int i = 0; i < kRowsAhead<C>; ++i) take(there);  // beyond the last row: a harmless prefetch
-  one_token<C>(
-      bundles.layout, [&](int) { return take(here); }, [&](int) { return take(there); }, n, input, out);
+  one_token<C>(bundles.layout, [&](int) { return take(here); }, [&](int) { return take(there); }, n, input, out);
 }
 
 template <Codec C>

@@ -7,10 +7,10 @@ namespace {
 
 using dejavu::Bundles;
 using dejavu::Codec;
-using dejavu::kBlock;
-using dejavu::kBlockGroups;
 using dejavu::is_grouped;
 using dejavu::is_half;
+using dejavu::kBlock;
+using dejavu::kBlockGroups;
 using dejavu::kGroup;
 using dejavu::Row;
 using dejavu::RowLayout;

@@ -1,7 +1,7 @@
 // Dot products with halves of int8 rows (halves.h), for one token.
 //
-// The int16 input is taken apart into high and low bytes, x = 256 high + low, so that nibbles are multiplied as the bytes
-// that they unpack to; both sums are exact.
+// The int16 input is taken apart into high and low bytes, x = 256 high + low, so that nibbles are multiplied as the
+// bytes that they unpack to; both sums are exact.
 #pragma once
 
 #include "rows_common.h"

@@ -73,7 +73,9 @@ def pack(nibbles: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """
     n, padded = nibbles.shape
     blocks = padded // _BLOCK
-    whole = nibbles[:, : blocks * _BLOCK].reshape(n, blocks, 16, 4, 2, 4)  # [n, block, group, chunk, half, weight]
+    whole = nibbles[:, : blocks * _BLOCK].reshape(
+        n, blocks, 16, 4, 2, 4
+    )  # [n, block, group, chunk, half, weight]
     whole = whole.transpose(0, 1, 3, 4, 2, 5)[..., [0, 2, 1, 3]]  # [n, block, chunk, half, group, byte]
     tail = nibbles[:, blocks * _BLOCK :].reshape(n, -1, 2, GROUP // 2)  # [n, group, half, byte]
     lower, upper = whole[:, :, :, 0], whole[:, :, :, 1]

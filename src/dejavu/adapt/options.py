@@ -34,7 +34,7 @@ class AdaptOptions:
 
     density: float | None = None
     plan: AccessPlan | None = None
-    bits: int = 3
+    bits: int = 4
     codec: Codec = "int8"
     loss: LossName = "forward-kl"
     match_hidden: float = 0.0
