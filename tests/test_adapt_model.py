@@ -28,6 +28,7 @@ from dejavu.adapt.divergence import Head, divergence  # noqa: E402
 from dejavu.adapt.leading import leading  # noqa: E402
 from dejavu.adapt.masks import PlanMasks  # noqa: E402
 from dejavu.adapt.model import Batch, Decoder, read_tensors  # noqa: E402
+from dejavu.adapt.operations import rms_norm, rotate  # noqa: E402
 
 TOLERANCE = 1e-5
 DYNAMIC = ("rope-dynamic", "neox-dynamic")
@@ -133,9 +134,10 @@ def test_thresholds_follow_the_target(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("loss", ["forward-kl", "reverse-kl", "mixed"])
 @pytest.mark.parametrize("cap", [0.0, 2.0])
-def test_divergence_and_its_gradient(loss: Any, cap: float) -> None:
+def test_divergence_and_its_gradient(loss: Any, cap: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dejavu.adapt.divergence._CACHED", 160)
     generator = torch.Generator().manual_seed(0)
-    student, teacher = (torch.randn(150, 8, generator=generator, dtype=torch.float64) for _ in range(2))
+    student, teacher = (torch.randn(1500, 8, generator=generator, dtype=torch.float64) for _ in range(2))
     weight = torch.randn(40, 8, generator=generator, dtype=torch.float64)
     bias = torch.randn(40, generator=generator, dtype=torch.float64)
 
@@ -156,3 +158,20 @@ def test_divergence_and_its_gradient(loss: Any, cap: float) -> None:
     else:  # of a part of the tokens
         assert float(found.detach()) == pytest.approx(float(expected.detach()), rel=0.2)
     torch.testing.assert_close(ours.grad.double(), slope, rtol=1e-3, atol=1e-6)
+
+
+def test_gradients_of_operations() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(5, 3, 8, generator=generator, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(8, generator=generator, dtype=torch.float64)
+    assert torch.autograd.gradcheck(lambda x: rms_norm(x, weight, 1e-3), (x,))
+    cos, sin = (torch.randn(5, 1, 3, generator=generator) for _ in range(2))
+    ours, plain = (x.detach().float().requires_grad_() for _ in range(2))
+    a, b, rest = plain[..., :3], plain[..., 3:6], plain[..., 6:]
+    expected = torch.cat([a * cos - b * sin, b * cos + a * sin, rest], dim=-1)
+    found = rotate(ours, cos, sin)
+    slope = torch.randn(found.shape, generator=generator)
+    found.backward(slope)
+    expected.backward(slope)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(ours.grad, plain.grad)

@@ -10,11 +10,9 @@ and "mixed" the mean of both. Logits are made for a few tokens at a time and nev
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from torch.nn import functional as nn
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,22 +24,27 @@ Loss = Literal["forward-kl", "reverse-kl", "mixed"]
 
 ROWS = 512
 """Tokens whose logits are in memory at a time."""
-_CACHED = 16
-"""Tokens that are compared at a time, so that what is between stays in the cache."""
+_CACHED = 1 << 18
+"""Logits that are compared at a time, so that what is between stays in the cache."""
 _MEASURED = 4
 """Of so many such parts, the forward KL of one is measured: its gradient, which is exact for all, needs no logarithm."""
 
 
-@dataclass(frozen=True)
 class Head:
-    """The output head, frozen."""
+    """The output head, frozen.
 
-    weight: Tensor
-    """[V, E], in the type of the products."""
-    bias: Tensor | None
-    """[V]"""
-    cap: float
-    """Softcap of the logits; 0: none."""
+    Args:
+        weight: [V, E], in the type of the products.
+        bias: [V]
+        cap: softcap of the logits; 0: none.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, cap: float) -> None:
+        self.weight = weight
+        self.bias = bias
+        self.cap = cap
+        # Fresh memory of this size costs as much as what is done in it.
+        self._space = weight.new_empty(3, 0, len(weight))
 
     @classmethod
     def of(cls, config: ModelConfig, tensors: Tensors, dtype: torch.dtype) -> Head:
@@ -50,13 +53,20 @@ class Head:
         bias = tensors["head.bias"].to(dtype) if "head" in config.biases else None
         return cls(weight, bias, config.logit_softcap)
 
-    def logits(self, x: Tensor) -> Tensor:
-        """Before the softcap, in the type of the products: [n, E] -> [n, V]."""
-        return nn.linear(x.to(self.weight.dtype), self.weight, self.bias)
+    def space(self, rows: int) -> Tensor:
+        """Memory for three times logits [3, rows, V]; what was in it is overwritten."""
+        if self._space.shape[1] < rows:
+            self._space = self.weight.new_empty(3, rows, len(self.weight))
+        return self._space[:, :rows]
+
+    def logits(self, x: Tensor, out: Tensor) -> Tensor:
+        """Before the softcap, in the type of the products: [n, E] -> `out` [n, V]."""
+        torch.mm(x.to(self.weight.dtype), self.weight.T, out=out)
+        return out if self.bias is None else out.add_(self.bias)
 
     def log_probs(self, x: Tensor) -> Tensor:
         """[n, E] -> log softmax, float32 [n, V]."""
-        return log_probs(self.logits(x), self.cap)[0]
+        return log_probs(self.logits(x, self.weight.new_empty(len(x), len(self.weight))), self.cap)[0]
 
 
 def divergence(student: Tensor, teacher: Tensor, head: Head, loss: Loss) -> Tensor:
@@ -74,10 +84,12 @@ class _Divergence(torch.autograd.Function):
         total, seen = 0.0, 0
         slopes = []
         for ours, theirs in zip(torch.split(student, ROWS), torch.split(teacher, ROWS), strict=True):
-            s, t = head.logits(ours), head.logits(theirs)  # [rows, V]
-            slope = torch.empty_like(s)
-            for number, at in enumerate(range(0, len(s), _CACHED)):
-                rows = slice(at, at + _CACHED)
+            s, t, slope = head.space(len(ours))  # [rows, V] each
+            head.logits(ours, s)
+            head.logits(theirs, t)
+            step = max(1, _CACHED // s.shape[1])
+            for number, at in enumerate(range(0, len(s), step)):
+                rows = slice(at, at + step)
                 if loss == "forward-kl" and not head.cap and number % _MEASURED:
                     q, p = (torch.softmax(x[rows], dim=-1, dtype=torch.float32) for x in (s, t))
                     slope[rows] = q.sub_(p)

@@ -146,8 +146,8 @@ class PlanMasks:
                 self.thresholds[layer] = self._quantiles[layer].threshold(density)
             elif self._learning:
                 self._follow(layer, scores, density)
-            chosen = scores > self.thresholds[layer]  # [n, f]
-            self.densities[layer] = float(chosen.count_nonzero()) / chosen.numel()
+            chosen = scores.gt_(self.thresholds[layer])  # [n, f], 0 or 1
+            self.densities[layer] = float(chosen.mean(dtype=torch.float32))
         return block.hidden * chosen
 
     def scores(self, layer: int, block: Block) -> Tensor:
@@ -161,7 +161,7 @@ class PlanMasks:
             if selector.hidden == "relu":
                 middle = middle.relu()
             return middle @ b + bias
-        return (block.hidden if isinstance(selector, Oracle) else block.gate).abs()
+        return (block.hidden if isinstance(selector, Oracle) else block.gate).abs()  # a copy
 
     def _sketch(self, layer: int, y: Tensor, block: Block) -> Tensor:
         c, p = self._config, f"layers.{layer}."

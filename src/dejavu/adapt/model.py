@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch.nn import functional as nn
 
+from dejavu.adapt.operations import rms_norm, rotate
 from dejavu.errors import UnsupportedModelError
 from dejavu.models.alibi import alibi_slopes
 from dejavu.models.rope import depends_on_length, is_local, tables
@@ -155,7 +156,7 @@ class Decoder:
         """[n, d] -> [n, d], float32."""
         c, weight = self.config, self._w[name + ".weight"]
         if c.norm == "rms":
-            return _rms_norm(x, weight, c.norm_eps)
+            return rms_norm(x, weight, c.norm_eps)
         return nn.layer_norm(x, weight.shape, weight, self._w[name + ".bias"], c.norm_eps)
 
     def linear(self, name: str, x: Tensor, weight: Tensor | None = None) -> Tensor:
@@ -206,11 +207,11 @@ class Decoder:
         k = self.linear(p + "k", y).view(n, c.n_kv_heads, c.head_dim)  # [n, K, e]
         v = self.linear(p + "v", y).view(n, c.n_kv_heads, c.head_dim)  # [n, K, e]
         if c.qk_norm:
-            q = _rms_norm(q.float(), self._w[p + "q_norm.weight"], c.norm_eps).to(v.dtype)
-            k = _rms_norm(k.float(), self._w[p + "k_norm.weight"], c.norm_eps).to(v.dtype)
+            q = rms_norm(q.float(), self._w[p + "q_norm.weight"], c.norm_eps).to(v.dtype)
+            k = rms_norm(k.float(), self._w[p + "k_norm.weight"], c.norm_eps).to(v.dtype)
         if c.position == "rope":
             cos, sin = turns[is_local(c, i)]
-            q, k = _rotate(q, cos, sin), _rotate(k, cos, sin)
+            q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         groups = []
         for group in batch.groups:  # [b, T]
             rows = group.view(-1)
@@ -225,12 +226,13 @@ class Decoder:
         shared = c.n_heads // c.n_kv_heads
         q = q.view(b, t, c.n_kv_heads, shared, -1).permute(0, 2, 3, 1, 4)  # [b, K, H/K, T, e]
         q = q.reshape(b, c.n_kv_heads, shared * t, -1)  # [b, K, H/K T, e]
-        scores = (q @ k.permute(0, 2, 3, 1)).float() * c.scale  # [b, K, H/K T, T]
+        scores = (q * c.scale) @ k.permute(0, 2, 3, 1)  # [b, K, H/K T, T]
         if c.attn_softcap:
             scores = c.attn_softcap * torch.tanh(scores / c.attn_softcap)
         window = c.sliding_window if c.windowed(i) else 0
-        scores = scores.view(b, c.n_kv_heads, shared, t, t) + self._bias(t, window)
-        weights = scores.softmax(dim=-1).to(v.dtype).view(b, c.n_kv_heads, shared * t, t)
+        bias = self._bias(t, window).to(q.dtype)
+        weights = scores.view(b, c.n_kv_heads, shared, t, t).add_(bias).softmax(dim=-1)
+        weights = weights.view(b, c.n_kv_heads, shared * t, t)
         mixed = weights @ v.transpose(1, 2)  # [b, K, H/K T, e]
         return mixed.view(b, c.n_heads, t, -1).transpose(1, 2).reshape(b, t, -1)
 
@@ -279,15 +281,3 @@ def activate(x: Tensor, config: ModelConfig) -> Tensor:
 def gated(gate: Tensor, up: Tensor, config: ModelConfig) -> Tensor:
     """Hidden values from `activate` of the gate's products and from up's products."""
     return gate * (nn.relu(up) if config.activation == "drelu" else up)
-
-
-def _rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    return x * torch.rsqrt(x.square().mean(dim=-1, keepdim=True) + eps) * weight
-
-
-def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """[n, heads, e] with cos and sin [n, 1, r/2]; see `dejavu.reference.ops.rotate`."""
-    half = cos.shape[-1]
-    a, b, rest = x[..., :half].float(), x[..., half : 2 * half].float(), x[..., 2 * half :]
-    turned = torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1).to(x.dtype)
-    return torch.cat([turned, rest], dim=-1) if rest.shape[-1] else turned

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from dejavu.adapt.divergence import ROWS, Head, divergence
+from dejavu.adapt.divergence import Head, divergence
 from dejavu.adapt.model import Decoder, is_linear, read_tensors
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ BETAS = (0.9, 0.98)
 CLIP = 1.0
 """Most that the norm of the gradients may be; larger ones are scaled down."""
 
+_ROWS = 64  # whose probabilities are in memory at a time
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
@@ -129,7 +130,7 @@ class Student:
         ends = np.cumsum(batch.lengths) - 1  # these predict nothing that is known
         scored = torch.from_numpy(np.setdiff1d(np.arange(len(hidden)), ends))
         dense = masked = divergence = 0.0
-        for part in torch.split(scored, ROWS):
+        for part in torch.split(scored, _ROWS):
             t, s = (self.head.log_probs(x[part]) for x in (target, hidden))  # [rows, V]
             divergence += float((t.exp() * (t - s)).sum(dtype=torch.float64))
             following = batch.tokens[part + 1, None]  # [rows, 1]
