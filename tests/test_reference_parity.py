@@ -50,6 +50,9 @@ def test_decoding_step_by_step_equals_transformers(name: str, tiny_folder: Folde
     [
         ("llama-head-dim", {"norm_eps": 1e-6}),
         ("llama-relu", {"activation": "silu"}),
+        ("llama-relu2", {"activation": "relu"}),
+        ("falcon-groups", {"activation": "gelu"}),
+        ("falcon", {"parallel_residual": False}),
         ("llama-biases", {"biases": ("q", "k", "v", "o", "gate", "up")}),
         ("rope-linear", {"rope_scaling": RopeScaling()}),
         ("rope-dynamic", {"rope_scaling": RopeScaling()}),

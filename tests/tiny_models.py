@@ -121,6 +121,7 @@ CASES: dict[str, Case] = {
         hidden_size=1100, num_attention_heads=11, num_key_value_heads=11, num_hidden_layers=1
     ),
     "llama-relu": _llama(hidden_act="relu", num_key_value_heads=3),
+    "llama-relu2": _llama(hidden_act="relu2", mlp_bias=True),
     "llama-sharded": dataclasses.replace(_llama(tie_word_embeddings=False), shard="40KB"),
     "llama-bf16": dataclasses.replace(_llama(), dtype="bfloat16"),
     "llama-f16": dataclasses.replace(_llama(), dtype="float16"),
