@@ -128,6 +128,10 @@ void Engine::BatchThread::mask_neurons(int i, int token) {
     }
   }
   b.touched[size_t(thread)].neurons[size_t(i)] += touched;
+  if (!b.capture.chosen) return;
+  float* out = piece(b.capture.chosen, i, c.ff) + size_t(token) * size_t(c.ff);
+  const uint8_t* chosen = selector.rule == Rule::dense ? nullptr : mask(i, false, token);
+  for (int j = 0; j < c.ff; ++j) out[j] = !chosen || j >= own || chosen[j] ? 1.0f : 0.0f;
 }
 
 // out += what stands in for the neurons that were not chosen; natural order.

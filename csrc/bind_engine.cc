@@ -241,22 +241,24 @@ void bind_engine(nb::module_& m) {
       .def(
           "trace",
           [](NativeEngine& e, Array<const int32_t, 1> tokens, Cache& cache, const nb::dict& arrays,
-             Array<float, 2> logits) {
+             Array<float, 2> logits, bool sparse) {
             const Config& c = e.engine.config();
             const std::vector<Segment> segments = parse_segments(e.engine, tokens, {&cache}, {int(tokens.shape(0))});
             if (logits.shape(0)) check_logits(e.engine, logits, tokens.shape(0));
             const auto find = [&](const char* name, int width) {
               return captured(arrays, name, c, tokens.shape(0), width);
             };
-            const Capture capture{find("attn_input", c.d), find("mlp_input", c.d), find("hidden", c.ff),
-                                  find("gate", c.ff), find("head_norm", c.heads)};
+            const Capture capture{find("attn_input", c.d), find("mlp_input", c.d),     find("hidden", c.ff),
+                                  find("gate", c.ff),      find("head_norm", c.heads), find("chosen", c.ff)};
             nb::gil_scoped_release release;
-            e.engine.forward(tokens.data(), segments, false, logits.shape(0) ? Logits::all : Logits::none,
+            e.engine.forward(tokens.data(), segments, sparse, logits.shape(0) ? Logits::all : Logits::none,
                              logits.data(), capture);
           },
           nb::arg("tokens").noconvert(), nb::arg("cache"), nb::arg("arrays"), nb::arg("logits").noconvert(),
+          nb::arg("sparse"),
           "Appends tokens; fills the arrays (float32 [layers, tokens, width]: attn_input and mlp_input of width d, "
-          "hidden and gate of width ff, head_norm of width heads) and logits (float32 [tokens, vocab]); those with "
+          "hidden, gate and chosen of width ff, head_norm of width heads) and logits (float32 [tokens, vocab]); those "
+          "with "
           "room "
           "for no tokens are left alone.");
 }

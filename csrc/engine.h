@@ -68,6 +68,7 @@ struct Capture {
   float* hidden = nullptr;                            // width ff: what the down rows are multiplied with
   float* gate = nullptr;                              // width ff: act(gate) alone (ungated: as hidden)
   float* head_norm = nullptr;                         // width heads: L2 norm of the mixed values
+  float* chosen = nullptr;                            // width ff: by the plan, 1 where a token uses a neuron, else 0
 };
 
 inline constexpr int kTogether = 256;  // neurons worked on at a time: their values stay in the first-level cache

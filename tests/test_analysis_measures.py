@@ -42,7 +42,12 @@ def fake_trace(hidden: Any, **fields: Any) -> Trace:
     """A trace of one layer from `hidden` [t, f]."""
     values = np.array(hidden, np.float32)[None]
     rest = {"attn_input": np.zeros((1, values.shape[1], 2)), "head_norm": np.ones((1, values.shape[1], 1))}
-    rest |= {"mlp_input": rest["attn_input"], "gate": values, "logits": np.zeros((0, 1))} | fields
+    rest |= {
+        "mlp_input": rest["attn_input"],
+        "gate": values,
+        "logits": np.zeros((0, 1)),
+        "chosen": values[:, :0],
+    } | fields
     return Trace(hidden=values, **rest)
 
 

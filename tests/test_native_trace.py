@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,8 +11,22 @@ import pytest
 from dejavu.codecs import CODECS
 from dejavu.engine import NativeExecutor
 from dejavu.engine.packed import pack_in_memory
+from dejavu.errors import InputError
+from dejavu.evaluation.running import recall
 from dejavu.executor import TRACE_FIELDS
 from dejavu.models.loading import open_model
+from dejavu.plan import (
+    AccessPlan,
+    Dense,
+    LayerPlan,
+    LowRank,
+    Oracle,
+    Random,
+    Sketch,
+    Static,
+    Threshold,
+    VocabularySketch,
+)
 from dejavu.reference import ReferenceExecutor
 from tiny_models import CASES, prompt, relative_error
 from tolerances import TOLERANCES
@@ -19,6 +34,8 @@ from tolerances import TOLERANCES
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+
+    from dejavu.executor import Trace
 
     Folder = Callable[[str], Path]
 
@@ -68,11 +85,14 @@ def test_only_what_is_wanted(tiny_folder: Folder) -> None:
 
 def test_arrays_that_do_not_fit_are_refused(tiny_folder: Folder) -> None:
     native, _ = pair(tiny_folder("llama"), "f32")
-    tokens, widths = np.zeros(3, np.int32), {"attn_input": 60, "mlp_input": 60, "gate": 84, "hidden": 84}
+    tokens, widths = (
+        np.zeros(3, np.int32),
+        {"attn_input": 60, "mlp_input": 60, "gate": 84, "hidden": 84, "chosen": 84},
+    )
     fitting = {name: np.empty((2, 3, width), np.float32) for name, width in widths.items()}
     fitting["head_norm"] = np.empty((2, 0, 6), np.float32)
     logits = np.empty((3, 97), np.float32)
-    native._engine.trace(tokens, native.new_cache(), fitting, logits)
+    native._engine.trace(tokens, native.new_cache(), fitting, logits, False)
     for arrays in (
         {"hidden": np.empty((2, 3, 83), np.float32)},
         {"hidden": np.empty((2, 4, 84), np.float32)},
@@ -81,10 +101,95 @@ def test_arrays_that_do_not_fit_are_refused(tiny_folder: Folder) -> None:
         {"head_norm": None},
     ):
         with pytest.raises(ValueError, match=f"{next(iter(arrays))} is not float32"):
-            native._engine.trace(tokens, native.new_cache(), fitting | arrays, logits)
+            native._engine.trace(tokens, native.new_cache(), fitting | arrays, logits, False)
     with pytest.raises(ValueError, match="is not float32"):
-        native._engine.trace(tokens, native.new_cache(), {}, logits)
+        native._engine.trace(tokens, native.new_cache(), {}, logits, False)
     with pytest.raises(ValueError, match="logits is not"):
-        native._engine.trace(tokens, native.new_cache(), fitting, logits[:2])
+        native._engine.trace(tokens, native.new_cache(), fitting, logits[:2], False)
     with pytest.raises(ValueError, match="outside the vocabulary"):
         native.trace(np.array([97], np.int32))
+
+
+@pytest.mark.parametrize("name", ["llama-biases", "opt"])
+def test_what_a_plan_chooses(name: str, tiny_folder: Folder) -> None:
+    native, reference = pair(tiny_folder(name), "f32")
+    tokens = prompt(CASES[name])
+    with pytest.raises(InputError, match="no plan"):
+        native.trace(tokens, want=("chosen",))
+    c, model = native.config, native.packed.fingerprint
+    plan = AccessPlan.uniform(model, c.n_layers, neurons=Threshold(density=0.4))
+    for executor in (native, reference):
+        executor.set_plan(plan)
+    want = ("hidden", "chosen")
+    found, expected = native.trace(tokens, want=want), reference.trace(tokens, want=want)
+    assert relative_error(found.hidden, expected.hidden) <= TOLERANCES["native_f32"]
+    np.testing.assert_array_equal(found.chosen, expected.chosen)
+    assert found.chosen.mean() == pytest.approx(0.4, abs=0.02)
+    assert native.trace(tokens).chosen.size == reference.trace(tokens).chosen.size == 0
+
+
+def test_recall_of_plans(tiny_folder: Folder) -> None:
+    native, reference = pair(tiny_folder("llama-head-dim"), "f32")
+    tokens = prompt(CASES["llama-head-dim"])
+    c, model = native.config, native.packed.fingerprint
+    for executor in (native, reference):
+        found = {}
+        for selector in (Oracle(density=0.3), Random(density=0.3), Dense()):
+            executor.set_plan(AccessPlan.uniform(model, c.n_layers, neurons=selector))
+            found[selector.kind] = recall(executor, tokens)
+        assert found["oracle"] == found["dense"] == [1.0] * c.n_layers
+        assert found["random"] == pytest.approx([0.3] * c.n_layers, abs=0.06)
+    executor.set_plan(AccessPlan.uniform(model, c.n_layers, neurons=Threshold(density=0.3)))
+    trace = executor.trace(tokens, want=("hidden", "chosen"))
+    layer, token = 1, 5
+    chosen = set(np.flatnonzero(trace.chosen[layer, token]))
+    best = set(np.argsort(-np.abs(trace.hidden[layer, token]), kind="stable")[: len(chosen)])
+    one = recall(Slice(trace, token), tokens)[layer]  # type: ignore[arg-type]
+    assert one == len(chosen & best) / len(best)
+
+
+class Slice:
+    """An executor whose traces are one token of another's."""
+
+    def __init__(self, trace: Trace, token: int) -> None:
+        parts = {name: getattr(trace, name)[:, token : token + 1] for name in ("hidden", "chosen")}
+        self._trace = dataclasses.replace(trace, **parts)
+
+    def trace(self, tokens: np.ndarray, want: tuple[str, ...]) -> Trace:
+        return self._trace
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_bytes_that_a_plan_touches(nested: bool, tiny_folder: Folder) -> None:
+    model = open_model(tiny_folder("llama-head-dim"))
+    packed = pack_in_memory(model.config, model.weights, "int8", 1, nested=nested)
+    native = NativeExecutor(packed, threads=1)
+    c, layers = native.config, native.config.n_layers
+    dense = native.touched_bytes(40)
+    assert dense == native.dense_bytes(40)
+    mlp, attention = dense["mlp"], dense["attention"]
+    lead = sum(size for name, (_, size) in packed.places.items() if name.endswith(".lead") and name[0] == "l")
+    kv = sum(size for name, (_, size) in packed.places.items() if name.endswith(".kv"))
+    zeros = LowRank(a=np.zeros((32, c.d_model)), b=np.zeros((32, c.d_ff)), bias=np.zeros(c.d_ff), density=0.5)
+    half = LayerPlan(zeros, Static(indices=np.arange(0, c.n_heads, 2, dtype=np.int32)))
+    native.set_plan(AccessPlan(model=packed.fingerprint, layers=(half,) * layers))
+    touched = native.touched_bytes(40)
+    assert touched["mlp"] == round(mlp / 2)
+    assert touched["attention"] == (attention - kv) // 2 + kv
+    assert touched["predictors"] == layers * (32 * (c.d_model + c.d_ff) * 34 // 32 + 4 * c.d_ff)
+    assert touched["head"] == dense["head"]
+    assert touched["kv"] == dense["kv"] * min(c.n_heads // c.n_kv_heads, 2) // 2
+    native.set_plan(AccessPlan.uniform(packed.fingerprint, layers, neurons=Threshold(threshold=1e30)))
+    assert native.touched_bytes(0)["mlp"] == mlp  # not known before it ran
+    native.decode(np.array([3]), [native.new_cache()])
+    assert native.touched_bytes(0)["mlp"] == round(mlp / 3)  # the gates
+    if nested:
+        sketch = AccessPlan.uniform(
+            packed.fingerprint,
+            layers,
+            neurons=Sketch(bits=4, density=0.5),
+            vocabulary=VocabularySketch(bits=4, exact=c.vocab_size),
+        )
+        native.set_plan(sketch)
+        assert native.touched_bytes(0)["mlp"] == round(lead + (mlp - lead) / 2)
+        assert native.touched_bytes(0)["head"] == packed.places["head.lead"][1] + dense["head"]

@@ -187,10 +187,32 @@ def test_bench_loads_by_a_plan(
     cases = make_cases(("int8",), ("f16",), (1,), make_tests((), (3,), (1,)), ("off", str(tmp_path / "mine")))
     base, planned = run_cases(subject, cases, repeats=1)
     assert base.step_bytes
-    assert planned.step_bytes is None
+    assert planned.step_bytes is not None
+    assert planned.step_bytes < base.step_bytes
     assert (base.case.setting.plan, planned.case.setting.plan) == ("off", str(tmp_path / "mine"))
     with pytest.raises(PlanError, match="cannot read"):
         subject.load(Setting("int8", "f16", 1, str(tmp_path / "none")))
     monkeypatch.setattr("dejavu.bench.subjects.shape", lambda name: open_model(tiny).config)
     with pytest.raises(PlanError, match="this one is synthetic"):
         shape_subject("tiny").load(Setting("int8", "f16", 1, str(tmp_path / "mine")))
+
+
+def test_generate_says_what_the_plan_did(plan: AccessPlan, tiny: Path, tmp_path: Path, dejavu: Any) -> None:
+    plan.save(tmp_path / "mine")
+    command = ("generate", "the cat", "-m", str(tiny), "--codec", "int8", "-n", "9", "--ignore-eos")
+    code, result = dejavu(*command, "--plan", str(tmp_path / "mine"), "--check")
+    assert code == 0
+    found = result["plan"]
+    assert found["name"] == "half"
+    assert found["density"] == pytest.approx(0.5, abs=0.02)
+    assert 0 < sum(found["touched_bytes"].values()) < sum(found["dense_bytes"].values())
+    assert 0 < found["predictor_share"] < 1
+    assert len(found["layers"]["recall"]) == len(plan.layers)
+    assert 0 <= found["recall"] <= 1
+    code, result = dejavu(*command, "--plan", str(tmp_path / "mine"))
+    assert "recall" not in result["plan"]
+    code, result = dejavu(*command, "--plan", "off")
+    assert "plan" not in result
+    code, result = dejavu(*command, "--plan", "off", "--check")
+    assert code == InputError.exit_code
+    assert "no plan to check" in result["error"]["message"]

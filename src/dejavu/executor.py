@@ -42,7 +42,7 @@ class Cache(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Trace:
-    """What one sequence of t tokens does inside the dense model, float32. Fields that were not wanted have t = 0.
+    """What one sequence of t tokens does inside the model, float32. Fields that were not wanted have t = 0.
 
     L layers, d = d_model, f = base_neurons (no refined copies), H heads, V = vocab_size.
     """
@@ -57,12 +57,15 @@ class Trace:
     """[L, t, f]: act(g) * u; ungated: act(u)."""
     head_norm: NDArray[np.float32]
     """[L, t, H]: L2 norm of each head's mixed values, before the output rows."""
+    chosen: NDArray[np.float32]
+    """[L, t, f]: by the plan, 1 where a token uses a neuron, else 0. Of `hidden`, which is that of all neurons."""
     logits: NDArray[np.float32]
     """[t, V]"""
 
 
-TraceField = Literal["attn_input", "mlp_input", "gate", "hidden", "head_norm", "logits"]
-TRACE_FIELDS: tuple[TraceField, ...] = get_args(TraceField)
+TraceField = Literal["attn_input", "mlp_input", "gate", "hidden", "head_norm", "chosen", "logits"]
+TRACE_FIELDS: tuple[TraceField, ...] = tuple(name for name in get_args(TraceField) if name != "chosen")
+"""All that a dense pass can tell."""
 
 
 class Executor(Protocol):
@@ -118,7 +121,10 @@ class Executor(Protocol):
         """Append one token to each of b sequences: `tokens` [b] -> logits [b, vocab]."""
 
     def trace(self, tokens: NDArray[np.int32], *, want: Collection[TraceField] = TRACE_FIELDS) -> Trace:
-        """Run `tokens` [t] as a fresh sequence, densely, and tell what happened inside (`want`: which of it)."""
+        """Run `tokens` [t] as a fresh sequence and tell what happened inside (`want`: which of it).
+
+        The pass is dense; with "chosen" it is by the plan, which must be set (`InputError`).
+        """
 
     def close(self) -> None:
         """Give threads and memory back."""

@@ -169,11 +169,12 @@ def _setting(setting: Setting) -> str:
 
 
 def _result(item: _Running, bandwidths: Sequence[float]) -> Result:
-    test, dense = item.case.test, item.case.setting.plan == "off"
+    test = item.case.test
+    known = item.case.setting.plan == "off" or test.batch == 1  # sequences of a batch share what they select
     return Result(
         item.case,
         tuple(item.seconds),
-        step_bytes=_step_bytes(item.executor, test) if test.kind == "tg" and dense else None,
+        step_bytes=_step_bytes(item.executor, test) if test.kind == "tg" and known else None,
         bandwidth=statistics.median(bandwidths) if bandwidths else None,
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,6 +13,7 @@ from dejavu.cli.options import CodecName, ExecutorName, KvName
 from dejavu.cli.output import describe_timings, print_json, print_note
 
 if TYPE_CHECKING:
+    from dejavu.llm import LLM
     from dejavu.outputs import Generation, StreamEvent
 
 
@@ -67,6 +68,10 @@ def generate(
         int | None, typer.Option(help="With --json: log-probabilities of the tokens and of so many others.")
     ] = None,
     n: Annotated[int, typer.Option("--n", help="Number of completions.")] = 1,
+    check: Annotated[
+        bool,
+        typer.Option("--check", help="Of a plan: how many of the neurons that matter most it selected."),
+    ] = False,
     stream: Annotated[bool, typer.Option("--stream/--no-stream", help="Print text as it comes.")] = True,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no timings.")] = False,
     json: options.Json = False,
@@ -115,29 +120,54 @@ def generate(
             chat = llm.tokenizer.chat_template is not None
         if system is not None and not chat:
             raise InputError("--system needs a chat template", fix="use --chat, or put it into the prompt")
+        if check and (llm.plan is None or executor is not ExecutorName.native):
+            raise InputError("there is no plan to check", fix="add --plan PLAN, and use --executor native")
         messages = [{"role": "user", "content": text}]
         if system is not None:
             messages.insert(0, {"role": "system", "content": system})
         if json or not stream or n > 1:
             result = llm.chat(messages, params) if chat else llm.generate(text, params)
-            _print_result(result, json=json, quiet=quiet)
+            _print_result(result, _evidence(llm, result, check), json=json, quiet=quiet)
         else:
             events = llm.stream_chat(messages, params) if chat else llm.stream(text, params)
-            _print_stream(events, quiet=quiet)
+            _print_stream(events, llm, check=check, quiet=quiet)
 
 
-def _print_stream(events: Iterable[StreamEvent], *, quiet: bool) -> None:
+def _evidence(llm: LLM, result: Generation, check: bool) -> dict[str, Any] | None:
+    """What the plan did; None without one, or where nothing counts."""
+    from dejavu.engine import NativeExecutor
+    from dejavu.evaluation.running import plan_evidence
+
+    if llm.plan is None or not isinstance(llm.executor, NativeExecutor):
+        return None
+    import numpy as np
+
+    tokens = np.array([*result.prompt_token_ids, *result.completions[0].token_ids], np.int32)
+    return {"name": llm.plan.name} | plan_evidence(
+        llm.executor, context=len(tokens), checked=tokens if check else None
+    )
+
+
+def _print_stream(events: Iterable[StreamEvent], llm: LLM, *, check: bool, quiet: bool) -> None:
     last = None
     for last in events:
         print(last.text, end="", flush=True)
     print()
     if last is not None and last.generation is not None and not quiet:
         print_note(describe_timings(last.generation))
+        _print_evidence(_evidence(llm, last.generation, check))
 
 
-def _print_result(result: Generation, *, json: bool, quiet: bool) -> None:
+def _print_evidence(evidence: dict[str, Any] | None) -> None:
+    from dejavu.evaluation.running import describe
+
+    if evidence is not None:
+        print_note(f"plan {evidence['name'] or '(no name)'}: {describe(evidence)}")
+
+
+def _print_result(result: Generation, evidence: dict[str, Any] | None, *, json: bool, quiet: bool) -> None:
     if json:
-        print_json(result.to_dict())
+        print_json(result.to_dict() | ({} if evidence is None else {"plan": evidence}))
         return
     for completion in result.completions:
         if len(result.completions) > 1:
@@ -145,6 +175,7 @@ def _print_result(result: Generation, *, json: bool, quiet: bool) -> None:
         print(completion.text, flush=True)
     if not quiet:
         print_note(describe_timings(result))
+        _print_evidence(evidence)
 
 
 def read_prompt(prompt: str) -> str:

@@ -12,6 +12,7 @@ from dejavu.codecs import embed_codec
 from dejavu.engine.core import chosen_isa, load_core
 from dejavu.engine.lowering import lower
 from dejavu.engine.packed import VERSION, Packed, pack_in_memory, read_packed, write_packed
+from dejavu.engine.touched import dense_bytes, expected_density, plan_bytes
 from dejavu.environment import physical_cores, usable_cpus
 from dejavu.errors import InputError, PlanError, UnsupportedModelError
 from dejavu.executor import TRACE_FIELDS, Trace
@@ -191,42 +192,58 @@ class NativeExecutor:
         return logits
 
     def trace(self, tokens: NDArray[np.int32], *, want: Collection[TraceField] = TRACE_FIELDS) -> Trace:
-        """Run `tokens` [t] as one fresh sequence, dense, and return what `want` names. See `Trace` for shapes."""
+        """Run `tokens` [t] as one fresh sequence, and return what `want` names. See `Trace` for shapes.
+
+        Raises:
+            InputError: "chosen" is wanted, and no plan is set.
+        """
         c = self.config
+        if "chosen" in want and self._plan is None:
+            raise InputError("no plan is set that could choose")
         widths = {
             "attn_input": c.d_model,
             "mlp_input": c.d_model,
             "gate": c.d_ff,
             "hidden": c.d_ff,
             "head_norm": c.n_heads,
+            "chosen": c.d_ff,
         }
         arrays = {
             name: np.empty((c.n_layers, len(tokens) if name in want else 0, width), np.float32)
             for name, width in widths.items()
         }
         logits = np.empty((len(tokens) if "logits" in want else 0, c.vocab_size), np.float32)
-        self._engine.trace(np.ascontiguousarray(tokens, np.int32), self.new_cache(), arrays, logits)
-        for name in ("gate", "hidden"):
+        self._engine.trace(
+            np.ascontiguousarray(tokens, np.int32), self.new_cache(), arrays, logits, "chosen" in want
+        )
+        for name in ("gate", "hidden", "chosen"):
             arrays[name] = arrays[name][:, :, : c.base_neurons]
         return Trace(**arrays, logits=logits)
 
     def touched_bytes(self, context: int) -> dict[str, int]:
         """Bytes that one decoded token reads, by part, with `context` tokens in the cache.
 
+        Under a plan: at the mean densities since it was set; before anything ran, at those that its selectors say.
         The embedding's one row, norms and biases are left out.
         """
-        parts = {"attention": 0, "mlp": 0, "head": 0}
-        for name, (_, size) in self.packed.places.items():
-            kind = name.rpartition(".")[2]
-            if kind in ("heads", "o", "kv"):
-                parts["attention"] += size
-            elif kind in ("mlp", "lead") and name != "head.lead":
-                parts["mlp"] += size
-        places = self.packed.places
-        head = next(name for name in ("head.weight", "embed.weight") if name in places)
-        parts["head"] = places[head][1]
-        parts["kv"] = context * kv_bytes_per_token(self.config, self.kv_dtype)
-        return parts
+        c, plan = self.config, self._plan
+        if plan is None:
+            return self.dense_bytes(context)
+        stats = self.last_stats
+        if stats["tokens"]:
+            neurons, heads = stats["neurons"], stats["heads"]
+        else:
+            neurons = [expected_density(layer.neurons, c.base_neurons) for layer in plan.layers]
+            heads = [expected_density(layer.heads, c.n_heads) for layer in plan.layers]
+        # A K/V head is read if any of its query heads is selected: at most.
+        group = c.n_heads // c.n_kv_heads
+        share = sum(min(group * density, 1.0) for density in heads) / c.n_layers
+        cached = round(share * context * kv_bytes_per_token(c, self.kv_dtype))
+        return {**plan_bytes(self.packed, plan, neurons, heads), "kv": cached}
+
+    def dense_bytes(self, context: int) -> dict[str, int]:
+        """As `touched_bytes`, without a plan."""
+        return {**dense_bytes(self.packed), "kv": context * kv_bytes_per_token(self.config, self.kv_dtype)}
 
     def close(self) -> None:
         """Stop the threads and let go of the weights."""

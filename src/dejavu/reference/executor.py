@@ -5,13 +5,13 @@ Shapes: t tokens, d = d_model, E = embed_dim, H heads, K K/V heads, e = head_dim
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, cast, get_args
 
 import numpy as np
 
 from dejavu.codecs import CODECS, Codec
 from dejavu.errors import InputError
-from dejavu.executor import KV_DTYPES, TRACE_FIELDS, KvDtype, Trace
+from dejavu.executor import KV_DTYPES, TRACE_FIELDS, KvDtype, Trace, TraceField
 from dejavu.models.alibi import alibi_slopes
 from dejavu.models.rope import is_local, tables
 from dejavu.plan import Dense, LowRank, Oracle, Random, Sketch, Static, Threshold, VocabularySketch
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from dejavu.executor import Cache, TraceField
+    from dejavu.executor import Cache
     from dejavu.models.config import ModelConfig
     from dejavu.models.weights import Weights
     from dejavu.plan import AccessPlan, HeadSelector, NeuronSelector
@@ -123,15 +123,17 @@ class ReferenceExecutor:
         return np.concatenate(logits)  # [b, V]
 
     def trace(self, tokens: NDArray[np.int32], *, want: Collection[TraceField] = TRACE_FIELDS) -> Trace:
-        """Run `tokens` [t] as a fresh sequence, densely; fields not in `want` come with t = 0."""
+        """Run `tokens` [t] as a fresh sequence: see `Executor.trace`. Fields not in `want` come with t = 0."""
         c = self.config
-        run = self._start(tokens, self.new_cache(), None)
+        if "chosen" in want and self._plan is None:
+            raise InputError("no plan is set that could choose")
+        run = self._start(tokens, self.new_cache(), self._plan if "chosen" in want else None)
         run.trace = {}
         logits = self._logits(self._forward(tokens, run), run)  # [t, V]
         layers = run.trace | {"attn_input": run.attn_input, "mlp_input": run.mlp_input}  # L of [t, ...] each
-        t: dict[str, int] = {name: len(tokens) if name in want else 0 for name in TRACE_FIELDS}
+        t: dict[str, int] = {name: len(tokens) if name in want else 0 for name in get_args(TraceField)}
         stacked = {name: np.stack([x[: t[name]] for x in parts]) for name, parts in layers.items()}
-        for name in ("gate", "hidden"):
+        for name in ("gate", "hidden", "chosen"):
             stacked[name] = stacked[name][..., : c.base_neurons]  # [L, t, base]
         return Trace(**stacked, logits=logits[: t["logits"]])
 
@@ -275,9 +277,11 @@ class ReferenceExecutor:
         run.note("gate", gate)
         run.note("hidden", hidden)
         if run.plan is None:
+            run.note("chosen", hidden[:0])
             return self._linear(p + "down", hidden)  # [t, d]
         layer = run.plan.layers[i]
         chosen = self._choose_neurons(i, layer.neurons, gate, hidden, run)  # [t, f]
+        run.note("chosen", chosen.astype(np.float32))
         out = self._linear(p + "down", np.where(chosen, hidden, np.float32(0)))  # [t, d]
         if layer.compensator is not None:
             stand_in = layer.compensator

@@ -1,0 +1,89 @@
+"""Bytes that one decoded token reads of a packed model, by part."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from dejavu.codecs import GROUP
+from dejavu.plan import Dense, LowRank, Oracle, Pick, Sketch, Static, Threshold, VocabularySketch
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from dejavu.engine.packed import Packed
+    from dejavu.plan import AccessPlan, HeadSelector, NeuronSelector
+
+
+def dense_bytes(packed: Packed) -> dict[str, int]:
+    """All of attention, MLPs and head. The embedding's one row, norms and biases are left out."""
+    layers = range(packed.config.n_layers)
+    return {
+        "attention": sum(_attention(packed, i) + _size(packed, f"layers.{i}.kv") for i in layers),
+        "mlp": sum(_size(packed, f"layers.{i}.{part}") for i in layers for part in ("lead", "mlp")),
+        "head": _head(packed),
+    }
+
+
+def plan_bytes(
+    packed: Packed, plan: AccessPlan, neurons: Sequence[float], heads: Sequence[float]
+) -> dict[str, int]:
+    """What `plan` reads at these mean densities per layer, and of "predictors" (compensators among them).
+
+    Keys and values of every K/V head are counted as computed.
+    """
+    c = packed.config
+    parts = {"attention": 0.0, "mlp": 0.0, "head": float(_head(packed)), "predictors": 0.0}
+    for i, layer in enumerate(plan.layers):
+        parts["attention"] += heads[i] * _attention(packed, i) + _size(packed, f"layers.{i}.kv")
+        parts["mlp"] += _neurons(packed, i, layer.neurons, neurons[i])
+        parts["predictors"] += _predictor(layer.neurons) + _predictor(layer.heads)
+        if layer.compensator is not None:
+            parts["predictors"] += _low_rank(layer.compensator.rank, c.d_model, c.d_model)
+    if isinstance(plan.vocabulary, VocabularySketch):
+        share = min(plan.vocabulary.exact / c.vocab_size, 1.0)
+        parts["head"] = _size(packed, "head.lead") + share * _head(packed)
+    return {name: round(size) for name, size in parts.items()}
+
+
+def expected_density(selector: NeuronSelector | HeadSelector, units: int) -> float:
+    """Of the units that a selector picks, as far as it is known before it ran: 1 for thresholds."""
+    if isinstance(selector, Static):
+        return len(selector.indices) / units
+    return selector.density if isinstance(selector, Pick) and selector.density is not None else 1.0
+
+
+def _neurons(packed: Packed, layer: int, selector: NeuronSelector, density: float) -> float:
+    lead, rest = (_size(packed, f"layers.{layer}.{part}") for part in ("lead", "mlp"))
+    rows = 3 if packed.config.gated else 2
+    if isinstance(selector, Dense):
+        return lead + rest
+    if isinstance(selector, Sketch):
+        return lead + density * rest
+    # Rows of every neuron that are read to choose.
+    first = rows - 1 if isinstance(selector, Oracle) else 1 if isinstance(selector, Threshold) else 0
+    return (lead + rest) * (first + density * (rows - first)) / rows
+
+
+def _attention(packed: Packed, layer: int) -> int:
+    return _size(packed, f"layers.{layer}.heads") + _size(packed, f"layers.{layer}.o")
+
+
+def _head(packed: Packed) -> int:
+    return _size(packed, "head.weight") or _size(packed, "embed.weight")
+
+
+def _predictor(selector: NeuronSelector | HeadSelector) -> float:
+    return (
+        _low_rank(selector.rank, selector.a.shape[1], len(selector.bias))
+        if isinstance(selector, LowRank)
+        else 0.0
+    )
+
+
+def _low_rank(rank: int, width: int, outputs: int) -> float:
+    """int8 codes with float16 scales, and a float32 bias."""
+    return rank * (width + outputs) * (1 + 2 / GROUP) + 4 * outputs
+
+
+def _size(packed: Packed, name: str) -> int:
+    return packed.places.get(name, (0, 0))[1]
