@@ -193,7 +193,7 @@ void bind_engine(nb::module_& m) {
              const Counters& c = e.engine.counters;
              nb::dict found;
              found["tokens"] = c.tokens, found["neurons"] = c.neurons, found["heads"] = c.heads;
-             found["recomputed"] = c.recomputed, found["decoded"] = c.decoded;
+             found["recomputed"] = c.recomputed, found["decoded"] = c.decoded, found["mlp_seconds"] = c.mlp_seconds;
              nb::dict seconds;
              for (int i = 0; i < kParts; ++i) seconds[kPartNames[i]] = c.seconds[i];
              found["seconds"] = seconds;

@@ -1,6 +1,5 @@
 // The walk of a decoding step through the layers; see decoder.h.
 #include <algorithm>
-#include <chrono>
 #include <cstring>
 
 #include "batch.h"
@@ -12,6 +11,8 @@ namespace dejavu {
 namespace {
 // With more threads than this, adding everybody's partial sums costs more than one more barrier.
 constexpr int kRepeatedReduction = 4;
+
+double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
 }  // namespace
 
 void Engine::decode(const int32_t* tokens, Cache* const* caches, int n, bool sparse, float* logits) {
@@ -85,7 +86,7 @@ Engine::Decoder::Decoder(Engine& engine, const Step& step, int thread_)
 }
 
 void Engine::Decoder::run() {
-  since = std::chrono::steady_clock::now();
+  since = Clock::now();
   for (int t = 0; t < s.n; ++t) {
     e.embed(s.tokens[t], position[t], w.branch.get(0), x[t]);
     if (c.position != Position::rope) continue;
@@ -96,17 +97,20 @@ void Engine::Decoder::run() {
     const Layer& layer = e.layers_[size_t(i)];
     enter(Part::attention);
     attention(i);
+    if (!c.parallel_residual) {
+      finish(e.attn_partials_, nullptr, layer.o_bias, layer.attn_post_norm, layer.attn_norm, layer.attn_norm_bias);
+    }
+    const auto start = Clock::now();
+    prepare(layer.mlp_norm, layer.mlp_norm_bias);
     if (c.parallel_residual) {
-      prepare(layer.mlp_norm, layer.mlp_norm_bias);
       mlp(i, attn_partial);
       finish(e.attn_partials_, layer.o_bias, layer.down_bias, nullptr, nullptr, nullptr);
-      continue;
+    } else {
+      for (int t = 0; t < s.n; ++t) std::memset(mlp_partial[t], 0, e.partial_floats_ * sizeof(float));
+      mlp(i, mlp_partial);
+      finish(e.mlp_partials_, nullptr, layer.down_bias, layer.mlp_post_norm, layer.mlp_norm, layer.mlp_norm_bias);
     }
-    finish(e.attn_partials_, nullptr, layer.o_bias, layer.attn_post_norm, layer.attn_norm, layer.attn_norm_bias);
-    prepare(layer.mlp_norm, layer.mlp_norm_bias);
-    for (int t = 0; t < s.n; ++t) std::memset(mlp_partial[t], 0, e.partial_floats_ * sizeof(float));
-    mlp(i, mlp_partial);
-    finish(e.mlp_partials_, nullptr, layer.down_bias, layer.mlp_post_norm, layer.mlp_norm, layer.mlp_norm_bias);
+    if (thread == 0) e.counters.mlp_seconds[size_t(i)] += seconds_since(start);
   }
   enter(Part::head);
   if (s.logits) logits();
@@ -115,9 +119,8 @@ void Engine::Decoder::run() {
 
 void Engine::Decoder::enter(Part next) {
   if (thread == 0) {
-    const auto now = std::chrono::steady_clock::now();
-    e.counters.seconds[int(part)] += std::chrono::duration<double>(now - since).count();
-    since = now;
+    e.counters.seconds[int(part)] += seconds_since(since);
+    since = Clock::now();
   }
   part = next;
 }

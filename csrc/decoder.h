@@ -13,6 +13,8 @@
 
 namespace dejavu {
 
+using Clock = std::chrono::steady_clock;
+
 struct Engine::Decoder {
   Engine& e;
   const Step& s;
@@ -31,7 +33,7 @@ struct Engine::Decoder {
   int32_t* chosen[kMaxTokens];  // neurons, ascending
   int chosen_count[kMaxTokens];
   Part part = Part::rest;  // that time since `since` belongs to; thread 0 keeps count
-  std::chrono::steady_clock::time_point since;
+  Clock::time_point since;
 
   Decoder(Engine& engine, const Step& step, int thread);
   void run();

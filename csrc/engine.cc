@@ -192,6 +192,7 @@ void Engine::reset_counters() {
   counters = Counters();
   counters.neurons.assign(size_t(c_.layers), 0);
   counters.heads.assign(size_t(c_.layers), 0);
+  counters.mlp_seconds.assign(size_t(c_.layers), 0.0);
 }
 
 Engine::~Engine() = default;

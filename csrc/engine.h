@@ -57,6 +57,7 @@ struct Counters {
   std::vector<int64_t> neurons, heads;  // per layer: touched, summed over tokens
   int64_t recomputed = 0;               // pairs of K and V that were computed late
   double seconds[kParts] = {};          // of thread 0, in decoding
+  std::vector<double> mlp_seconds;      // per layer: from the MLP's norm until all threads have added its output
 };
 
 enum class Logits { none, last, all };  // last: of each segment's last token

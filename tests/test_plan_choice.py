@@ -163,11 +163,15 @@ def test_perplexity_by_a_plan(plan: AccessPlan, tiny: Path, tmp_path: Path, deja
 
 
 def test_the_native_engine_by_a_plan(plan: AccessPlan, tiny: Path) -> None:
-    with LLM.from_pretrained(str(tiny), codec="int8", plan=plan, cache=False, threads=1) as llm:
+    with LLM.from_pretrained(
+        str(tiny), codec="int8", plan=plan, fallback=False, cache=False, threads=1
+    ) as llm:
         llm.generate("the cat", SamplingParams(temperature=0, max_tokens=9, ignore_eos=True))
         assert llm.executor.last_stats["neurons"] == pytest.approx([0.5] * len(plan.layers), abs=0.02)
     sketch = AccessPlan.uniform(plan.model, len(plan.layers), neurons=Sketch(bits=3, density=0.5))
-    with LLM.from_pretrained(str(tiny), codec="int8", plan=sketch, cache=False, threads=1) as llm:
+    with LLM.from_pretrained(
+        str(tiny), codec="int8", plan=sketch, fallback=False, cache=False, threads=1
+    ) as llm:
         llm.generate("the cat", SamplingParams(temperature=0, max_tokens=9, ignore_eos=True))
         assert llm.executor.last_stats["neurons"] == pytest.approx([0.5] * len(plan.layers), abs=0.02)
     with pytest.raises(PlanError, match="bf16 does not have"):
@@ -199,7 +203,18 @@ def test_bench_loads_by_a_plan(
 
 def test_generate_says_what_the_plan_did(plan: AccessPlan, tiny: Path, tmp_path: Path, dejavu: Any) -> None:
     plan.save(tmp_path / "mine")
-    command = ("generate", "the cat", "-m", str(tiny), "--codec", "int8", "-n", "9", "--ignore-eos")
+    command = (
+        "generate",
+        "the cat",
+        "-m",
+        str(tiny),
+        "--codec",
+        "int8",
+        "-n",
+        "9",
+        "--ignore-eos",
+        "--no-fallback",
+    )
     code, result = dejavu(*command, "--plan", str(tmp_path / "mine"), "--check")
     assert code == 0
     found = result["plan"]

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
     from dejavu.chat import ChatTemplate
     from dejavu.codecs import Codec
+    from dejavu.engine import NativeExecutor
+    from dejavu.engine.break_even import BreakEven
     from dejavu.executor import Executor, KvDtype
     from dejavu.models.progress import Progress
     from dejavu.models.weights import Weights
@@ -48,6 +50,7 @@ class LLM:
         context: most tokens of prompt and completion together; None: the model's.
         max_batch: most sequences that are decoded together.
         plan: what each decoded token touches; None: everything.
+        break_even: what of a plan was found not to pay on this machine.
         load_s: seconds that loading took, for the timings.
 
     Raises:
@@ -64,6 +67,7 @@ class LLM:
         context: int | None = None,
         max_batch: int = 8,
         plan: AccessPlan | None = None,
+        break_even: BreakEven | None = None,
         load_s: float = 0.0,
     ) -> None:
         config = executor.config
@@ -79,6 +83,7 @@ class LLM:
         if plan is not None:
             executor.set_plan(plan)
         self.plan = plan
+        self.break_even = break_even
         self.load_s = load_s
         ends = (*tokenizer.eos_ids, *config.eos_token_ids)
         self._eos_ids = frozenset(i for i in ends if i < config.vocab_size)
@@ -94,6 +99,7 @@ class LLM:
         threads: int | None = None,
         executor: Literal["native", "reference"] = "native",
         plan: AccessPlan | Path | str = "auto",
+        fallback: bool = True,
         context: int | None = None,
         max_batch: int = 8,
         offline: bool | None = None,
@@ -111,6 +117,8 @@ class LLM:
             executor: "native" is the C++ engine, "reference" the slow NumPy specification.
             plan: an access plan or its folder; "off": dense; "auto": the plan that comes with dejavu for this model,
                 if there is one.
+            fallback: run dense what of the plan does not pay on this machine: measured the first time, and remembered
+                (`dejavu.engine.break_even`). False: the plan as it is.
             context: most tokens of prompt and completion together; None: the model's.
             max_batch: most sequences that are decoded together.
             offline: never use the network; None: as HF_HUB_OFFLINE says.
@@ -128,6 +136,7 @@ class LLM:
             if codec == "auto":
                 codec = "f32" if executor == "reference" else natural_codec(opened.weights)
             chosen = choose_plan(plan, opened.weights, codec)
+            measured: BreakEven | None = None
             runs: Executor
             if executor == "reference":
                 from dejavu.reference.executor import ReferenceExecutor
@@ -135,13 +144,13 @@ class LLM:
                 config, weights = refine(opened.config, opened.weights, codec)
                 runs = ReferenceExecutor(config, weights, codec=codec, kv_dtype=kv_dtype)
             elif executor == "native":
-                from dejavu.engine import NativeExecutor
-
-                runs = NativeExecutor.load(
+                runs, chosen, measured = open_native(
                     path,
+                    tokenizer,
+                    chosen,
+                    fallback=fallback,
                     codec=codec,
                     kv_dtype=kv_dtype,
-                    nested=chosen is not None and chosen.needs_nested,
                     threads=threads,
                     cache=cache,
                     progress=progress,
@@ -152,7 +161,15 @@ class LLM:
             opened.close()
         try:
             load_s = time.perf_counter() - started
-            return cls(runs, tokenizer, context=context, max_batch=max_batch, plan=chosen, load_s=load_s)
+            return cls(
+                runs,
+                tokenizer,
+                context=context,
+                max_batch=max_batch,
+                plan=chosen,
+                break_even=measured,
+                load_s=load_s,
+            )
         except BaseException:
             runs.close()
             raise
@@ -338,6 +355,38 @@ class LLM:
         if source is None:
             raise InputError("this model has no chat template", fix="use generate or stream with a prompt")
         return ChatTemplate(source, bos_token=self.tokenizer.bos_token, eos_token=self.tokenizer.eos_token)
+
+
+def open_native(
+    path: Path, tokenizer: Tokenizer, plan: AccessPlan | None, *, fallback: bool, cache: bool, **options: Any
+) -> tuple[NativeExecutor, AccessPlan | None, BreakEven | None]:
+    """The native executor, what of `plan` is to run on it, and what was measured for that."""
+    from dejavu.engine import NativeExecutor
+    from dejavu.engine.break_even import SAMPLE, break_even
+    from dejavu.engine.native import break_even_path
+
+    def load(nested: bool) -> NativeExecutor:
+        return NativeExecutor.load(path, nested=nested, cache=cache, **options)
+
+    nested = plan is not None and plan.needs_nested
+    runs = load(nested)
+    if plan is None or not fallback:
+        return runs, plan, None
+    try:
+        runs.set_plan(plan)
+        tokens = np.array(tokenizer.encode(SAMPLE), np.int32)
+        memory = break_even_path(path) if cache else None
+        found = break_even(runs, plan, lambda: load(False) if nested else runs, tokens, memory)
+        left = found.apply(plan)
+    except BaseException:
+        runs.close()
+        raise
+    if left is None and nested:
+        runs.close()
+        runs = load(False)
+    elif left is None:
+        runs.set_plan(None)
+    return runs, left, found
 
 
 def natural_codec(weights: Weights) -> Codec:

@@ -38,6 +38,7 @@ def chat(
     context: options.Context = None,
     executor: options.Executor = ExecutorName.native,
     plan: options.Plan = "auto",
+    fallback: options.Fallback = True,
     offline: options.Offline = False,
     system: Annotated[str | None, typer.Option(help="System message.")] = None,
     max_tokens: Annotated[
@@ -81,6 +82,7 @@ def chat(
         context=context,
         executor=executor,
         plan=plan,
+        fallback=fallback,
         offline=offline,
         quiet=quiet or json,
     ) as llm:

@@ -26,6 +26,7 @@ def generate(
     context: options.Context = None,
     executor: options.Executor = ExecutorName.native,
     plan: options.Plan = "auto",
+    fallback: options.Fallback = True,
     offline: options.Offline = False,
     chat: Annotated[
         bool | None,
@@ -113,6 +114,7 @@ def generate(
         context=context,
         executor=executor,
         plan=plan,
+        fallback=fallback,
         offline=offline,
         quiet=quiet or json,
     ) as llm:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from dejavu.cli.output import print_note
+
 if TYPE_CHECKING:
     from dejavu.cli.options import CodecName, ExecutorName, KvName
+    from dejavu.engine.break_even import BreakEven
     from dejavu.llm import LLM
 
 
@@ -18,17 +21,20 @@ def open_llm(
     context: int | None = None,
     executor: ExecutorName,
     plan: str,
+    fallback: bool = False,
     offline: bool,
     quiet: bool,
 ) -> LLM:
-    """`LLM.from_pretrained`, with progress bars unless `quiet`.
+    """`LLM.from_pretrained`, with progress bars and notes unless `quiet`.
+
+    `fallback` False, as for everything that measures a plan: all of it runs.
 
     `offline` False leaves the choice to the environment (HF_HUB_OFFLINE).
     """
     from dejavu.cli.progress import make_progress
     from dejavu.llm import LLM
 
-    return LLM.from_pretrained(
+    llm = LLM.from_pretrained(
         model,
         codec=codec.value,
         kv_dtype=kv.value,
@@ -36,6 +42,21 @@ def open_llm(
         context=context,
         executor=executor.value,
         plan=plan,
+        fallback=fallback,
         offline=offline or None,
         progress=make_progress(quiet=quiet),
     )
+    if llm.break_even is not None and not quiet:
+        _say_fallback(llm.break_even, llm)
+    return llm
+
+
+def _say_fallback(found: BreakEven, llm: LLM) -> None:
+    layers = llm.executor.config.n_layers
+    if llm.plan is None:
+        print_note("the plan does not pay on this machine: running dense (--no-fallback runs it)")
+    elif found.dense:
+        print_note(
+            f"{len(found.dense)} of {layers} layers run dense: the plan does not pay there on this machine "
+            "(--no-fallback runs it all)"
+        )

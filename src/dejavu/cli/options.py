@@ -66,6 +66,10 @@ Plan = Annotated[
         help="Access plan to decode by: a folder; off: dense; auto: dejavu's own for this model, if there is one.",
     ),
 ]
+Fallback = Annotated[
+    bool,
+    typer.Option("--fallback/--no-fallback", help="Run dense what of a plan does not pay on this machine."),
+]
 Json = Annotated[
     bool,
     typer.Option("--json", help="Print one JSON object on stdout.", callback=_remember_json, is_eager=True),

@@ -191,6 +191,18 @@ class NativeExecutor:
         self._engine.decode(np.ascontiguousarray(tokens, np.int32), list(caches), True, logits)
         return logits
 
+    def step(
+        self, tokens: NDArray[np.int32], cache: Any, logits: NDArray[np.float32], *, sparse: bool
+    ) -> None:
+        """Append one token [1] by the plan or dense; `logits` [1, vocab] is filled."""
+        self._engine.decode(tokens, [cache], sparse, logits)
+
+    def part_seconds(self) -> tuple[NDArray[np.float64], float]:
+        """Of decoded tokens since `reset_stats`, mean: the MLP of each layer [L], scoring included; the head."""
+        counters = self._engine.counters()
+        decoded = max(counters["decoded"], 1)
+        return np.array(counters["mlp_seconds"]) / decoded, counters["seconds"]["head"] / decoded
+
     def trace(self, tokens: NDArray[np.int32], *, want: Collection[TraceField] = TRACE_FIELDS) -> Trace:
         """Run `tokens` [t] as one fresh sequence, and return what `want` names. See `Trace` for shapes.
 
@@ -275,6 +287,11 @@ def packed_path(path: Path, codec: str, *, nested: bool = False) -> Path:
     facts = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in files]
     key = hashlib.sha256(json.dumps([VERSION, facts]).encode()).hexdigest()[:12]
     return packed_folder(path) / f"{codec}{'-nested' if nested else ''}-{key}.dejavu"
+
+
+def break_even_path(path: Path) -> Path:
+    """Where it is remembered which plans pay for the model at `path`."""
+    return packed_folder(path) / "break-even.json"
 
 
 def _engine_config(config: ModelConfig) -> dict[str, object]:

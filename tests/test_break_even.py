@@ -1,0 +1,127 @@
+"""Dense fallback: what is decided from times, that decisions are remembered, and that generation follows them."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from dejavu import LLM, SamplingParams
+from dejavu.cli.app import run
+from dejavu.engine import NativeExecutor, break_even
+from dejavu.engine.break_even import BreakEven, Times, decide, time_both
+from dejavu.engine.native import break_even_path
+from dejavu.models.loading import open_model
+from dejavu.plan import AccessPlan, Dense, Oracle, Sketch, Threshold
+from tiny_chat import build_tiny_chat
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_tiny_chat(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DEJAVU_CACHE", str(tmp_path / "cache"))
+
+
+def uniform(tiny: Path, selector: Any) -> AccessPlan:
+    opened = open_model(tiny)
+    plan = AccessPlan.uniform(
+        opened.weights.fingerprint, opened.config.n_layers, neurons=selector, name="mine"
+    )
+    opened.close()
+    return plan
+
+
+def times(mlps: list[float], head: float = 1.0) -> Times:
+    return Times(np.array(mlps), head)
+
+
+def test_layers_that_are_slower_run_dense() -> None:
+    dense = times([4, 4, 4])
+    assert decide(times([2, 5, 4]), dense, dense) == BreakEven((1, 2), 13 / 11)
+    assert decide(times([2, 2, 2]), dense, dense) == BreakEven((), 13 / 7)
+    assert decide(times([5, 5, 5]), dense, dense).speedup == 1
+    assert decide(times([5, 5, 5], head=0.5), dense, dense) == BreakEven((0, 1, 2), 13 / 12.5)
+    # Faster than dense in its own form, which is slower than without a plan: it does not pay.
+    assert decide(times([3, 3, 3]), dense, times([2, 2, 2])).speedup < 1
+
+
+def test_what_is_left_of_a_plan(tiny: Path) -> None:
+    plan = uniform(tiny, Oracle(density=0.5))
+    left = BreakEven((1,), 1.5).apply(plan)
+    assert left is not None
+    assert [type(layer.neurons) for layer in left.layers] == [Oracle, Dense]
+    assert BreakEven((), 1.5).apply(plan).layers == plan.layers  # type: ignore[union-attr]
+    assert BreakEven((), 1.0).apply(plan) is None
+
+
+def test_times_are_taken_of_both(tiny: Path) -> None:
+    executor = NativeExecutor.load(tiny, codec="int8", threads=1, cache=False)
+    executor.set_plan(uniform(tiny, Threshold(density=0.5)))
+    for found in time_both(executor, np.array([3, 4, 5], np.int32)):
+        assert found.mlps.shape == (executor.config.n_layers,)
+        assert (found.mlps > 0).all()
+        assert found.head > 0
+    executor.close()
+
+
+@pytest.mark.parametrize("selector", [Threshold(density=0.3), Sketch(bits=4, density=0.3)])
+def test_generation_follows_what_was_measured(
+    selector: Any, tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, measured = uniform(tiny, selector), []
+    params = SamplingParams(temperature=0, max_tokens=7, ignore_eos=True)
+
+    def fake(executor: NativeExecutor, tokens: Any) -> tuple[Times, Times]:
+        measured.append(executor.packed.nested)
+        return times(speeds), times([4, 4])
+
+    monkeypatch.setattr(break_even, "time_both", fake)
+
+    def text(**options: Any) -> tuple[str, Any, Any]:
+        with LLM.from_pretrained(str(tiny), codec="int8", threads=1, **options) as llm:
+            kinds = llm.plan and [layer.neurons.kind for layer in llm.plan.layers]
+            return llm.generate("the cat", params).text, kinds, llm.executor.packed.nested  # type: ignore[attr-defined]
+
+    dense = text(plan="off")
+    assert not measured
+    nested = isinstance(selector, Sketch)
+    speeds = [2.0, 9.0]
+    one = text(plan=plan)
+    assert one[1:] == ([selector.kind, "dense"], nested)
+    assert measured == ([True, False] if nested else [False])
+    measured.clear()
+    speeds = [9.0, 9.0]
+    assert text(plan=plan) == one  # as remembered
+    assert not measured
+    whole = text(plan=plan, fallback=False)
+    assert whole[1] == [selector.kind] * 2
+    break_even_path(tiny).write_text("{damaged")
+    assert text(plan=plan) == dense
+    assert measured
+    known = json.loads(break_even_path(tiny).read_text())
+    assert [entry["speedup"] for entry in known.values()] == [1.0]
+
+
+def test_the_command_says_what_runs_dense(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    uniform(tiny, Threshold(density=0.3)).save(tmp_path / "plan")
+    command = ["generate", "the cat", "-m", str(tiny), "--codec", "int8", "-n", "5", "--plan"]
+    command.append(str(tmp_path / "plan"))
+    for speeds, message in (([9, 9], "the plan does not pay"), ([2, 9], "1 of 2 layers run dense")):
+        monkeypatch.setattr(break_even, "time_both", lambda *_: (times(speeds), times([4, 4])))  # noqa: B023
+        assert run(command) == 0
+        assert message in capsys.readouterr().err
+        break_even_path(tiny).unlink()
+        assert run([*command, "--no-fallback"]) == 0
+        assert message not in capsys.readouterr().err
+        assert not break_even_path(tiny).exists()
