@@ -50,7 +50,8 @@ class DejavuLM(LM):  # type: ignore[misc, unused-ignore]
     ) -> None:
         super().__init__()
         options = {name: value for name, value in options.items() if name not in _IGNORED}
-        options = {"plan": "off", "fallback": False} | options  # a plan is judged as a whole
+        options.setdefault("plan", "off")
+        options.setdefault("fallback", False)  # a plan is judged as a whole
         self.llm = llm or LLM.from_pretrained(pretrained, context=max_length, **options)
 
     @property
