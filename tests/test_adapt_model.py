@@ -15,6 +15,7 @@ from dejavu.errors import UnsupportedModelError
 from dejavu.models.loading import open_model
 from dejavu.plan import AccessPlan, LayerPlan, LowRank, Oracle, Sketch, Threshold
 from dejavu.reference import ReferenceExecutor
+from dejavu.training.quantiles import Quantiles
 from tiny_chat import build_tiny_chat
 from tiny_models import CASES, prompt, relative_error
 
@@ -26,7 +27,7 @@ torch = pytest.importorskip("torch")
 
 from dejavu.adapt.divergence import Head, divergence  # noqa: E402
 from dejavu.adapt.leading import leading  # noqa: E402
-from dejavu.adapt.masks import PlanMasks  # noqa: E402
+from dejavu.adapt.masks import MaskPass, PlanMasks  # noqa: E402
 from dejavu.adapt.model import Batch, Decoder, read_tensors  # noqa: E402
 from dejavu.adapt.operations import rms_norm, rotate  # noqa: E402
 
@@ -76,7 +77,7 @@ def test_masks_are_those_of_the_reference(kind: str, codec: Any, tmp_path: Path)
     config, rng = opened.config, np.random.default_rng(0)
     tokens = rng.integers(0, config.vocab_size, 50).astype(np.int32)
     selectors: dict[str, Any] = {
-        "sketch": Sketch(bits=4, lookahead=1, threshold=0.0),
+        "sketch": Sketch(bits=3 if codec == "int8" else 4, lookahead=1, threshold=0.0),
         "threshold": Threshold(threshold=0.0),
         "oracle": Oracle(threshold=0.0),
         "low_rank": LowRank(
@@ -98,18 +99,22 @@ def test_masks_are_those_of_the_reference(kind: str, codec: Any, tmp_path: Path)
         config, [selector] * 2, [0.4] * 2, codec=codec, masters=masters, dtype=torch.float32, threads=1
     )
     decoder, batch = Decoder(config, tensors), Batch.of([tokens])
-    with torch.no_grad(), masks.settling():
-        decoder(batch, masks)
-    assert masks.densities == pytest.approx([0.4, 0.4], abs=0.01)
+    scores = [Quantiles(), Quantiles()]
+    with torch.no_grad():  # without thresholds, a pass goes by its own quantiles
+        decoder(batch, MaskPass(masks, collect=scores))
+    for layer, found in enumerate(scores):
+        masks.settle(layer, found)
+    run = MaskPass(masks)
     with torch.no_grad():
-        found = Head.of(config, tensors, torch.float32).log_probs(decoder(batch, masks))
+        found = Head.of(config, tensors, torch.float32).log_probs(decoder(batch, run))
+    assert run.densities == pytest.approx([0.4, 0.4], abs=0.01)
     layers = [
         LayerPlan(neurons=dataclasses.replace(selector, threshold=threshold))
         for threshold in masks.thresholds
     ]
     reference.set_plan(AccessPlan(model=reference.fingerprint, layers=tuple(layers)))
     logits = reference.prefill(tokens, reference.new_cache(), all_logits=True, sparse=True)
-    assert reference.last_stats["neurons"] == pytest.approx(masks.densities, abs=1e-3)
+    assert reference.last_stats["neurons"] == pytest.approx(run.densities, abs=1e-3)
     expected = torch.log_softmax(torch.from_numpy(logits), dim=-1)
     # A score next to its threshold may fall on either side: most tokens see none of these.
     off = np.abs(found.numpy() - expected.numpy()).max(axis=1) / float(expected.abs().max())
@@ -127,9 +132,11 @@ def test_thresholds_follow_the_target(tmp_path: Path) -> None:
     for annealed, expected in ((0.5, 0.65), (1.0, 0.3)):
         for _ in range(60):
             tokens = rng.integers(0, config.vocab_size, 64).astype(np.int32)
-            with torch.no_grad(), masks.learning(annealed):
-                decoder(Batch.of([tokens]), masks)
-        assert masks.densities == pytest.approx([expected, 1.0], abs=0.06)
+            run = MaskPass(masks, annealed=annealed, learning=True)
+            with torch.no_grad():
+                decoder(Batch.of([tokens]), run)
+            masks.follow([run])
+        assert run.densities == pytest.approx([expected, 1.0], abs=0.06)
 
 
 @pytest.mark.parametrize("loss", ["forward-kl", "reverse-kl", "mixed"])

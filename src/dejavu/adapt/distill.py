@@ -8,10 +8,14 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from dejavu.adapt.masks import MaskPass
 from dejavu.adapt.model import Batch
 from dejavu.adapt.student import Losses
 from dejavu.errors import InputError, NumericsError
 from dejavu.training.checkpoint import load_checkpoint, save_checkpoint
+from dejavu.training.quantiles import Quantiles
 from dejavu.training.stream import Position
 
 if TYPE_CHECKING:
@@ -33,6 +37,7 @@ SETTLE_TOKENS = 16_384
 """Text over which the final thresholds are taken."""
 MIN_TOKENS = 2048
 """Shortest text that is learned from."""
+_PART = 512  # tokens that are measured at a time
 _SMOOTH = 0.05  # of the divergence that is reported
 
 
@@ -153,7 +158,7 @@ class _Run:
         self._options = options
         self._checkpoint = checkpoint
         self._settings = settings
-        self._held_out = _Validation(student, stream.validation(VALIDATION_TOKENS), options.batch_tokens)
+        self._held_out = _Validation(student, stream.validation(VALIDATION_TOKENS))
         self._tokens = 0
         self._position = Position()
         self._loss = 0.0
@@ -184,9 +189,10 @@ class _Run:
             done = self._done
             if done >= 1:
                 break
-            batch = Batch.of(pieces)
-            with masks.learning(min(done / ANNEAL, 1.0)):
-                loss = student.step(batch, masks, done)
+            batches = _dealt(pieces, student.workers.count)
+            annealed = min(done / ANNEAL, 1.0)
+            passes = [MaskPass(masks, annealed=annealed, learning=True) for _ in batches]
+            loss = student.step(batches, passes, done)
             if not math.isfinite(loss):
                 kept = f"; {self._checkpoint} holds the state before" if self._checkpoint.exists() else ""
                 raise NumericsError(
@@ -195,10 +201,10 @@ class _Run:
                 )
             first = student.steps == 1
             self._loss += (1.0 if first else _SMOOTH) * (loss - self._loss)
-            self._tokens, self._position = self._tokens + len(batch.tokens), after
-            learned += len(batch.tokens)
+            seen = sum(map(len, pieces))
+            self._tokens, self._position, learned = self._tokens + seen, after, learned + seen
+            masks.follow(passes)
             masks.refresh(student.steps % len(masks.selectors))
-            densities = tuple(masks.densities)
             if student.steps % EVALUATE_STEPS == 0:
                 self._note()
             if student.steps % CHECKPOINT_STEPS == 0:
@@ -210,7 +216,7 @@ class _Run:
                     self._tokens,
                     rate,
                     self._loss,
-                    densities,
+                    _mean([p.densities for p in passes]),
                     self._curve[-1],
                 )
             )
@@ -221,14 +227,23 @@ class _Run:
         self._settle(SETTLE_TOKENS)
         self._note()
         pieces = self._stream.validation(FINAL_VALIDATION_TOKENS, skip=VALIDATION_TOKENS)
-        last = _Validation(self._student, pieces, self._options.batch_tokens) if pieces else self._held_out
+        last = _Validation(self._student, pieces) if pieces else self._held_out
         return Distilled(tuple(self._curve), last.measure(self._masks), self._stream.turns(self._position))
 
     def _settle(self, tokens: int) -> None:
-        self._masks.refresh_all()
-        with self._masks.settling():
-            for batch in _batches(next(self._stream.batches(tokens))[0], self._options.batch_tokens):
-                self._student.run(batch, self._masks)
+        masks, student, at_once = self._masks, self._student, self._student.workers.count
+        masks.refresh_all()
+        masks.restart()
+        scores = [Quantiles() for _ in masks.selectors]
+        batches = list(_batches(next(self._stream.batches(tokens))[0], _PART))
+        for first in range(0, len(batches), at_once):
+            some = batches[first : first + at_once]
+            seen = [[Quantiles() for _ in scores] for _ in some]
+            student.workers.map(student.run, some, [MaskPass(masks, collect=found) for found in seen])
+            for layer, total in enumerate(scores):
+                for found in seen:
+                    total.merge(found[layer])
+                masks.settle(layer, total)
 
     def _note(self) -> None:
         found = self._held_out.measure(self._masks)
@@ -265,22 +280,32 @@ class _Run:
 class _Validation:
     """Held-out text, with what the dense original says of it."""
 
-    def __init__(self, student: Student, pieces: Sequence[Piece], tokens: int) -> None:
+    def __init__(self, student: Student, pieces: Sequence[Piece]) -> None:
         self._student = student
-        self._batches = list(_batches(pieces, tokens))
-        self._targets = [student.run(batch, None) for batch in self._batches]
+        self._batches = list(_batches(pieces, _PART))
+        self._targets = student.workers.map(student.run, self._batches, [None] * len(self._batches))
 
     def measure(self, masks: PlanMasks) -> Measured:
         """Run `masks` over it."""
-        total, seen = Losses(0, 0.0, 0.0, 0.0), 0
-        densities = [0.0] * len(masks.selectors)
-        for batch, target in zip(self._batches, self._targets, strict=True):
-            total += self._student.measure(batch, target, masks)
-            seen += len(batch.tokens)
-            for layer, density in enumerate(masks.densities):
-                densities[layer] += density * len(batch.tokens)
+        student, passes = self._student, [MaskPass(masks) for _ in self._batches]
+        losses = student.workers.map(student.measure, self._batches, self._targets, passes)
+        total = sum(losses, Losses(0, 0.0, 0.0, 0.0))
         ratio = math.exp(min((total.masked - total.dense) / total.tokens, 700.0))
-        return Measured(ratio, total.divergence / total.tokens, tuple(d / seen for d in densities))
+        densities = _mean([p.densities for p in passes], [len(batch.tokens) for batch in self._batches])
+        return Measured(ratio, total.divergence / total.tokens, densities)
+
+
+def _mean(rows: Sequence[Sequence[float]], weights: Sequence[float] | None = None) -> tuple[float, ...]:
+    """Over rows, of each column."""
+    return tuple(np.average(rows, axis=0, weights=weights).tolist())
+
+
+def _dealt(pieces: Sequence[Piece], parts: int) -> list[Batch]:
+    """Pieces as up to `parts` batches of about the same size."""
+    dealt: list[list[Piece]] = [[] for _ in range(parts)]
+    for piece in sorted(pieces, key=len, reverse=True):
+        min(dealt, key=lambda part: sum(map(len, part))).append(piece)
+    return [Batch.of(part) for part in dealt if part]
 
 
 def _batches(pieces: Sequence[Piece], tokens: int) -> Iterator[Batch]:

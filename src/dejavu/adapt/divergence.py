@@ -10,6 +10,7 @@ and "mixed" the mean of both. Logits are made for a few tokens at a time and nev
 
 from __future__ import annotations
 
+import threading
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -43,8 +44,7 @@ class Head:
         self.weight = weight
         self.bias = bias
         self.cap = cap
-        # Fresh memory of this size costs as much as what is done in it.
-        self._space = weight.new_empty(3, 0, len(weight))
+        self._kept = threading.local()
 
     @classmethod
     def of(cls, config: ModelConfig, tensors: Tensors, dtype: torch.dtype) -> Head:
@@ -54,10 +54,14 @@ class Head:
         return cls(weight, bias, config.logit_softcap)
 
     def space(self, rows: int) -> Tensor:
-        """Memory for three times logits [3, rows, V]; what was in it is overwritten."""
-        if self._space.shape[1] < rows:
-            self._space = self.weight.new_empty(3, rows, len(self.weight))
-        return self._space[:, :rows]
+        """Memory for three times logits [3, rows, V], of this thread; what was in it is overwritten.
+
+        Fresh memory of this size would cost as much as what is done in it.
+        """
+        space: Tensor | None = getattr(self._kept, "space", None)
+        if space is None or space.shape[1] < rows:
+            space = self._kept.space = self.weight.new_empty(3, rows, len(self.weight))
+        return space[:, :rows]
 
     def logits(self, x: Tensor, out: Tensor) -> Tensor:
         """Before the softcap, in the type of the products: [n, E] -> `out` [n, V]."""

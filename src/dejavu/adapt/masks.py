@@ -8,7 +8,6 @@ to the quantile of its scores.
 from __future__ import annotations
 
 import math
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,10 +17,9 @@ from dejavu.adapt.model import activate, gated
 from dejavu.codecs import mlp_codec
 from dejavu.errors import PlanError
 from dejavu.plan import Dense, LowRank, Oracle, Sketch, Threshold
-from dejavu.training.quantiles import Quantiles
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from torch import Tensor
 
@@ -29,6 +27,7 @@ if TYPE_CHECKING:
     from dejavu.codecs import Codec
     from dejavu.models.config import ModelConfig
     from dejavu.plan import NeuronSelector
+    from dejavu.training.quantiles import Quantiles
 
 RATE = 0.2
 """Share of the way to a batch's quantile that a threshold moves."""
@@ -39,7 +38,7 @@ SAMPLE = 1 << 15
 
 
 class PlanMasks:
-    """`dejavu.adapt.model.Masks` by selectors.
+    """Selectors and thresholds of all layers; `MaskPass` applies them.
 
     Args:
         config: the model.
@@ -80,11 +79,6 @@ class PlanMasks:
         self.selectors = tuple(selectors)
         self.targets = tuple(densities)
         self.thresholds = [-math.inf] * config.n_layers
-        self.densities = [1.0] * config.n_layers
-        """Of the last batch."""
-        self._share = 1.0
-        self._learning = False
-        self._quantiles: list[Quantiles] | None = None
         self._known: dict[str, Tensor] = {}
         for layer, selector in enumerate(self.selectors):
             if isinstance(selector, LowRank):
@@ -111,44 +105,22 @@ class PlanMasks:
                 found = leading(codec, rows, selector.bits, self._threads)
                 self._known[f"{layer}.{part}"] = torch.from_numpy(found).to(self._dtype)
 
-    @contextmanager
-    def learning(self, annealed: float) -> Iterator[None]:
-        """Let thresholds follow, for densities that are the share `annealed` of the way from 1 to the targets."""
-        self._learning, self._share = True, annealed
-        try:
-            yield
-        finally:
-            self._learning, self._share = False, 1.0
+    def target(self, layer: int, annealed: float) -> float:
+        """The density of a layer, the share `annealed` of the way from 1 to its target."""
+        return 1 - (1 - self.targets[layer]) * annealed
 
-    @contextmanager
-    def settling(self) -> Iterator[None]:
-        """Set thresholds to the quantiles of all batches within, for the targets."""
-        self._quantiles = [Quantiles() for _ in self.selectors]
-        try:
-            yield
-        finally:
-            self._quantiles = None
+    def follow(self, passes: Sequence[MaskPass]) -> None:
+        """Move the thresholds towards the quantiles that `passes` found."""
+        for layer, before in enumerate(self.thresholds):
+            found = sorted(p.quantiles[layer] for p in passes if layer in p.quantiles)
+            if found:
+                mean = sum(found) / len(found)
+                self.thresholds[layer] = mean if before == -math.inf else before + RATE * (mean - before)
 
-    def target(self, layer: int) -> float:
-        """The density that a layer is to have now."""
-        return 1 - (1 - self.targets[layer]) * self._share
-
-    def __call__(self, layer: int, block: Block) -> Tensor:
-        """See `dejavu.adapt.model.Masks`."""
-        density = self.target(layer)
-        if isinstance(self.selectors[layer], Dense) or density >= DENSE_FROM:
-            self.densities[layer] = 1.0
-            return block.hidden
-        with torch.no_grad():
-            scores = self.scores(layer, block)  # [n, f]
-            if self._quantiles is not None:
-                self._quantiles[layer].add(scores.float().numpy())
-                self.thresholds[layer] = self._quantiles[layer].threshold(density)
-            elif self._learning:
-                self._follow(layer, scores, density)
-            chosen = scores.gt_(self.thresholds[layer])  # [n, f], 0 or 1
-            self.densities[layer] = float(chosen.mean(dtype=torch.float32))
-        return block.hidden * chosen
+    def settle(self, layer: int, scores: Quantiles) -> None:
+        """Set the threshold of a layer to the quantile of `scores`, for its target."""
+        if scores.count:
+            self.thresholds[layer] = scores.threshold(self.targets[layer])
 
     def scores(self, layer: int, block: Block) -> Tensor:
         """What the selector of a layer goes by, [n, f]."""
@@ -178,11 +150,55 @@ class PlanMasks:
         x = block.inputs[layer - min(distance, layer)]
         return block.decoder.norm(f"layers.{layer}.mlp_norm", x) if self._config.pre_norm else x
 
-    def _follow(self, layer: int, scores: Tensor, density: float) -> None:
-        flat = scores.reshape(-1)[
-            :: max(1, scores.numel() // SAMPLE) | 1
-        ]  # odd: no neuron is always left out
-        rank = min(max(round((1 - density) * len(flat)), 1), len(flat))
-        found = float(flat.kthvalue(rank).values)
-        before = self.thresholds[layer]
-        self.thresholds[layer] = found if before == -math.inf else before + RATE * (found - before)
+
+class MaskPass:
+    """`dejavu.adapt.model.Masks` for one pass of a batch; notes what it sees. Passes may run side by side.
+
+    Args:
+        masks: their thresholds are not changed.
+        annealed: see `PlanMasks.target`.
+        learning: note the quantile of each layer's scores.
+        collect: per layer, where all scores are to be counted.
+    """
+
+    def __init__(
+        self,
+        masks: PlanMasks,
+        *,
+        annealed: float = 1.0,
+        learning: bool = False,
+        collect: Sequence[Quantiles] | None = None,
+    ) -> None:
+        self._masks = masks
+        self._annealed = annealed
+        self._learning = learning
+        self._collect = collect
+        self.densities = [1.0] * len(masks.selectors)
+        """Of each layer."""
+        self.quantiles: dict[int, float] = {}
+        """By layer: what the target share of its scores exceeds."""
+
+    def __call__(self, layer: int, block: Block) -> Tensor:
+        """See `dejavu.adapt.model.Masks`."""
+        masks = self._masks
+        density = masks.target(layer, self._annealed)
+        if isinstance(masks.selectors[layer], Dense) or density >= DENSE_FROM:
+            return block.hidden
+        with torch.no_grad():
+            scores = masks.scores(layer, block)  # [n, f]
+            if self._collect is not None:
+                self._collect[layer].add(scores.float().numpy())
+            threshold = masks.thresholds[layer]
+            if self._learning or threshold == -math.inf:
+                found = self.quantiles[layer] = _quantile(scores, density)
+                threshold = found if threshold == -math.inf else threshold
+            chosen = scores.gt_(threshold)  # [n, f], 0 or 1
+            self.densities[layer] = float(chosen.mean(dtype=torch.float32))
+        return block.hidden * chosen
+
+
+def _quantile(scores: Tensor, density: float) -> float:
+    """What about a share `density` of the scores exceeds."""
+    flat = scores.reshape(-1)[:: max(1, scores.numel() // SAMPLE) | 1]  # odd: no neuron is always left out
+    rank = min(max(round((1 - density) * len(flat)), 1), len(flat))
+    return float(flat.kthvalue(rank).values)

@@ -81,12 +81,11 @@ def adapt_model(
     if output.exists():
         raise InputError(f"{output} is there already", fix="give another -o, or remove it")
     config_json(opened.config)  # or say now that it cannot be written
-    torch.set_num_threads(threads)
     dtype = torch.bfloat16 if chosen_isa() in _FAST_BF16 else torch.float32
     config = opened.config
     selectors, densities = _wanted(opened, options)
     stream = TokenStream(corpus, tokenizer, context=config.max_context)
-    student = Student(config, opened.weights, options, dtype)
+    student = Student(config, opened.weights, options, dtype, threads)
     masks = PlanMasks(
         config,
         selectors,

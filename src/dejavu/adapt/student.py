@@ -15,14 +15,14 @@ import torch
 
 from dejavu.adapt.divergence import Head, divergence
 from dejavu.adapt.model import Decoder, is_linear, read_tensors
+from dejavu.adapt.workers import Workers
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from dejavu.adapt.masks import PlanMasks
     from dejavu.adapt.model import Batch, Masks
     from dejavu.adapt.options import AdaptOptions
     from dejavu.models.config import ModelConfig
@@ -69,12 +69,19 @@ class Student:
         weights: its tensors, of the teacher and of the student's beginning.
         options: how.
         dtype: of the products.
+        threads: that work side by side, each on documents of its own.
     """
 
     def __init__(
-        self, config: ModelConfig, weights: Weights, options: AdaptOptions, dtype: torch.dtype
+        self,
+        config: ModelConfig,
+        weights: Weights,
+        options: AdaptOptions,
+        dtype: torch.dtype,
+        threads: int = 1,
     ) -> None:
         self._options = options
+        self.workers = Workers(threads)
         original = read_tensors(config, weights)
         self.masters = {name: t.clone() for name, t in original.items() if is_linear(name)}
         self._fixed = fixed = {name: t for name, t in original.items() if not is_linear(name)}
@@ -84,22 +91,30 @@ class Student:
         self.head = Head.of(config, fixed, dtype)
         self.teacher = Decoder(config, fixed | taught)
         self.decoder = Decoder(config, fixed | self._used)
-        parts: dict[bool, list[Tensor]] = {True: [], False: []}
-        for name, master in self.masters.items():
-            master.grad = torch.zeros_like(master)
-            parts[name.split(".")[2] in ("q", "k", "v", "o")].append(master)
-        groups = [
-            {"params": parts[False], "share": 1.0},
-            {"params": parts[True], "share": ATTENTION},
-        ]
-        self._adam = torch.optim.AdamW(groups, betas=BETAS, weight_decay=0.0, fused=True)
+        names = list(self.masters)
+        self._shares = [_Share(names[i::threads], self.masters, self._used) for i in range(threads)]
         self.steps = 0
 
-    def step(self, batch: Batch, masks: PlanMasks, done: float) -> float:
-        """Learn from a batch, `done` being the share of the run before it. Returns the divergence, nats per token.
+    def step(self, batches: Sequence[Batch], passes: Sequence[Masks], done: float) -> float:
+        """Learn from `batches`, each under the masks of its pass, `done` being the share of the run before.
 
-        If that is not finite, the weights stay as they are.
+        Returns:
+            The divergence, nats per token. If it is not finite, the weights stay as they are.
         """
+        tokens = sum(len(batch.tokens) for batch in batches)
+        shares = [len(batch.tokens) / tokens for batch in batches]
+        losses = self.workers.map(self._learn, batches, passes, shares)
+        loss = sum(share * found for share, found in zip(shares, losses, strict=True))
+        norm = math.sqrt(sum(self.workers.map(_Share.take_gradients, self._shares)))
+        if not math.isfinite(loss + norm):
+            return math.nan
+        rate, scale = self._options.learning_rate * schedule(done), min(1.0, CLIP / max(norm, 1e-30))
+        self.workers.map(lambda share: share.update(rate, scale), self._shares)
+        self.steps += 1
+        return loss
+
+    def _learn(self, batch: Batch, masks: Masks, share: float) -> float:
+        """Add the gradients of one batch, times `share`."""
         streams: tuple[list[Tensor], list[Tensor]] | None = ([], []) if self._options.match_hidden else None
         with torch.no_grad():
             target = self.teacher(batch, None, streams and streams[0])  # [n, E]
@@ -107,16 +122,8 @@ class Student:
         loss = value = divergence(found, target, self.head, self._options.loss)
         if streams:
             loss = loss + self._options.match_hidden * _distance(*streams)
-        loss.backward()  # type: ignore[no-untyped-call]
-        if not math.isfinite(float(loss.detach())) or not self._take_gradients():
-            return math.nan
-        rate = self._options.learning_rate * schedule(done)
-        for group in self._adam.param_groups:
-            group["lr"] = rate * group["share"]
-        self._adam.step()
-        self._publish()
-        self.steps += 1
-        return float(value.detach())
+        torch.autograd.backward(share * loss)
+        return float(value.detach()) + 0 * float(loss.detach())  # a NaN of either shows
 
     @torch.no_grad()
     def run(self, batch: Batch, masks: Masks | None) -> Tensor:
@@ -144,43 +151,71 @@ class Student:
 
     def arrays(self) -> dict[str, NDArray[np.float32]]:
         """All that `restore` needs."""
-        found = {}
-        for name, master in self.masters.items():
-            state = self._adam.state[master]
-            found[name] = master.numpy()
-            for part in _MOMENTS:
-                found[f"{name}.{part}"] = state[part].numpy()
-        return found
+        return {name: array for share in self._shares for name, array in share.arrays().items()}
 
     def restore(self, arrays: Mapping[str, NDArray[np.float32]], steps: int) -> None:
         """Go on from `arrays`, taken after `steps` steps."""
-        for name, master in self.masters.items():
+        for share in self._shares:
+            share.restore(arrays, steps)
+        self.steps = steps
+
+
+class _Share:
+    """Some of the weights with their optimiser."""
+
+    def __init__(
+        self, names: Sequence[str], masters: Mapping[str, Tensor], used: Mapping[str, Tensor]
+    ) -> None:
+        self._tensors = {name: (masters[name], used[name]) for name in names}
+        parts: dict[float, list[Tensor]] = {1.0: [], ATTENTION: []}
+        for name, (master, _) in self._tensors.items():
+            master.grad = torch.zeros_like(master)
+            parts[ATTENTION if name.split(".")[2] in ("q", "k", "v", "o") else 1.0].append(master)
+        groups = [{"params": tensors, "share": share} for share, tensors in parts.items() if tensors]
+        self._adam = torch.optim.AdamW(groups, betas=BETAS, weight_decay=0.0, fused=True)
+
+    @torch.no_grad()
+    def take_gradients(self) -> float:
+        """Move the gradients to the masters. Returns the sum of their squares."""
+        grads = []
+        for master, used in self._tensors.values():
+            assert master.grad is not None  # noqa: S101
+            assert used.grad is not None  # noqa: S101
+            grads.append(master.grad.copy_(used.grad))
+            used.grad = None
+        return float(torch.stack(torch._foreach_norm(grads)).double().square().sum())
+
+    @torch.no_grad()
+    def update(self, rate: float, scale: float) -> None:
+        """One step at the learning rate `rate`, with the gradients times `scale`."""
+        if scale < 1:
+            torch._foreach_mul_([m.grad for m, _ in self._tensors.values() if m.grad is not None], scale)
+        for group in self._adam.param_groups:
+            group["lr"] = rate * group["share"]
+        self._adam.step()
+        self._publish()
+
+    def arrays(self) -> dict[str, NDArray[np.float32]]:
+        """All that `restore` needs."""
+        found = {}
+        for name, (master, _) in self._tensors.items():
+            found[name] = master.numpy()
+            for part in _MOMENTS:
+                found[f"{name}.{part}"] = self._adam.state[master][part].numpy()
+        return found
+
+    @torch.no_grad()
+    def restore(self, arrays: Mapping[str, NDArray[np.float32]], steps: int) -> None:
+        """Go on from `arrays`."""
+        for name, (master, _) in self._tensors.items():
             master.copy_(torch.from_numpy(arrays[name]))
             moments = {part: torch.from_numpy(arrays[f"{name}.{part}"]) for part in _MOMENTS}
             self._adam.state[master] = {"step": torch.tensor(float(steps)), **moments}
         self._publish()
-        self.steps = steps
 
-    @torch.no_grad()
-    def _take_gradients(self) -> bool:
-        """Move the gradients to the masters, clipped. False: they are not finite."""
-        grads = []
-        for name, used in self._used.items():
-            grad = self.masters[name].grad
-            assert grad is not None  # noqa: S101
-            assert used.grad is not None  # noqa: S101
-            grad.copy_(used.grad)
-            used.grad = None
-            grads.append(grad)
-        norm = float(torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads))))
-        if norm > CLIP:
-            torch._foreach_mul_(grads, CLIP / norm)
-        return math.isfinite(norm)
-
-    @torch.no_grad()
     def _publish(self) -> None:
-        for name, used in self._used.items():
-            used.copy_(self.masters[name])
+        for master, used in self._tensors.values():
+            used.copy_(master)
 
 
 def schedule(done: float) -> float:

@@ -33,6 +33,10 @@ class Quantiles:
         ordered = np.where(bits & 0x8000, bits ^ 0xFFFF, bits ^ 0x8000)
         self._counts += np.bincount(ordered, minlength=_BINS)
 
+    def merge(self, other: Quantiles) -> None:
+        """Count what `other` counted."""
+        self._counts += other._counts
+
     def threshold(self, density: float) -> float:
         """The value that a share `density` of the values exceeds."""
         above = np.cumsum(self._counts[::-1])[::-1]  # [bins]: values in this bin or a higher one
