@@ -175,3 +175,20 @@ def opened_fingerprint(folder: Path) -> str:
         return opened.weights.fingerprint
     finally:
         opened.close()
+
+
+def test_other_losses_and_codecs(folder: Path) -> None:
+    more = ("--loss", "mixed", "--match-hidden", "0.5", "--codec", "int4", "--threads", "2")
+    assert run(command(folder, folder / "other", *DENSITY, *more, tokens=3000)) == 0
+    found = json.loads((folder / "other" / "adaptation.json").read_text())
+    assert found["curve"][-1]["divergence"] < found["curve"][0]["divergence"]
+    assert found["native"]["densities"] == pytest.approx([0.25, 0.25], abs=0.05)
+
+
+def test_ends_when_the_time_is_up(folder: Path) -> None:
+    text = ["--text", str(folder / "text.jsonl"), "-o", str(folder / "timed")]
+    short = ["--hours", "0.0005", "--density", "0.5", "--batch-tokens", "64", "--threads", "1", "--json"]
+    assert run(["adapt", str(folder / "model"), *text, *short]) == 0
+    found = json.loads((folder / "timed" / "adaptation.json").read_text())
+    assert 1.8 <= found["curve"][-1]["seconds"] < 30
+    assert found["tokens"] > 64

@@ -124,7 +124,7 @@ def _card(base: str, opened: OpenModel, evidence: Mapping[str, Any]) -> str:
             f"each token runs only {100 * evidence['density']:.0f}% of the MLP neurons. {note}",
             "",
             "```bash",
-            f"dejavu generate FOLDER --codec {options['codec']} --plan FOLDER/{PLAN_FOLDER}",
+            f'dejavu generate "Hello" -m FOLDER --codec {options["codec"]} --plan FOLDER/{PLAN_FOLDER}',
             "```",
             "",
             "Without the plan all neurons run, which is not what the weights were trained for.",

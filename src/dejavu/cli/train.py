@@ -159,7 +159,7 @@ def train(
         return
     print_fields(_summary(plan.evidence))
     name, folder = shlex.quote(model), shlex.quote(str(output))
-    print_note(f"next: dejavu generate {name} --plan {folder}, or dejavu plan show {folder}")
+    print_note(f'next: dejavu generate "Hello" -m {name} --plan {folder}, or dejavu plan show {folder}')
 
 
 def _summary(evidence: Mapping[str, Any]) -> dict[str, str]:
