@@ -6,7 +6,7 @@ process at the first prompt in version 0.3.36 on some machines, hence both are o
 Runs under any Python with llama-cpp-python (``pip install llama-cpp-python``). Reads one JSON command per line on
 standard input and answers each with one JSON line: ``load``, ``prompt`` (seconds for n tokens at once), ``generate``
 (seconds for n tokens one by one, greedy, after a short prompt), ``greedy`` (token ids), ``logits`` (written to a .npy
-file), ``tokenize``.
+file), ``nll`` (of targets after tokens), ``tokenize``, ``quantize`` (a file of another type).
 """
 
 from __future__ import annotations
@@ -96,6 +96,22 @@ class Peer:
         n = llama_cpp.llama_tokenize(self.vocab, data, len(data), room, len(room), False, True)
         return list(room[:n])
 
+    def nll(self, tokens: list[int], targets: list[int]) -> float:
+        """Sum over the last tokens of -log p(target)."""
+        logits = self.all_logits(tokens)[-len(targets) :].astype(np.float64)
+        logits -= logits.max(axis=1, keepdims=True)
+        chosen = logits[np.arange(len(targets)), targets]
+        return float((np.log(np.exp(logits).sum(axis=1)) - chosen).sum())
+
+
+def quantize(source: str, target: str, kind: str) -> str:
+    """Write `source` anew in the type `kind`, such as Q4_K_M."""
+    options = llama_cpp.llama_model_quantize_default_params()
+    options.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{kind}")
+    if llama_cpp.llama_model_quantize(source.encode(), target.encode(), options) != 0:
+        raise RuntimeError(f"llama.cpp cannot make {kind} of {source}")
+    return target
+
 
 def main() -> None:
     """Answer commands until the input ends."""
@@ -105,9 +121,11 @@ def main() -> None:
     for line in sys.stdin:
         command: dict[str, Any] = json.loads(line)
         name = command.pop("do")
-        if name == "load":
+        if name == "quantize":
+            answer: Any = quantize(**command)
+        elif name == "load":
             peer = Peer(**command)
-            answer: Any = llama_cpp.__version__
+            answer = llama_cpp.__version__
         elif peer is None:
             raise RuntimeError("no model is loaded")
         elif name == "logits":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import dataclasses
 import json
 from typing import TYPE_CHECKING, Any
 
@@ -64,6 +65,8 @@ def test_off_is_dense_and_auto_is_the_shipped_one(plan: AccessPlan, weights: Any
         found = choose_plan("auto", weights, codec)  # type: ignore[arg-type]
         assert found is not None
         assert found.name == name
+    dataclasses.replace(plan, name="bf16 alone", evidence={"codec": "bf16"}).save(shipped / "a")
+    assert [choose_plan("auto", weights, codec).name for codec in ("bf16", "f32")] == ["bf16 alone", "half"]  # type: ignore[union-attr, arg-type]
     assert choose_plan("off", weights, "int8") is None
 
 

@@ -20,7 +20,7 @@ def choose_plan(wanted: AccessPlan | Path | str, weights: Weights, codec: Codec)
     """The plan to run `weights` by, held in `codec`; None: dense.
 
     Args:
-        wanted: "off": none. "auto": one that comes with dejavu for this model and suits the codec, if there is one.
+        wanted: "off": none. "auto": one that comes with dejavu for this model in this codec, if there is one.
             Otherwise a plan, or the folder of one.
         weights: of the model.
         codec: how its weights will be held.
@@ -31,7 +31,7 @@ def choose_plan(wanted: AccessPlan | Path | str, weights: Weights, codec: Codec)
     if wanted == "off":
         return None
     if wanted == "auto":
-        return next((plan for plan in _shipped(weights) if plan.suits(codec)), None)
+        return next((plan for plan in _shipped(weights) if _made_for(plan, codec)), None)
     plan = wanted if isinstance(wanted, AccessPlan) else read_plan(Path(wanted).expanduser())
     plan.check_model(weights.fingerprint)
     plan.check_codec(codec)
@@ -42,3 +42,8 @@ def _shipped(weights: Weights) -> list[AccessPlan]:
     """Those for the model, by name."""
     plans = [read_plan(path.parent) for path in sorted(SHIPPED.glob(f"*/{PLAN_NAME}"))]
     return [plan for plan in plans if plan.model == weights.fingerprint]
+
+
+def _made_for(plan: AccessPlan, codec: Codec) -> bool:
+    """Whether a plan was measured in the codec, or in none."""
+    return plan.suits(codec) and plan.evidence.get("codec", codec) == codec
