@@ -30,6 +30,8 @@ from dejavu.adapt.leading import leading  # noqa: E402
 from dejavu.adapt.masks import MaskPass, PlanMasks  # noqa: E402
 from dejavu.adapt.model import Batch, Decoder, read_tensors  # noqa: E402
 from dejavu.adapt.operations import rms_norm, rotate  # noqa: E402
+from dejavu.adapt.options import AdaptOptions  # noqa: E402
+from dejavu.adapt.student import Student  # noqa: E402
 
 TOLERANCE = 1e-5
 DYNAMIC = ("rope-dynamic", "neox-dynamic")
@@ -182,3 +184,34 @@ def test_gradients_of_operations() -> None:
     expected.backward(slope)
     torch.testing.assert_close(found, expected)
     torch.testing.assert_close(ours.grad, plain.grad)
+
+
+@pytest.mark.parametrize(
+    "name", ["llama-biases", "qwen3", "gemma2", "opt-350m", "bloom", "neox", "mistral-window"]
+)
+def test_learns_in_every_kind_of_model(name: str, tiny_folder: Callable[[str], Path]) -> None:
+    opened = open_model(tiny_folder(name))
+    config = opened.config
+    options = AdaptOptions(density=0.3, tokens=1, learning_rate=2e-3, match_hidden=0.1)
+    learner = Student(config, opened.weights, options, torch.float32, threads=2)
+    opened.close()
+    sketch = Sketch(bits=4, threshold=0.0)
+    masks = PlanMasks(
+        config,
+        [sketch] * config.n_layers,
+        [0.3] * config.n_layers,
+        codec="int8",
+        masters=learner.masters,
+        dtype=torch.float32,
+    )
+    tokens = prompt(CASES[name])
+    batches = [Batch.of([tokens[:20], tokens[20:33]]), Batch.of([tokens[33:]])]
+    fixed = {n: v.copy() for n, v in learner.values().items() if n not in learner.masters}
+    losses = []
+    for _ in range(12):
+        passes = [MaskPass(masks, learning=True) for _ in batches]
+        losses.append(learner.step(batches, passes, 0.03))
+        masks.follow(passes)
+    assert losses[-1] < 0.8 * losses[0]
+    for n, value in fixed.items():
+        np.testing.assert_array_equal(learner.values()[n], value)
