@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import shutil
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -68,6 +69,28 @@ def test_off_is_dense_and_auto_is_the_shipped_one(plan: AccessPlan, weights: Any
     dataclasses.replace(plan, name="bf16 alone", evidence={"codec": "bf16"}).save(shipped / "a")
     assert [choose_plan("auto", weights, codec).name for codec in ("bf16", "f32")] == ["bf16 alone", "half"]  # type: ignore[union-attr, arg-type]
     assert choose_plan("off", weights, "int8") is None
+
+
+def test_a_model_brings_its_own_plan(
+    plan: AccessPlan, tiny: Path, weights: Any, shipped: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(tiny, folder)
+    plan.save(shipped / "half")
+    four = AccessPlan.uniform(plan.model, len(plan.layers), name="own", neurons=Sketch(bits=4, density=0.5))
+    dataclasses.replace(four, evidence={"codec": "int8"}).save(folder / "plan")
+
+    def chosen(**options: Any) -> tuple[Any, str]:
+        with LLM.from_pretrained(str(folder), fallback=False, cache=False, threads=1, **options) as llm:
+            return llm.plan and llm.plan.name, llm.executor.packed.codec  # type: ignore[attr-defined]
+
+    assert chosen() == ("own", "int8")
+    assert chosen(plan="off") == (None, "bf16")
+    assert chosen(codec="bf16") == ("half", "bf16")
+    assert chosen(plan=folder / "plan") == ("own", "int8")
+    assert chosen(plan=shipped / "half") == ("half", "bf16")
+    AccessPlan.uniform("another", 2).save(folder / "plan")
+    assert chosen() == ("half", "bf16")
 
 
 def test_a_folder_or_a_plan(plan: AccessPlan, weights: Any, tmp_path: Path) -> None:

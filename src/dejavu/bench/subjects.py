@@ -61,7 +61,7 @@ def model_subject(
     def load(setting: Setting) -> TimedExecutor:
         opened = open_model(path)
         try:
-            plan = choose_plan(setting.plan, opened.weights, setting.codec)
+            plan = choose_plan(setting.plan, opened.weights, setting.codec, path)
         finally:
             opened.close()
         executor = NativeExecutor.load(

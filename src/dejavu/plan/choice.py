@@ -14,16 +14,21 @@ if TYPE_CHECKING:
 
 SHIPPED = Path(__file__).parent.parent / "plans"
 """Folders of plans that come with dejavu."""
+OWN = "plan"
+"""Folder of a plan in the folder of a model that was made for it."""
 
 
-def choose_plan(wanted: AccessPlan | Path | str, weights: Weights, codec: Codec) -> AccessPlan | None:
+def choose_plan(
+    wanted: AccessPlan | Path | str, weights: Weights, codec: Codec | None, model: Path | None = None
+) -> AccessPlan | None:
     """The plan to run `weights` by, held in `codec`; None: dense.
 
     Args:
-        wanted: "off": none. "auto": one that comes with dejavu for this model in this codec, if there is one.
-            Otherwise a plan, or the folder of one.
+        wanted: "off": none. "auto": the one in the model's folder (`plan/`, where `dejavu adapt` puts it) or one that comes
+            with dejavu, if it is for this model in this codec. Otherwise a plan, or the folder of one.
         weights: of the model.
-        codec: how its weights will be held.
+        codec: how its weights will be held; None: that follows from the plan.
+        model: where it lies.
 
     Raises:
         PlanError: the plan cannot be read, is for another model, or reads leading bits that the codec does not have.
@@ -31,17 +36,16 @@ def choose_plan(wanted: AccessPlan | Path | str, weights: Weights, codec: Codec)
     if wanted == "off":
         return None
     if wanted == "auto":
-        return next((plan for plan in _shipped(weights) if _made_for(plan, codec)), None)
+        beside = [] if model is None else [model / OWN / PLAN_NAME]
+        paths = [*filter(Path.is_file, beside), *sorted(SHIPPED.glob(f"*/{PLAN_NAME}"))]
+        plans = (read_plan(path.parent) for path in paths)
+        fitting = (plan for plan in plans if plan.model == weights.fingerprint)
+        return next((plan for plan in fitting if codec is None or _made_for(plan, codec)), None)
     plan = wanted if isinstance(wanted, AccessPlan) else read_plan(Path(wanted).expanduser())
     plan.check_model(weights.fingerprint)
-    plan.check_codec(codec)
+    if codec is not None:
+        plan.check_codec(codec)
     return plan
-
-
-def _shipped(weights: Weights) -> list[AccessPlan]:
-    """Those for the model, by name."""
-    plans = [read_plan(path.parent) for path in sorted(SHIPPED.glob(f"*/{PLAN_NAME}"))]
-    return [plan for plan in plans if plan.model == weights.fingerprint]
 
 
 def _made_for(plan: AccessPlan, codec: Codec) -> bool:
