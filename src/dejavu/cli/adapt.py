@@ -116,7 +116,7 @@ def adapt(
         return
     print_fields(_summary(evidence))
     folder = shlex.quote(str(output))
-    print_note(f'next: dejavu generate "Hello" -m {folder} --codec {codec.value} --plan {folder}/plan')
+    print_note(f'next: dejavu generate "Hello" -m {folder}')
 
 
 def _summary(evidence: dict[str, Any]) -> dict[str, str]:
