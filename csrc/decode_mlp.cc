@@ -5,6 +5,7 @@
 #include "decoder.h"
 
 namespace dejavu {
+
 // output[t] += the block's result for token t, this thread's share of it.
 void Engine::Decoder::mlp(int i, float* const* output) {
   const Selector* selector = plan ? &plan->layers[size_t(i)].neurons : nullptr;
@@ -26,12 +27,15 @@ void Engine::Decoder::mlp(int i, float* const* output) {
 void Engine::Decoder::choose_neurons(int i) {
   const Selector& selector = plan->layers[size_t(i)].neurons;
   const int own = e.own_neurons();
+  apart = false;
   if (selector.rule == Rule::dense) {
     if (thread == 0) e.counters.neurons[size_t(i)] += int64_t(own) * s.n;
     return;
   }
   if (selector.rule != Rule::fixed && selector.rule != Rule::random && selector.source(i) == i) {
     score(i, false);
+    apart = s.n == 1 && selector.k == 0 && selector.rule != Rule::low_rank;
+    if (apart) return choose_apart(i);
     if (selector.rule == Rule::low_rank) {
       barrier();
       score_hidden(i, false);
@@ -60,6 +64,19 @@ void Engine::Decoder::choose_neurons(int i) {
   }
 }
 
+// Where a threshold decides, each thread chooses among the neurons that it has scored, and waits for nobody.
+void Engine::Decoder::choose_apart(int i) {
+  const Selector& selector = plan->layers[size_t(i)].neurons;
+  const int own = e.own_neurons();
+  const Range mine = share(own, kScoredTogether, thread, threads);
+  const float* scores = e.neuron_scores_.get(0) + size_t(i) * kMaxTokens * size_t(c.ff);
+  int n = pick(selector, scores + mine.begin, mine.end - mine.begin, w.picking.get(size_t(c.ff)), chosen[0]);
+  for (int j = 0; j < n; ++j) chosen[0][j] += mine.begin;
+  __atomic_fetch_add(&e.counters.neurons[size_t(i)], int64_t(n), __ATOMIC_RELAXED);
+  for (int j = own; thread == threads - 1 && j < c.ff; ++j) chosen[0][n++] = j;
+  chosen_count[0] = n;
+}
+
 void Engine::Decoder::dense_mlp(int i, float* const* output) {
   const Layer& layer = e.layers_[size_t(i)];
   const Range mine = share(c.ff, 4, thread, threads);
@@ -86,7 +103,7 @@ void Engine::Decoder::listed_mlp(int i, float* const* output) {
   const bool by_parts =
       layer.nested || selector.rule == Rule::threshold || selector.rule == Rule::oracle || c.activation.exact_zeros();
   if (s.n == 1) {
-    const Range mine = share(chosen_count[0], 4, thread, threads);
+    const Range mine = apart ? Range{0, chosen_count[0]} : share(chosen_count[0], 4, thread, threads);
     if (by_parts) {
       for (int begin = mine.begin; begin < mine.end; begin += kTogether) {
         const int end = begin + kTogether < mine.end ? begin + kTogether : mine.end;
@@ -227,7 +244,7 @@ void Engine::Decoder::score(int target, bool heads) {
       void* other = (char*)prepared + (e.layout_.input_bytes() + 63) / 64 * 64;
       e.hidden_of(predictor, share(predictor.rank, kPlainRows, thread, threads), e.to_input8(prepared, other), hidden);
     } else {
-      const Range mine = share(e.own_neurons(), 16, thread, threads);
+      const Range mine = share(e.own_neurons(), kScoredTogether, thread, threads);
       float* scores = e.neuron_scores_.get(0) + size_t(target * kMaxTokens + t) * size_t(c.ff);
       const size_t at = size_t(t) * size_t(c.ff);
       e.score_neurons(layer, selector, mine, prepared, e.gate_.get(0) + at, e.up_.get(0) + at, scores);

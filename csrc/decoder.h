@@ -15,6 +15,8 @@ namespace dejavu {
 
 using Clock = std::chrono::steady_clock;
 
+inline constexpr int kScoredTogether = 16;  // threads share neurons to score in units of so many
+
 struct Engine::Decoder {
   Engine& e;
   const Step& s;
@@ -32,6 +34,7 @@ struct Engine::Decoder {
   int position[kMaxTokens];
   int32_t* chosen[kMaxTokens];  // neurons, ascending
   int chosen_count[kMaxTokens];
+  bool apart = false;      // each thread has a list of its own
   Part part = Part::rest;  // that time since `since` belongs to; thread 0 keeps count
   Clock::time_point since;
 
@@ -65,6 +68,7 @@ struct Engine::Decoder {
   // decode_mlp.cc
   void mlp(int i, float* const* output);
   void choose_neurons(int i);
+  void choose_apart(int i);
   void dense_mlp(int i, float* const* output);
   void listed_mlp(int i, float* const* output);
   int open_gates(const Layer& layer, int32_t* ids, float* gate, int n);
