@@ -203,8 +203,10 @@ def test_rows_and_markdown(report: tuple[Subject, list[Result]]) -> None:
 
 
 def test_json_and_csv_hold_the_same(report: tuple[Subject, list[Result]]) -> None:
-    data = json.loads(to_json(*report, {"cpu": "x"}))
+    data = json.loads(to_json(*report, {"cpu": "x"}, command="dejavu bench tiny"))
     assert data["machine"] == {"cpu": "x"}
+    assert (data["kind"], data["schema"], data["command"]) == ("bench", 1, "dejavu bench tiny")
+    assert data["fingerprint"] == report[0].fingerprint
     assert data["results"] == json.loads(json.dumps(records(*report)))
     table = list(csv.DictReader(io.StringIO(to_csv(*report))))
     assert [row["test"] for row in table] == ["tg10", "pp512"]

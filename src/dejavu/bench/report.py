@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import time
 from typing import TYPE_CHECKING, Literal
 
 from dejavu.units import human_bytes, human_count
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 Format = Literal["table", "json", "csv", "md"]
 FORMATS: tuple[Format, ...] = ("table", "json", "csv", "md")
 
+SCHEMA = 1
+"""Version of the layout of `to_json`."""
 HEADERS = (
     "model",
     "params",
@@ -89,9 +92,21 @@ def records(subject: Subject, results: Sequence[Result]) -> list[dict[str, objec
     ]
 
 
-def to_json(subject: Subject, results: Sequence[Result], machine: Mapping[str, object]) -> str:
-    """One object: the machine, and the records."""
-    return json.dumps({"machine": dict(machine), "results": records(subject, results)}, indent=2)
+def to_json(
+    subject: Subject, results: Sequence[Result], machine: Mapping[str, object], *, command: str = ""
+) -> str:
+    """One object: what was measured, when, where and by which command; and the records."""
+    document = {
+        "schema": SCHEMA,
+        "kind": "bench",
+        "model": subject.name,
+        "fingerprint": subject.fingerprint,
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+        "command": command,
+        "machine": dict(machine),
+        "results": records(subject, results),
+    }
+    return json.dumps(document, indent=2)
 
 
 def to_csv(subject: Subject, results: Sequence[Result]) -> str:

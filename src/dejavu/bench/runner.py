@@ -47,6 +47,8 @@ class Subject:
     codec: Codec = "int8"
     """Used where none is asked for."""
     synthetic: bool = False
+    fingerprint: str | None = None
+    """Of the model's weights; synthetic ones have none."""
 
 
 @dataclass(frozen=True)

@@ -52,6 +52,7 @@ def model_subject(
     model = open_model(path)
     try:
         config, tokenizer, codec = model.config, Tokenizer.from_model(model), natural_codec(model.weights)
+        fingerprint = model.weights.fingerprint
     finally:
         model.close()
     tokens = np.asarray(tokenizer.encode(packaged_text() if text is None else text), np.int32)
@@ -76,7 +77,7 @@ def model_subject(
 
     # a path says more about the machine than about the model
     name = path.name if isinstance(parse_spec(spec), LocalSpec) else spec
-    return replace(_subject(name, config, tokens, load), codec=codec)
+    return replace(_subject(name, config, tokens, load), codec=codec, fingerprint=fingerprint)
 
 
 def shape_subject(name: str) -> Subject:

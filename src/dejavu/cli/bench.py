@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from enum import Enum
 from pathlib import Path
 from typing import Annotated
@@ -85,7 +87,8 @@ def bench(
         print_table(report.HEADERS, report.rows(subject, results))
         print_note(report.footnote(results))
     elif wanted == "json":
-        print(report.to_json(subject, results, machine))
+        command = shlex.join(["dejavu", *sys.argv[1:]])
+        print(report.to_json(subject, results, machine, command=command))
     elif wanted == "csv":
         print(report.to_csv(subject, results), end="")
     else:
