@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,13 @@ import pytest
 
 from dejavu.bench.cases import Setting, make_cases, make_tests, parse_choices, parse_sweep
 from dejavu.bench.cases import Test as BenchTest
-from dejavu.bench.report import HEADERS, records, rows, to_csv, to_json, to_markdown
-from dejavu.bench.runner import Result, Subject, run_cases, sequence
+from dejavu.bench.details import Table, memory_table, part_table, part_times, step_table
+from dejavu.bench.report import HEADERS, records, rows, table_to_markdown, to_csv, to_json, to_markdown
+from dejavu.bench.results import Result, Run
+from dejavu.bench.runner import Subject, run_cases
 from dejavu.bench.shapes import SHAPES, shape
+from dejavu.bench.timing import sequence
+from dejavu.environment import peak_rss_bytes
 from dejavu.errors import InputError, NumericsError
 from dejavu.inventory import inventory
 
@@ -31,6 +36,8 @@ class FakeExecutor:
         self.log, self.now, self.setting, self.closed = log, now, setting, False
         self.caches: list[FakeCache] = []
         self.value = 0.0
+        self.packed = SimpleNamespace(nbytes=1 << 20)
+        self.decoded = 0
 
     def new_cache(self) -> FakeCache:
         self.caches.append(FakeCache())
@@ -50,10 +57,20 @@ class FakeExecutor:
             cache.fed.append(token)
         self.now[0] += 1e-3
         self.log.append(("decode", self.setting.codec, tokens.size))
+        self.decoded += tokens.size
         return np.full((tokens.size, 8), self.value, np.float32)
 
     def touched_bytes(self, context: int) -> dict[str, int]:
         return {"attention": 1000, "mlp": 2000, "head": 500, "kv": 10 * context}
+
+    @property
+    def last_stats(self) -> dict[str, Any]:
+        ms = {"attention": 0.3, "mlp": 0.5, "head": 0.1, "predicting": 0.0, "rest": 0.06, "waiting": 0.04}
+        return {"tokens": 0, "neurons": [0.0], "heads": [0.0], "decoded": self.decoded, "ms": ms,
+                "predictor_share": 0.0}  # fmt: skip
+
+    def reset_stats(self) -> None:
+        self.decoded = 0
 
     def close(self) -> None:
         self.closed = True
@@ -88,13 +105,32 @@ class Bench:
         return run_cases(self.subject, cases, clock=lambda: self.now[0], **options)
 
 
-def result(seconds: tuple[float, ...], test: BenchTest, **more: Any) -> Result:
+def result(
+    seconds: tuple[float, ...],
+    test: BenchTest,
+    touched: dict[str, int] | None = None,
+    stats: dict[str, Any] | None = None,
+    **more: Any,
+) -> Result:
     (case,) = make_cases(("int8",), ("f16",), (2,), (test,))
-    return Result(case, seconds, **more)
+    steps = test.tokens if test.kind == "tg" else 0
+    runs = (Run(s, s / 2, (s / max(steps, 1),) * steps, touched, stats or {}) for s in seconds)
+    return Result(case, tuple(runs), **more)
+
+
+PLANNED = {
+    "tokens": 10,
+    "neurons": [0.2, 0.4],
+    "heads": [0.5, 1.0],
+    "decoded": 10,
+    "ms": {"attention": 1.0, "mlp": 2.0, "head": 0.5, "predicting": 0.4, "rest": 0.1, "waiting": 0.0},
+    "predictor_share": 0.1,
+}
+TOUCHED = {"attention": 1_000_000, "mlp": 5_000_000, "head": 500_000, "predictors": 500_000, "kv": 1_000_000}
 
 
 def test_statistics() -> None:
-    tg = result((0.1, 0.2, 0.4, 0.5, 1.0), BenchTest("tg", 10), step_bytes=8_000_000, bandwidth=1e9)
+    tg = result((0.1, 0.2, 0.4, 0.5, 1.0), BenchTest("tg", 10), touched=TOUCHED, bandwidth=1e9)
     assert tg.tokens_per_s == pytest.approx((100, 50, 25, 20, 10))
     assert tg.median == pytest.approx(25)
     assert tg.spread == pytest.approx((50 - 20) / 2)
@@ -107,6 +143,69 @@ def test_statistics() -> None:
     assert batch.spread == 0
     assert batch.bytes_per_s is None
     assert batch.bandwidth_share is None
+
+
+def test_latency_quantiles_are_over_the_steps_of_all_repeats() -> None:
+    test = BenchTest("tg", 4)
+    (case,) = make_cases(("int8",), ("f16",), (2,), (test,))
+    steps = [(0.01, 0.02, 0.03, 0.04), (0.05, 0.06, 0.07, 0.08)]
+    both = Result(case, tuple(Run(sum(s), s[0], s) for s in steps))
+    assert both.step_quantile(0.5) == pytest.approx(0.045)
+    assert both.step_quantile(1.0) == pytest.approx(0.08)
+    assert both.ttft == pytest.approx(0.03)
+    assert result((1.0,), BenchTest("pp", 512)).step_quantile(0.5) is None
+
+
+def test_what_a_plan_did() -> None:
+    planned = result((0.1, 0.2), BenchTest("tg", 10), TOUCHED, PLANNED, bandwidth=1e9)
+    assert planned.density == pytest.approx(0.3)
+    assert planned.heads_density == pytest.approx(0.75)
+    assert planned.predictor_share == pytest.approx(0.1)
+    parts = part_times(planned)
+    assert parts is not None
+    assert [*parts] == ["attention", "mlp", "head", "predicting", "rest", "waiting"]
+    assert (parts["attention"].bytes, parts["attention"].bandwidth_ms) == (2_000_000, pytest.approx(2.0))
+    assert (parts["predicting"].ms, parts["predicting"].bytes) == (pytest.approx(0.4), 500_000)
+    assert parts["waiting"].bytes is None
+    batch = result((0.1,), BenchTest("tg", 10, 4), None, PLANNED, bandwidth=1e9)
+    found = part_times(batch)
+    assert found is not None
+    assert (found["mlp"].ms, found["mlp"].bytes) == (pytest.approx(8.0), None)
+    uncounted = result((0.1,), BenchTest("tg", 10, 16), TOUCHED, PLANNED | {"decoded": 0})
+    assert part_times(uncounted) is None
+    assert uncounted.predictor_share is None
+
+
+def test_tables_of_details() -> None:
+    planned = result(
+        (0.1, 0.2),
+        BenchTest("tg", 10),
+        TOUCHED,
+        PLANNED,
+        bandwidth=1e9,
+        packed_bytes=134_515_008,
+        predictor_bytes=1 << 20,
+    )
+    prompt = result((0.5,), BenchTest("pp", 512), packed_bytes=134_515_008, predictor_bytes=1 << 20)
+    subject = Bench().subject
+    steps, memory, parts = (
+        step_table([planned, prompt]),
+        memory_table(subject, [planned, prompt]),
+        part_table([planned, prompt]),
+    )
+    assert steps.rows[0] == (
+        "int8", "off", "2", "tg10", "75.000", "15.000", "20.000", "20.000", "30", "75", "10",
+    )  # fmt: skip
+    assert steps.rows[1][4:] == ("250.000", "", "", "", "", "", "")
+    assert memory.rows == [("int8", "off", "128.3 MiB", "1.0 MiB", "8.06", "3.97")]
+    assert parts.rows[1][4:] == ("mlp", "2.000", "50", "5.00", "5.000", "250")
+    assert parts.rows[-1][4:] == ("waiting", "0.000", "0", "", "", "")
+    for table in (steps, memory, parts):
+        assert all(len(row) == len(table.headers) for row in table.rows)
+    assert (
+        table_to_markdown(Table("T", ("a", "b"), [("1", "2")]))
+        == "T\n\n| a | b |\n| --- | --- |\n| 1 | 2 |\n"
+    )
 
 
 def test_repeats_are_interleaved_after_warming_up() -> None:
@@ -130,7 +229,16 @@ def test_repeats_are_interleaved_after_warming_up() -> None:
     assert measured == [2, 2, 2]
     assert {r.bandwidth for r in results} == {2e9}
     assert results[0].step_bytes is None
+    assert results[0].density is None
+    assert results[0].ttft == pytest.approx(0.07)
+    assert results[1].touched == {"attention": 1000, "mlp": 2000, "head": 500, "kv": 10}
     assert results[1].step_bytes == 3500 + 10 * 1
+    assert results[1].step_quantile(0.95) == pytest.approx(0.001)
+    assert results[1].ttft == pytest.approx(0.001)  # nothing comes before the first step
+    assert results[1].density == 1.0
+    assert results[1].part_ms is not None
+    assert results[1].packed_bytes == 1 << 20
+    assert [run.stats["decoded"] for run in results[1].runs] == [3, 3, 3]
     assert all(executor.closed for executor in bench.loaded)
 
 
@@ -140,7 +248,8 @@ def test_batch_reads_different_parts_of_the_text() -> None:
     fed = [cache.fed for cache in bench.loaded[0].caches[-4:]]
     assert fed == [[(start + i) % 100 for i in range(11)] for start in (0, 25, 50, 75)]
     assert only.step_bytes == 3500 + 4 * 10 * (5 + 3)
-    np.testing.assert_allclose(only.seconds, [0.006])  # filling the cache is not timed
+    np.testing.assert_allclose(only.seconds, [0.006])  # filling the cache is not among the steps
+    assert only.ttft == pytest.approx(4 * 5e-4)
 
 
 def test_sequence_begins_again() -> None:
@@ -187,7 +296,7 @@ def test_parse_choices() -> None:
 
 @pytest.fixture
 def report() -> tuple[Subject, list[Result]]:
-    tg = result((0.1, 0.2), BenchTest("tg", 10), step_bytes=8_000_000, bandwidth=1e9)
+    tg = result((0.1, 0.2), BenchTest("tg", 10), touched=TOUCHED, stats=PLANNED, bandwidth=1e9)
     return Bench().subject, [tg, result((0.5, 0.5), BenchTest("pp", 512))]
 
 
@@ -207,10 +316,12 @@ def test_json_and_csv_hold_the_same(report: tuple[Subject, list[Result]]) -> Non
     assert data["machine"] == {"cpu": "x"}
     assert (data["kind"], data["schema"], data["command"]) == ("bench", 1, "dejavu bench tiny")
     assert data["fingerprint"] == report[0].fingerprint
+    assert 0 <= data["peak_rss_bytes"] <= peak_rss_bytes()
     assert data["results"] == json.loads(json.dumps(records(*report)))
     table = list(csv.DictReader(io.StringIO(to_csv(*report))))
     assert [row["test"] for row in table] == ["tg10", "pp512"]
     assert [float(x) for x in table[0]["seconds"].split()] == data["results"][0]["seconds"]
+    assert json.loads(table[0]["touched_bytes"]) == TOUCHED
     assert float(table[0]["tokens_per_s"]) == data["results"][0]["tokens_per_s"]
 
 

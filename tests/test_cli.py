@@ -587,7 +587,9 @@ def test_bench(dejavu: Callable[..., Result], tiny: str, monkeypatch: pytest.Mon
     ]
     assert all(len(r["seconds"]) == 2 for r in results)
     assert all(r["read_bandwidth_bytes_per_s"] == 1e9 for r in results)
-    assert "tg8" in dejavu(*base).out
+    assert all(r["itl_p99_s"] for r in results if r["kind"] == "tg")
+    shown = dejavu(*base, "--parts").out
+    assert all(text in shown for text in ("tg8", "Latency", "Memory", "Where a step's time goes", "waiting"))
     assert dejavu(*base, "-o", "md").out.startswith("| model |")
     assert dejavu(*base, "-o", "csv").out.startswith("model,")
 

@@ -83,6 +83,11 @@ def versions() -> dict[str, str]:
     return found
 
 
+def peak_rss_bytes(root: Path = Path("/")) -> int:
+    """Largest resident memory that this process had, mapped files included; 0 where the system does not say."""
+    return _kib(_fields(root / "proc/self/status").get("VmHWM"))
+
+
 def folder_bytes(path: Path) -> int:
     """Bytes of all regular files below `path`; 0 if there is no such folder."""
     total = 0

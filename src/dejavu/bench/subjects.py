@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from dejavu.bench.cases import Setting
-    from dejavu.bench.runner import TimedExecutor
+    from dejavu.bench.timing import TimedExecutor
     from dejavu.models.config import ModelConfig
     from dejavu.models.progress import Progress
 

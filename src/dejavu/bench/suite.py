@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from dejavu.bench.cases import make_cases, make_tests, parse_choices, parse_sweep
-from dejavu.bench.runner import Result, Subject, run_cases
+from dejavu.bench.runner import Subject, run_cases
 from dejavu.bench.subjects import model_subject, shape_subject
 from dejavu.codecs import CODECS
 from dejavu.engine.core import chosen_isa
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from dejavu.bench.results import Result
     from dejavu.models.progress import Progress
 
 

@@ -51,6 +51,9 @@ def bench(
     text: Annotated[
         Path | None, typer.Option(help="A .txt or .jsonl file to process; default: a short story.")
     ] = None,
+    parts: Annotated[
+        bool, typer.Option("--parts", help="Show where the time of a step goes, beside bytes / bandwidth.")
+    ] = False,
     output: Annotated[OutputName, typer.Option("--output", "-o", help="Format.")] = OutputName.table,
     offline: options.Offline = False,
     json: options.Json = False,
@@ -59,9 +62,10 @@ def bench(
 
     pp is prompt processing, tg token generation. Lengths, codecs, caches, plans and threads may be lists such as
     128,512. Repeats are interleaved; speeds are medians, ± half the distance between the quartiles. GB/s
-    counts the bytes that a step has to read: the weights, and the cache of every sequence.
+    counts the bytes that a step has to read: the weights, and the cache of every sequence. Quantiles of steps are
+    over all repeats; the first token's time starts with an empty cache.
     """
-    from dejavu.bench import report
+    from dejavu.bench import details, report
     from dejavu.bench.suite import Request, run_request
     from dejavu.cli.progress import make_progress, status_line
 
@@ -83,8 +87,14 @@ def bench(
     )
     with status_line(quiet=json) as say:
         subject, results, machine = run_request(request, progress=make_progress(quiet=json), say=say)
+    tables = [details.step_table(results), details.memory_table(subject, results)]
+    if parts:
+        tables.append(details.part_table(results))
     if wanted == "table":
         print_table(report.HEADERS, report.rows(subject, results))
+        for table in tables:
+            print(f"\n{table.title}")
+            print_table(table.headers, table.rows)
         print_note(report.footnote(results))
     elif wanted == "json":
         command = shlex.join(["dejavu", *sys.argv[1:]])
@@ -93,3 +103,5 @@ def bench(
         print(report.to_csv(subject, results), end="")
     else:
         print(report.to_markdown(subject, results), end="")
+        for table in tables:
+            print(f"\n{report.table_to_markdown(table)}", end="")
