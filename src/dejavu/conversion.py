@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal, cast
 
 from dejavu.errors import InputError
 from dejavu.gguf_tokenizer_writer import tokenizer_metadata
+from dejavu.models.delta import write_delta
 from dejavu.models.folder_writer import FLOAT_CODECS, write_folder
 from dejavu.models.gguf_writer import GGUF_CODECS, write_gguf
 from dejavu.models.loading import open_model
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from dejavu.models.loading import OpenModel
     from dejavu.models.progress import Progress
 
-Format = Literal["safetensors", "gguf"]
+Format = Literal["safetensors", "gguf", "delta"]
 
 _TEXT_FILES = (
     "tokenizer.json",
@@ -75,6 +76,8 @@ def convert(
         CacheError: the disk is full, or the place cannot be written.
     """
     chosen: Format = format or ("gguf" if target.suffix == ".gguf" else "safetensors")
+    if chosen == "delta":
+        raise InputError("a delta needs a base", fix="give --base MODEL")
     codecs = tuple(FLOAT_CODECS) if chosen == "safetensors" else GGUF_CODECS
     codec = codec or ("f32" if chosen == "safetensors" else "q8_0")
     if codec not in codecs:
@@ -107,6 +110,31 @@ def convert(
         model.close()
     files = target.iterdir() if target.is_dir() else (target,)
     return Converted(target, chosen, codec, sum(file.stat().st_size for file in files))
+
+
+def convert_to_delta(
+    source: Path, target: Path, base: str, base_path: Path, *, progress: Progress | None = None
+) -> Converted:
+    """Write what makes the model at `source` of its base, in a bit per weight; see `dejavu.models.delta`.
+
+    Args:
+        source: the adapted model, as `resolve` returned it.
+        target: the folder to write.
+        base: name of the base; whoever opens the delta needs it to be that name of the same file.
+        base_path: what `resolve` returned for it.
+        progress: told of the weights compared.
+
+    Raises:
+        InputError: something lies at `target`, or the models differ in more than the layers' matrices.
+        DejavuError: as `convert`.
+    """
+    original, adapted = open_model(base_path), open_model(source)
+    try:
+        write_delta(target, original.weights, adapted.weights, name=base, progress=progress)
+    finally:
+        original.close()
+        adapted.close()
+    return Converted(target, "delta", "1 bit", sum(file.stat().st_size for file in target.iterdir()))
 
 
 def _add_text_files(model: OpenModel, folder: Path) -> None:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from dejavu.cli import options
 from dejavu.cli.output import print_json
+
+if TYPE_CHECKING:
+    from dejavu.conversion import Converted
 
 
 class FormatName(str, Enum):
@@ -17,6 +20,7 @@ class FormatName(str, Enum):
 
     safetensors = "safetensors"
     gguf = "gguf"
+    delta = "delta"
 
 
 class StoredCodec(str, Enum):
@@ -43,18 +47,38 @@ def convert(
             help="Of the weights. safetensors: f32 (default), bf16, f16; gguf: also q8_0 (default), q4_0, q4_1."
         ),
     ] = None,
+    base: Annotated[
+        str | None,
+        typer.Option(
+            help="With --format delta: the model that MODEL was adapted from; by a name that others know."
+        ),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a model that lies there.")] = False,
     offline: options.Offline = False,
     json: options.Json = False,
 ) -> None:
-    """Write a model as a folder in Hugging Face layout, or as a GGUF file, with tokenizer and chat template."""
+    """Write a model as a folder in Hugging Face layout, or as a GGUF file, with tokenizer and chat template.
+
+    Or, with --format delta, what makes an adapted model of its base, in a bit per weight.
+    """
     from dejavu.cli.progress import make_progress
     from dejavu.conversion import convert as run
+    from dejavu.conversion import convert_to_delta
+    from dejavu.errors import InputError
     from dejavu.models.sources import resolve
-    from dejavu.units import human_bytes
 
     progress = make_progress(quiet=json)
     path = resolve(model, offline=offline or None, progress=progress)
+    if (format is FormatName.delta) != (base is not None):
+        raise InputError("--format delta and --base MODEL belong together")
+    if base is not None:
+        if codec is not None or force:
+            raise InputError(
+                "a delta has one codec, and replaces nothing", fix="leave --codec and --force away"
+            )
+        origin = resolve(base, offline=offline or None, progress=progress)
+        _print(model, convert_to_delta(path, out, base, origin, progress=progress), json)
+        return
     result = run(
         path,
         out,
@@ -63,6 +87,12 @@ def convert(
         force=force,
         progress=progress,
     )
+    _print(model, result, json)
+
+
+def _print(model: str, result: Converted, json: bool) -> None:
+    from dejavu.units import human_bytes
+
     if json:
         print_json(
             {

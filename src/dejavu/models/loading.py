@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from dejavu.errors import ModelFormatError, SourceError, UnsupportedModelError
+from dejavu.models.delta import DELTA_NAME, DeltaWeights, check_record
 from dejavu.models.families import family_of_gguf, family_of_hf
 from dejavu.models.families.options import Options
 from dejavu.models.gguf import GgufFile
 from dejavu.models.safetensors import SafeTensors
+from dejavu.models.sources import resolve
 from dejavu.models.weights import MappedWeights, RawTensors, TensorView, Weights
 
 if TYPE_CHECKING:
@@ -44,13 +46,17 @@ class OpenModel:
 
 
 def open_model(path: Path) -> OpenModel:
-    """Open a folder with config.json and safetensors, or a ``.gguf`` file.
+    """Open a folder with config.json and safetensors or with a delta (`models.delta`), or a ``.gguf`` file.
+
+    The base of a delta is fetched if it is not on this machine.
 
     Raises:
         SourceError: nothing is there, or it cannot be read.
         ModelFormatError: the files are damaged, incomplete or contradict each other.
         UnsupportedModelError: an architecture, option or tensor that dejavu does not compute.
     """
+    if (path / DELTA_NAME).is_file():
+        return _open_delta(path)
     if path.is_dir():
         return _open_folder(path)
     if path.suffix == ".gguf" or not path.exists():
@@ -82,6 +88,17 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ModelFormatError(f"{path}: an object is needed")
     return values
+
+
+def _open_delta(folder: Path) -> OpenModel:
+    """The base with the delta's weights; tokenizer and options are the base's."""
+    record = check_record(folder, read_json(folder / DELTA_NAME))
+    base = open_model(resolve(record["base"]))
+    try:
+        return dataclasses.replace(base, weights=DeltaWeights(base.weights, folder, record))
+    except BaseException:
+        base.close()
+        raise
 
 
 def _open_folder(path: Path) -> OpenModel:

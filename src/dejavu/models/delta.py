@@ -1,0 +1,217 @@
+"""Deltas: an adapted model as its base and one bit per weight.
+
+A folder with ``delta.json`` (the base's name and fingerprint) and ``delta.safetensors``. Each matrix of a layer is
+
+    base + sign * scale,   sign in {-1, +1} per weight, scale float16 per group of 64 weights of a row,
+
+the scale being the mean size of the group's differences, which is the best one in least squares (BitDelta, Liu et al. 2024,
+with a scale per group instead of one per matrix). All other tensors are the base's. `NAME.signs`: uint8 [rows,
+columns / 8], 1 for +, from the lowest bit on; `NAME.scales`: float16 [rows, columns / 64], both rounded up.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dejavu.errors import InputError, ModelFormatError
+from dejavu.models.progress import NoProgress
+from dejavu.models.safetensors import SafeTensors
+from dejavu.models.safetensors_writer import write_safetensors
+from dejavu.models.store import staged_folder
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from dejavu.models.progress import Progress
+    from dejavu.models.weights import Weights
+
+DELTA_NAME = "delta.json"
+ARRAYS_NAME = "delta.safetensors"
+SCHEMA = 1
+GROUP = 64
+"""Weights that share a scale."""
+
+
+def write_delta(
+    target: Path,
+    base: Weights,
+    adapted: Weights,
+    *,
+    name: str,
+    progress: Progress | None = None,
+) -> None:
+    """Write what makes `adapted` of `base` to the folder `target`, whole or not at all.
+
+    Args:
+        target: the folder to make.
+        base: the original.
+        adapted: the same model with other matrices in its layers.
+        name: of the base, as `sources.resolve` takes it, on any machine.
+        progress: told of the weights compared.
+
+    Raises:
+        InputError: `target` exists, the tensors are not those of `base`, or others than the layers' matrices differ.
+        CacheError: the disk is full, or the folder cannot be written.
+    """
+    if target.exists():
+        raise InputError(f"{target} exists", fix="give another place")
+    if set(base.names()) != set(adapted.names()) or any(
+        base.shape(n) != adapted.shape(n) for n in base.names()
+    ):
+        raise InputError("the two models do not have the same tensors", fix="give the model that was adapted")
+    progress = progress or NoProgress()
+    progress.start("comparing weights", sum(int(np.prod(base.shape(n))) for n in base.names()))
+    arrays: dict[str, NDArray[Any]] = {}
+    try:
+        for tensor in base.names():
+            difference = adapted.read(tensor) - base.read(tensor)
+            if _in_delta(tensor, difference.shape):
+                arrays[f"{tensor}.signs"], arrays[f"{tensor}.scales"] = encode(difference)
+            elif np.abs(difference).max(initial=0) > 1e-3 * np.abs(base.read(tensor)).max(initial=0):
+                raise InputError(
+                    f"{tensor} differs; a delta holds the layers' matrices alone",
+                    fix="convert the model as a whole: --format safetensors",
+                )
+            progress.advance(difference.size)
+            for weights in (base, adapted):
+                weights.release()
+    finally:
+        progress.finish()
+    record = {"schema": SCHEMA, "base": name, "fingerprint": base.fingerprint}
+    with staged_folder(target) as folder:
+        (folder / DELTA_NAME).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        with (folder / ARRAYS_NAME).open("wb") as stream:
+            write_safetensors(stream, arrays)
+
+
+def encode(difference: NDArray[np.float32]) -> tuple[NDArray[np.uint8], NDArray[np.float16]]:
+    """Signs and scales of a difference [rows, columns]; see the module."""
+    rows, columns = difference.shape
+    groups = -(-columns // GROUP)
+    sizes = np.zeros((rows, groups * GROUP), np.float32)
+    sizes[:, :columns] = np.abs(difference)
+    counts = np.minimum(GROUP, columns - GROUP * np.arange(groups))  # of weights in each group
+    scales = sizes.reshape(rows, groups, GROUP).sum(axis=2) / counts
+    return np.packbits(difference > 0, axis=1, bitorder="little"), scales.astype(np.float16)
+
+
+def decode(signs: NDArray[np.uint8], scales: NDArray[np.float16], columns: int) -> NDArray[np.float32]:
+    """The difference [rows, columns] that `encode` kept."""
+    plus = np.unpackbits(signs, axis=1, count=columns, bitorder="little").astype(np.float32)
+    spread = np.repeat(scales.astype(np.float32), GROUP, axis=1)[:, :columns]
+    return (2 * plus - 1) * spread
+
+
+class DeltaWeights:
+    """`Weights` of a base and the delta in a folder.
+
+    Args:
+        base: the original; `close` closes it.
+        folder: where the delta lies.
+        record: its `delta.json`.
+
+    Raises:
+        ModelFormatError: the delta is for other weights, or its arrays do not fit them.
+    """
+
+    def __init__(self, base: Weights, folder: Path, record: dict[str, Any]) -> None:
+        if base.fingerprint != record["fingerprint"]:
+            raise ModelFormatError(
+                f"{folder} is for other weights than those of {record['base']}",
+                fix="fetch both again; a delta fits the very file that it was made of",
+            )
+        self._base = base
+        self._delta = SafeTensors(folder / ARRAYS_NAME)
+        try:
+            self._check(folder)
+        except BaseException:
+            self._delta.close()
+            raise
+
+    def _check(self, folder: Path) -> None:
+        wanted: dict[str, tuple[str, tuple[int, ...]]] = {}
+        for name in self._base.names():
+            shape = self._base.shape(name)
+            if _in_delta(name, shape):
+                wanted[f"{name}.signs"] = ("U8", (shape[0], -(-shape[1] // 8)))
+                wanted[f"{name}.scales"] = ("F16", (shape[0], -(-shape[1] // GROUP)))
+        found = {
+            name: (self._delta.dtype_name(name), self._delta.shape(name)) for name in self._delta.names()
+        }
+        for name in sorted(wanted.keys() | found.keys()):
+            if wanted.get(name) != found.get(name):
+                raise ModelFormatError(
+                    f"{folder / ARRAYS_NAME}: {name} is {found.get(name)}; {wanted.get(name)} is needed"
+                )
+
+    @property
+    def fingerprint(self) -> str:
+        """Of both."""
+        both = f"{self._base.fingerprint}+{self._delta.fingerprint}"
+        return hashlib.sha256(both.encode()).hexdigest()
+
+    def names(self) -> Collection[str]:
+        """The base's."""
+        return self._base.names()
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._base
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The base's."""
+        return self._base.shape(name)
+
+    def source_type(self, name: str) -> str:
+        """Adapted matrices are floats, whatever the base's were."""
+        return "F16" if _in_delta(name, self.shape(name)) else self._base.source_type(name)
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> NDArray[np.float32]:
+        """See `Weights.read`."""
+        values = self._base.read(name, start, stop)
+        if not _in_delta(name, self.shape(name)):
+            return values
+        signs, scales = self._arrays(name)
+        return values + decode(signs[start:stop], scales[start:stop], self.shape(name)[1])
+
+    def read_columns(self, name: str, start: int, stop: int) -> NDArray[np.float32]:
+        """See `Weights.read_columns`."""
+        values = self._base.read_columns(name, start, stop)
+        if not _in_delta(name, self.shape(name)):
+            return values
+        signs, scales = self._arrays(name)  # `start` is a multiple of COLUMN_STEP, and that of GROUP and of 8
+        return values + decode(signs[:, start // 8 :], scales[:, start // GROUP :], stop - start)
+
+    def _arrays(self, name: str) -> tuple[NDArray[np.uint8], NDArray[np.float16]]:
+        return self._delta.read(f"{name}.signs"), self._delta.read(f"{name}.scales")
+
+    def release(self) -> None:
+        """Let the OS drop the pages read so far."""
+        self._base.release()
+        self._delta.release()
+
+    def close(self) -> None:
+        """Close both."""
+        self._base.close()
+        self._delta.close()
+
+
+def check_record(folder: Path, values: dict[str, Any]) -> dict[str, Any]:
+    """`delta.json`, checked. Raises `ModelFormatError`."""
+    if set(values) != {"schema", "base", "fingerprint"} or values["schema"] != SCHEMA:
+        raise ModelFormatError(f"{folder / DELTA_NAME} is not of schema {SCHEMA}", fix="update dejavu")
+    if not all(
+        isinstance(values[name], str) and len(values[name]) < 1000 for name in ("base", "fingerprint")
+    ):
+        raise ModelFormatError(f"{folder / DELTA_NAME}: base and fingerprint are not texts")
+    return values
+
+
+def _in_delta(name: str, shape: tuple[int, ...]) -> bool:
+    return name.startswith("layers.") and len(shape) == 2

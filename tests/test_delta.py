@@ -1,0 +1,179 @@
+"""Deltas: what is kept of a difference, that any reader sees base and delta together, and files that do not fit."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+from dejavu import LLM, SamplingParams
+from dejavu.cli.app import run
+from dejavu.conversion import convert_to_delta
+from dejavu.errors import InputError, ModelFormatError
+from dejavu.models.delta import ARRAYS_NAME, DELTA_NAME, GROUP, decode, encode
+from dejavu.models.folder_writer import write_folder
+from dejavu.models.loading import open_model
+from dejavu.tokenizer import Tokenizer
+from tiny_chat import build_tiny_chat
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_tiny_chat(tmp_path_factory.mktemp("delta") / "base")
+
+
+def changed(base: Path, target: Path, touch: str = "layers.") -> Path:
+    """The base with other matrices."""
+    opened, rng = open_model(base), np.random.default_rng(5)
+
+    def read(name: str) -> np.ndarray:
+        values = opened.weights.read(name)
+        if name.startswith(touch) and values.ndim == 2:
+            values = values + np.float32(0.01) * rng.standard_normal(values.shape, np.float32)
+        return values
+
+    write_folder(target, opened.config, read, add_files=Tokenizer.from_model(opened).save)
+    opened.close()
+    return target
+
+
+@pytest.fixture(scope="module")
+def adapted(base: Path) -> Path:
+    return changed(base, base.parent / "adapted")
+
+
+@pytest.fixture
+def delta(base: Path, adapted: Path, tmp_path: Path) -> Path:
+    convert_to_delta(adapted, tmp_path / "delta", str(base), base)
+    return tmp_path / "delta"
+
+
+@pytest.mark.parametrize("columns", [1, 8, 63, 64, 65, 576])
+def test_a_bit_and_a_scale(columns: int) -> None:
+    difference = np.random.default_rng(0).standard_normal((5, columns)).astype(np.float32)
+    signs, scales = encode(difference)
+    assert signs.shape == (5, -(-columns // 8))
+    found = decode(signs, scales, columns)
+    np.testing.assert_array_equal(found > 0, difference > 0)
+    for start in range(0, columns, GROUP):
+        group = np.abs(difference[:, start : start + GROUP])
+        expected = group.mean(axis=1, keepdims=True).astype(np.float16).astype(np.float32)
+        np.testing.assert_array_equal(
+            np.abs(found[:, start : start + GROUP]), np.broadcast_to(expected, group.shape)
+        )
+    assert not encode(np.zeros((2, columns), np.float32))[1].any()
+
+
+def test_readers_see_both(base: Path, adapted: Path, delta: Path) -> None:
+    opened, original, exact = (open_model(path) for path in (delta, base, adapted))
+    assert opened.config == original.config
+    assert opened.weights.fingerprint not in (original.weights.fingerprint, exact.weights.fingerprint)
+    for name in original.weights.names():
+        found, before, after = (m.weights.read(name) for m in (opened, original, exact))
+        if name.startswith("layers.") and found.ndim == 2:
+            expected = before + decode(*encode(after - before), before.shape[1])
+            np.testing.assert_allclose(found, expected, atol=1e-6)
+            assert np.abs(found - after).mean() < 0.7 * np.abs(before - after).mean()
+            np.testing.assert_array_equal(opened.weights.read(name, 3, 7), found[3:7])
+            np.testing.assert_array_equal(opened.weights.read_columns(name, 0, found.shape[1]), found)
+        else:
+            np.testing.assert_array_equal(found, before)
+    for model in (opened, original, exact):
+        model.close()
+
+
+def test_wide_matrices_by_columns(tmp_path: Path) -> None:
+    from dejavu.models.delta import DeltaWeights, write_delta
+
+    class Arrays:
+        fingerprint = "f"
+
+        def __init__(self, values: np.ndarray) -> None:
+            self.values = values
+
+        def names(self) -> list[str]:
+            return ["layers.0.down.weight"]
+
+        def shape(self, name: str) -> tuple[int, ...]:
+            return self.values.shape
+
+        def read(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
+            return self.values[start:stop]
+
+        def read_columns(self, name: str, start: int, stop: int) -> np.ndarray:
+            return self.values[:, start:stop]
+
+        def release(self) -> None:
+            pass
+
+    rng = np.random.default_rng(0)
+    base, other = (Arrays(rng.standard_normal((6, 700)).astype(np.float32)) for _ in range(2))
+    write_delta(tmp_path / "delta", base, other, name="x")  # type: ignore[arg-type]
+    found = DeltaWeights(base, tmp_path / "delta", {"fingerprint": "f", "base": "x"})  # type: ignore[arg-type]
+    whole = found.read("layers.0.down.weight")
+    for start, stop in ((0, 256), (256, 512), (512, 700), (0, 700)):
+        np.testing.assert_array_equal(
+            found.read_columns("layers.0.down.weight", start, stop), whole[:, start:stop]
+        )
+
+
+def test_running_a_delta(base: Path, delta: Path, adapted: Path) -> None:
+    tokens, logits = np.arange(3, 12, dtype=np.int32), []
+    for path in (delta, base, adapted):
+        with LLM.from_pretrained(str(path), codec="f32", cache=False, threads=1) as llm:
+            assert len(llm.generate("the cat", SamplingParams(max_tokens=8, ignore_eos=True)).text) > 0
+            assert llm.tokenizer.chat_template
+            logits.append(llm.executor.prefill(tokens, llm.executor.new_cache(), all_logits=True))
+    assert 0 < np.abs(logits[0] - logits[2]).mean() < 0.8 * np.abs(logits[1] - logits[2]).mean()
+
+
+def test_on_the_command_line(
+    base: Path, adapted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["convert", str(adapted), "-o", str(tmp_path / "delta"), "--json"]
+    assert run([*command, "--format", "delta", "--base", str(base)]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["format"], found["codec"]) == ("delta", "1 bit")
+    assert found["bytes"] < 0.2 * (adapted / "model.safetensors").stat().st_size
+    for more in (
+        ["--format", "delta"],
+        ["--base", str(base)],
+        ["--format", "delta", "--base", str(base), "--force"],
+    ):
+        assert run([*command[:2], "-o", str(tmp_path / "x"), *more]) == InputError.exit_code
+    assert run([*command, "--format", "delta", "--base", str(base)]) == InputError.exit_code
+    capsys.readouterr()
+
+
+def test_what_does_not_fit_is_refused(base: Path, adapted: Path, delta: Path, tmp_path: Path) -> None:
+    other = changed(base, tmp_path / "embedding", "embed")
+    with pytest.raises(InputError, match=r"embed.weight differs"):
+        convert_to_delta(other, tmp_path / "x", str(base), base)
+    assert not (tmp_path / "x").exists()
+    record = json.loads((delta / DELTA_NAME).read_text())
+    for change, message in (
+        ({"fingerprint": "0" * 64}, "is for other weights"),
+        ({"schema": 2}, "not of schema 1"),
+        ({"more": 1}, "not of schema 1"),
+        ({"base": 3}, "are not texts"),
+    ):
+        (delta / DELTA_NAME).write_text(json.dumps(record | change))
+        with pytest.raises(ModelFormatError, match=message):
+            open_model(delta)
+    (delta / DELTA_NAME).write_text(json.dumps(record))
+    arrays = (delta / ARRAYS_NAME).read_bytes()
+    for damaged in (
+        arrays[:-9],
+        arrays[:40],
+        arrays.replace(b"layers.1.up.weight.signs", b"layers.1.up.weight.sighs"),
+    ):
+        (delta / ARRAYS_NAME).write_bytes(damaged)
+        with pytest.raises(ModelFormatError):
+            open_model(delta)
+    shutil.rmtree(delta)
