@@ -11,7 +11,7 @@ import pytest
 from dejavu import LLM, SamplingParams
 from dejavu.cli.app import run
 from dejavu.engine import NativeExecutor, break_even
-from dejavu.engine.break_even import BreakEven, Times, decide, time_both
+from dejavu.engine.break_even import BreakEven, Times, decide, time_in_turn
 from dejavu.engine.native import break_even_path
 from dejavu.models.loading import open_model
 from dejavu.plan import AccessPlan, Dense, Oracle, Sketch, Threshold
@@ -66,7 +66,8 @@ def test_what_is_left_of_a_plan(tiny: Path) -> None:
 def test_times_are_taken_of_both(tiny: Path) -> None:
     executor = NativeExecutor.load(tiny, codec="int8", threads=1, cache=False)
     executor.set_plan(uniform(tiny, Threshold(density=0.5)))
-    for found in time_both(executor, np.array([3, 4, 5], np.int32)):
+    settings = [(executor, True), (executor, False)]
+    for found in time_in_turn(settings, np.array([3, 4, 5], np.int32)):
         assert found.mlps.shape == (executor.config.n_layers,)
         assert (found.mlps > 0).all()
         assert found.head > 0
@@ -80,11 +81,11 @@ def test_generation_follows_what_was_measured(
     plan, measured = uniform(tiny, selector), []
     params = SamplingParams(temperature=0, max_tokens=7, ignore_eos=True)
 
-    def fake(executor: NativeExecutor, tokens: Any) -> tuple[Times, Times]:
-        measured.append(executor.packed.nested)
-        return times(speeds), times([4, 4])
+    def fake(settings: Any, tokens: Any) -> list[Times]:
+        measured.extend(executor.packed.nested for executor, sparse in settings if not sparse)
+        return [times(speeds), times([4, 4]), times([4, 4])][: len(settings)]
 
-    monkeypatch.setattr(break_even, "time_both", fake)
+    monkeypatch.setattr(break_even, "time_in_turn", fake)
 
     def text(**options: Any) -> tuple[str, Any, Any]:
         with LLM.from_pretrained(str(tiny), codec="int8", threads=1, **options) as llm:
@@ -118,7 +119,7 @@ def test_the_command_says_what_runs_dense(
     command = ["generate", "the cat", "-m", str(tiny), "--codec", "int8", "-n", "5", "--plan"]
     command.append(str(tmp_path / "plan"))
     for speeds, message in (([9, 9], "the plan does not pay"), ([2, 9], "1 of 2 layers run dense")):
-        monkeypatch.setattr(break_even, "time_both", lambda *_: (times(speeds), times([4, 4])))  # noqa: B023
+        monkeypatch.setattr(break_even, "time_in_turn", lambda *_: [times(speeds), times([4, 4])])  # noqa: B023
         assert run(command) == 0
         assert message in capsys.readouterr().err
         break_even_path(tiny).unlink()

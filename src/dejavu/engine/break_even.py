@@ -21,7 +21,7 @@ from dejavu.plan import Dense
 from dejavu.plan.summary import summarize
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -90,12 +90,12 @@ def break_even(
     key = _key(executor, plan)
     if memory is not None and (known := _recall(memory, key)) is not None:
         return known
-    by_plan, dense = time_both(executor, tokens)
     other = plain()
-    without = dense if other is executor else time_both(other, tokens)[1]
+    settings = [(executor, True), (executor, False), *([] if other is executor else [(other, False)])]
+    by_plan, dense, *rest = time_in_turn(settings, tokens)
     if other is not executor:
         other.close()
-    found = decide(by_plan, dense, without)
+    found = decide(by_plan, dense, rest[0] if rest else dense)
     if memory is not None:
         _remember(memory, key, found)
     executor.reset_stats()
@@ -111,21 +111,20 @@ def decide(by_plan: Times, dense: Times, without: Times) -> BreakEven:
     return BreakEven(tuple(slower.tolist()), 1.0 if nothing else speedup)
 
 
-def time_both(executor: NativeExecutor, tokens: NDArray[np.int32]) -> tuple[Times, Times]:
-    """By the plan (dense without one) and dense, in turn; the fastest of `ROUNDS` each."""
-    caches = (executor.new_cache(), executor.new_cache())
-    logits = np.empty((1, executor.config.vocab_size), np.float32)
-    seen: tuple[list[Times], list[Times]] = ([], [])
+def time_in_turn(settings: Sequence[tuple[NativeExecutor, bool]], tokens: NDArray[np.int32]) -> list[Times]:
+    """Of each (model, by its plan or dense), one after the other in every round; the fastest of `ROUNDS` each."""
+    caches = [executor.new_cache() for executor, _ in settings]
+    logits = np.empty((1, settings[0][0].config.vocab_size), np.float32)
+    seen: list[list[Times]] = [[] for _ in settings]
     for start in range(0, (ROUNDS + 1) * STEPS, STEPS):
-        for cache, found, sparse in zip(caches, seen, (True, False), strict=True):
+        for (executor, sparse), cache, found in zip(settings, caches, seen, strict=True):
             executor.reset_stats()
             for i in range(start, start + STEPS):
                 executor.step(tokens[i % len(tokens) :][:1], cache, logits, sparse=sparse)
             found.append(Times(*executor.part_seconds()))
-    best = [
+    return [  # without the first round, which warms up
         Times(np.min([t.mlps for t in found[1:]], axis=0), min(t.head for t in found[1:])) for found in seen
     ]
-    return best[0], best[1]
 
 
 def _key(executor: NativeExecutor, plan: AccessPlan) -> str:
