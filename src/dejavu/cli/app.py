@@ -21,6 +21,7 @@ from dejavu.cli import (
     perplexity,
     plan,
     pull,
+    report,
     stored,
     train,
 )
@@ -83,6 +84,7 @@ app.command("perplexity")(perplexity.perplexity)
 app.command("eval")(eval.evaluate)
 app.command("bench")(bench.bench)
 app.command("analyze")(analyze.analyze)
+app.command("report")(report.report)
 app.add_typer(plan.app, name="plan")
 
 

@@ -139,12 +139,19 @@ def text_width(content: str) -> float:
     return _LETTER * len(content)
 
 
-def svg(title: str, body: Iterable[str], *, description: str = "", size: Size = (WIDTH, HEIGHT)) -> str:
-    """The element around a chart; `title` is drawn, `description` is for screen readers."""
+def svg(
+    title: str,
+    body: Iterable[str],
+    *,
+    description: str = "",
+    size: Size = (WIDTH, HEIGHT),
+    left: float = LEFT,
+) -> str:
+    """The element around a chart; `title` is drawn at `left`, `description` is for screen readers."""
     return (
         f'<svg class="chart" xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {size[0]:g} {size[1]:g}" role="img" '
         f'aria-label="{escape(description or title)}">'
-        f"{text(LEFT, 16, title, css='title')}{''.join(body)}</svg>"
+        f"{text(left, 16, title, css='title')}{''.join(body)}</svg>"
     )
 
 

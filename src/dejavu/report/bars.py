@@ -12,12 +12,19 @@ if TYPE_CHECKING:
 
 
 def bar_chart(
-    title: str, names: Sequence[str], values: Sequence[float], *, x_label: str, y: Axis, description: str = ""
+    title: str,
+    names: Sequence[str],
+    values: Sequence[float],
+    *,
+    x_label: str,
+    y: Axis,
+    dots: Sequence[float | None] = (),
+    description: str = "",
 ) -> str:
-    """An SVG of one upright bar per name; names are thinned out where they would collide."""
+    """An SVG of one upright bar per name, and perhaps a dot over it; names are thinned out where they would collide."""
     top = 30.0
     across = fit(Axis(x_label, ticks=(-1.0,)), [0, len(names)], LEFT, WIDTH - RIGHT)
-    upward = fit(y, [0.0, *values], HEIGHT - BOTTOM, top)
+    upward = fit(y, [0.0, *values, *(dot for dot in dots if dot is not None)], HEIGHT - BOTTOM, top)
     body = frame(across, upward, top)
     step = (WIDTH - RIGHT - LEFT) / max(1, len(names))
     every = max(1, -(-int(8 * max(map(len, names), default=1) + 4) // max(1, int(step))))
@@ -30,4 +37,10 @@ def bar_chart(
         )
         if i % every == 0:
             body.append(text(left + step / 2, HEIGHT - BOTTOM + 17, name, anchor="middle", css="dim"))
+    for i, dot in enumerate(dots):
+        if dot is not None:
+            tip = f"<title>{escape(names[i])}: {number(dot, percent=y.percent)}</title>"
+            body.append(
+                f'<circle class="f1" cx="{LEFT + step * (i + 0.5):.2f}" cy="{upward(dot):g}" r="3">{tip}</circle>'
+            )
     return svg(title, body, description=description)

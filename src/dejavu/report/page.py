@@ -51,6 +51,11 @@ class Page:
         """Add running text."""
         self._parts.append(f"<p>{escape(content)}</p>")
 
+    def command(self, command: str, label: str = "") -> None:
+        """Add a command line, and before it what it is."""
+        before = f"{escape(label)} " if label else ""
+        self._parts.append(f'<p class="command">{before}<code>{escape(command)}</code></p>')
+
     def verdict(self, sentences: Sequence[str]) -> None:
         """Add what all the figures come to; the first sentence stands out."""
         lines = "".join(f"<p>{escape(sentence)}</p>" for sentence in sentences)

@@ -1,0 +1,54 @@
+"""Adaptation and analysis in short; each has a longer report of its own."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from dejavu.analysis.charts import quality_chart
+from dejavu.report import Axis, Series, line_chart
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    Document = Mapping[str, Any]
+
+
+def adaptation_charts(document: Document) -> list[tuple[str, str]]:
+    """Perplexity ratio and density on held-out text while the model was adapted."""
+    curve = document["curve"]
+    tokens = [point["tokens"] for point in curve]
+    ratio = line_chart(
+        "Adaptation",
+        [Series("ratio", tokens, [point["ratio"] for point in curve])],
+        x=Axis("tokens seen"),
+        y=Axis("perplexity ratio", log=True),
+        mark=1.0,
+        description="Perplexity ratio of the masked model to the dense original against tokens seen",
+    )
+    density = line_chart(
+        "Its density",
+        [Series("density", tokens, [point["density"] for point in curve])],
+        x=Axis("tokens seen"),
+        y=Axis("density", percent=True, low=0.0),
+    )
+    return [
+        (ratio, "Held-out perplexity under the masks, over that of the dense original. Dotted: no loss."),
+        (density, "Share of the neurons that a token runs, mean over layers."),
+    ]
+
+
+def adaptation_sentences(document: Document) -> list[str]:
+    """What it came to."""
+    native, first = document["native"], document["curve"][0]
+    return [
+        f"After {document['tokens']:,} tokens in {document['seconds'] / 3600:.2f} hours, the adapted model with "
+        f"{100 * native['density']:.0f}% of its neurons has {native['ppl_ratio']:.4f} times the perplexity of the dense "
+        f"original in {native['base_codec']}, on {native['tokens']:,} held-out tokens, native engine, weights in "
+        f"{document['options']['codec']}. Before, the same masks cost {first['ratio']:.4f}."
+    ]
+
+
+def analysis_charts(document: Document) -> list[tuple[str, str]]:
+    """Perplexity ratio against density, of those parts that were measured."""
+    parts = dict.fromkeys(point["part"] for point in document["quality"]["points"])
+    return [quality_chart(document, part) for part in parts if part in ("neurons", "heads", "both")]

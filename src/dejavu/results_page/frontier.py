@@ -1,0 +1,165 @@
+"""Quality against speed: what each setting of the model has of both."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dejavu.report import Axis, Group, Point, Table, scatter_chart
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from dejavu.results_page.collection import Collection
+
+_GROUPS = {"dense": "dejavu, dense", "plan": "dejavu, by a plan", "llama.cpp": "llama.cpp"}
+_SIZE = (480.0, 400.0)
+_LEAST = 5e-4
+"""Losses below are drawn here: what is measured does not tell them from none."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A way to run the model."""
+
+    name: str
+    group: str
+    ratio: float
+    """Perplexity over the base's, geometric mean over texts."""
+    speed: float
+    """Tokens/s, decoding one sequence."""
+    spread: float
+
+
+def from_rows(rows: Iterable[Mapping[str, Any]]) -> list[Setting]:
+    """Of a file of benchmarks/frontier.py: the settings that have both figures; later rows replace earlier ones."""
+    ratios: dict[str, dict[str, float]] = {}
+    kinds, speeds = {}, {}
+    for row in rows:
+        if "ppl_ratio" in row:
+            ratios.setdefault(row["name"], {})[row["text"]] = row["ppl_ratio"]
+            kinds[row["name"]] = row["kind"]
+        else:
+            speeds[row["name"]] = row
+    return [
+        Setting(
+            name.removeprefix("llama.cpp "),
+            _GROUPS.get(kinds[name], kinds[name]),
+            statistics.geometric_mean(ratios[name].values()),
+            speeds[name]["tokens_per_s"],
+            speeds[name]["spread"],
+        )
+        for name in ratios
+        if name in speeds
+    ]
+
+
+def from_runs(collection: Collection) -> list[Setting]:
+    """Of the runs of `dejavu eval` that `dejavu bench` has timed with the same weights by the same plan."""
+    speeds: dict[tuple[bool, str, str | None], Mapping[str, Any]] = {}
+    for bench in collection.of("bench"):
+        for record in bench.data["results"]:
+            if record["kind"] == "tg" and record["batch"] == 1:
+                key = (collection.adapted(bench), record["codec"], _digest(collection, record["plan"]))
+                best = speeds.get(key)
+                if best is None or record["tokens_per_s"] > best["tokens_per_s"]:
+                    speeds[key] = record
+    bases = _base_perplexities(collection)
+    found = []
+    for source in collection.of("eval"):
+        adapted = collection.adapted(source)
+        for run in source.data["runs"]:
+            timed = speeds.get((adapted, run["codec"], run["plan_sha256"]))
+            ratio = _ratio(run, bases)
+            if timed and ratio:
+                group = _GROUPS["dense" if run["plan"] is None else "plan"]
+                name = f"adapted, {run['name']}" if adapted else run["name"]
+                found.append(Setting(name, group, ratio, timed["tokens_per_s"], timed["tokens_per_s_spread"]))
+    return found
+
+
+def chart(settings: list[Setting], title: str) -> str:
+    """The frontier as an SVG."""
+    groups: dict[str, list[Point]] = {
+        name: [] for name in _GROUPS.values()
+    }  # of the same colours on every chart
+    for setting in settings:
+        loss = max(setting.ratio - 1, _LEAST)
+        groups.setdefault(setting.group, []).append(Point(setting.speed, loss, setting.name))
+    return scatter_chart(
+        title,
+        [Group(name, points) for name, points in groups.items() if points],
+        x=Axis("tokens/s"),
+        y=Axis("perplexity above the base's", log=True, percent=True, low=_LEAST),
+        pareto=("high", "low"),
+        description="Loss of perplexity to the base model against tokens per second; right and low is better",
+        size=_SIZE,
+    )
+
+
+def table(settings: list[Setting]) -> Table:
+    """The numbers behind `chart`."""
+    rows = [
+        [s.name, s.group, f"{s.ratio:.4f}", f"{s.speed:.1f} ± {s.spread:.1f}"]
+        for s in sorted(settings, key=lambda s: s.ratio)
+    ]
+    return Table("By quality", ["setting", "", "ppl ratio", "tokens/s"], rows)
+
+
+def sentence(settings: list[Setting], *, limit: float = 1.02) -> str:
+    """The fastest of those that keep the quality; empty if none does."""
+    good = [s for s in settings if s.ratio <= limit]
+    if not good:
+        return ""
+    best = max(good, key=lambda s: s.speed)
+    return (
+        f"Fastest within {100 * (limit - 1):.0f}% of the base's perplexity: {best.name} ({best.group}), "
+        f"{best.speed:.1f} ± {best.spread:.1f} tokens/s at {best.ratio:.4f} times its perplexity."
+    )
+
+
+def untimed(collection: Collection) -> bool:
+    """Whether there are runs by a plan that cannot be told which plan was timed."""
+    return any(
+        record["plan"] != "off" and _digest(collection, record["plan"]) is None
+        for bench in collection.of("bench")
+        for record in bench.data["results"]
+    )
+
+
+def _digest(collection: Collection, plan: str) -> str | None:
+    """SHA-256 of the plan that was timed; None: dense, and "unknown" by its path."""
+    if plan == "off":
+        return None
+    given = collection.of("plan")
+    exact = [s for s in given if s.path.resolve() == Path(plan).expanduser().resolve()]
+    named = exact or [s for s in given if s.path.name == Path(plan).name]
+    return str(named[0].data["sha256"]) if len(named) == 1 else f"unknown: {plan}"
+
+
+def _base_perplexities(collection: Collection) -> dict[tuple[str, int], float]:
+    """Of the dense base of the original model, by text and number of tokens."""
+    found = {}
+    for source in collection.of("eval"):
+        if not collection.adapted(source):
+            for run in source.data["runs"]:
+                for name, entry in run["texts"].items():
+                    value = entry["metrics"].get("base_perplexity", {}).get("value")
+                    if value:
+                        found[name, entry["tokens"]] = value
+    return found
+
+
+def _ratio(run: Mapping[str, Any], bases: Mapping[tuple[str, int], float]) -> float | None:
+    """Geometric mean over the texts; None where a base is missing."""
+    ratios = []
+    for name, entry in run["texts"].items():
+        base = bases.get((name, entry["tokens"]))
+        value = entry["metrics"].get("perplexity", {}).get("value")
+        if not base or not value or not math.isfinite(value):
+            return None
+        ratios.append(value / base)
+    return statistics.geometric_mean(ratios) if ratios else None

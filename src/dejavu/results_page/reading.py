@@ -1,0 +1,190 @@
+"""Reading result files: each is known by what is in it, not by its name."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from dejavu.errors import InputError
+from dejavu.plan import AccessPlan
+from dejavu.plan.storage import PLAN_NAME
+from dejavu.plan.summary import summarize
+from dejavu.results_page import shapes
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+Kind = Literal["eval", "bench", "analysis", "plan", "adaptation", "frontier"]
+ANALYSIS_NAME, ADAPTATION_NAME, OWN_PLAN = "analysis.json", "adaptation.json", "plan"
+_SCHEMA = 1
+_MAX_BYTES = 256 << 20
+_KNOWN = (
+    "give files of: dejavu eval -o FILE, dejavu bench --json > FILE, dejavu analyze -o FOLDER, dejavu train -o PLAN, "
+    "dejavu adapt -o FOLDER, benchmarks/frontier.py --out FILE"
+)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A result."""
+
+    kind: Kind
+    path: Path
+    data: dict[str, Any]
+    """As the file has it; frontier: {"rows"}; plan: what `summarize` gives, and "sha256" of plan.json."""
+    of_adapted: bool = False
+    """plan: it lies in the folder of an adapted model."""
+
+    @property
+    def fingerprint(self) -> str | None:
+        """Of the weights it was measured on; None: not known."""
+        return self.data["model"] if self.kind == "plan" else self.data.get("fingerprint")
+
+    @property
+    def model(self) -> str | None:
+        """How the model was called; a path by its last part. None: not said."""
+        if self.kind in ("plan", "frontier"):
+            return None
+        name: str = self.data["base" if self.kind == "adaptation" else "model"]
+        return name.rstrip("/").rpartition("/")[2] if name.startswith(("/", ".", "~")) else name
+
+    @property
+    def synthetic(self) -> bool:
+        """Whether its weights are random numbers in the shape of a model."""
+        return self.kind == "bench" and any(r["synthetic_weights"] for r in self.data["results"])
+
+    @property
+    def command(self) -> str:
+        """That made it; empty: not known."""
+        found = self.data["evidence"] if self.kind == "plan" else self.data
+        command = found.get("command", "")
+        return command if isinstance(command, str) else ""
+
+    @property
+    def dates(self) -> list[str]:
+        """Days on which it was made, as year-month-day."""
+        found = self.data["rows"] if self.kind == "frontier" else [self.data]
+        return sorted({str(entry["date"])[:10] for entry in found if "date" in entry})
+
+
+def read_result(path: Path) -> list[Source]:
+    """What a file or a folder of results holds.
+
+    Raises:
+        InputError: it cannot be read, is of no known kind, of another schema, or not what its kind has to be.
+        PlanError: a plan is damaged.
+    """
+    if path.is_dir():
+        return _read_folder(path)
+    if path.name == PLAN_NAME:
+        return [_plan(path.parent)]
+    text = _text(path)
+    try:
+        document = json.loads(text)
+    except (ValueError, RecursionError):
+        return [_frontier(path, text)]
+    if isinstance(document, dict) and "name" in document and "layers" not in document:
+        return [_frontier(path, text)]
+    return [_source(path, document)]
+
+
+def _read_folder(folder: Path) -> list[Source]:
+    if (folder / PLAN_NAME).is_file():
+        return [_plan(folder)]
+    found = [
+        _source(p, _json(p)) for name in (ANALYSIS_NAME, ADAPTATION_NAME) if (p := folder / name).is_file()
+    ]
+    if found and found[-1].kind == "adaptation" and (folder / OWN_PLAN / PLAN_NAME).is_file():
+        found.append(_plan(folder / OWN_PLAN, of_adapted=True))
+    if not found:
+        raise InputError(f"{folder} holds no {PLAN_NAME}, {ANALYSIS_NAME} or {ADAPTATION_NAME}", fix=_KNOWN)
+    return found
+
+
+def _source(path: Path, document: Any) -> Source:
+    kind = _kind(document)
+    if kind is None:
+        raise InputError(f"{path} is no result of dejavu that the page can show", fix=_KNOWN)
+    if kind != "adaptation" and document.get("schema") != _SCHEMA:
+        raise InputError(
+            f"{path}: schema {document.get('schema')!r:.40}; this version of dejavu reads schema {_SCHEMA}",
+            fix="make it again, or use the version of dejavu that wrote it",
+        )
+    shape = {
+        "eval": shapes.EVAL,
+        "bench": shapes.BENCH,
+        "analysis": shapes.ANALYSIS,
+        "adaptation": shapes.ADAPTATION,
+    }[kind]
+    _check(document, shape, str(path))
+    for name in {"eval": ["runs"], "bench": ["results"], "adaptation": ["curve"]}.get(kind, []):
+        if not document[name]:
+            raise InputError(f"{path}: {name} is empty", fix="make it again")
+    return Source(kind, path, document)
+
+
+def _kind(document: Any) -> Literal["eval", "bench", "analysis", "adaptation"] | None:
+    if not isinstance(document, dict):
+        return None
+    if document.get("kind") == "eval":
+        return "eval"
+    if document.get("kind") == "bench":
+        return "bench"
+    if {"verdict", "quality"} <= document.keys():
+        return "analysis"
+    return "adaptation" if {"curve", "native", "base"} <= document.keys() else None
+
+
+def _plan(folder: Path, *, of_adapted: bool = False) -> Source:
+    facts = summarize(AccessPlan.load(folder))
+    for number, layer in enumerate(facts["evidence"].get("layers", [])):
+        _check(layer, shapes.LAYER_EVIDENCE, f"{folder / PLAN_NAME}: evidence of layer {number}")
+    digest = hashlib.sha256((folder / PLAN_NAME).read_bytes()).hexdigest()
+    return Source("plan", folder, facts | {"sha256": digest}, of_adapted)
+
+
+def _frontier(path: Path, text: str) -> Source:
+    rows = []
+    for number, line in enumerate(text.splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"{path}, line {number} is no JSON: {error}", fix=_KNOWN) from error
+        if not isinstance(row, dict) or not {"ppl_ratio", "tokens_per_s"} & row.keys():
+            raise InputError(f"{path}, line {number} has neither ppl_ratio nor tokens_per_s", fix=_KNOWN)
+        quality = "ppl_ratio" in row
+        _check(row, shapes.QUALITY_ROW if quality else shapes.SPEED_ROW, f"{path}, line {number}")
+        if not row["ppl_ratio" if quality else "tokens_per_s"] > 0:
+            raise InputError(f"{path}, line {number}: a figure is not above 0", fix="measure it again")
+        rows.append(row)
+    if not rows:
+        raise InputError(f"{path} is empty", fix=_KNOWN)
+    return Source("frontier", path, {"rows": rows})
+
+
+def _check(document: Any, shape: Any, where: str) -> None:
+    try:
+        shapes.check(document, shape, where)
+    except InputError as error:
+        raise InputError(str(error.args[0]), fix="make the file again with this version of dejavu") from error
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(_text(path))
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is no JSON: {error}", fix="make it again") from error
+
+
+def _text(path: Path) -> str:
+    try:
+        if path.stat().st_size > _MAX_BYTES:
+            raise InputError(f"{path} has more than {_MAX_BYTES} bytes", fix=_KNOWN)
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text"
+        raise InputError(f"cannot read {path}: {reason}", fix=_KNOWN) from error

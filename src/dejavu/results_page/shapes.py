@@ -1,0 +1,140 @@
+"""What the parts of a result file have to be that the page reads."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dejavu.errors import InputError
+
+NUMBER = (int, float)
+MAYBE_NUMBER = (int, float, type(None))
+MAYBE_TEXT = (str, type(None))
+
+_NAMES = {str: "text", int: "a number", bool: "true or false", dict: "an object"}
+_ESTIMATE = {"value": MAYBE_NUMBER, "stderr": MAYBE_NUMBER}
+_METRICS = {"*": _ESTIMATE}
+_MACHINE = {"cpu": str, "logical_cpus?": int, "physical_cores?": int, "memory_bytes?": int}
+_MADE = {"model": str, "date": str, "machine": _MACHINE, "versions?": {"*": str}, "command?": str}
+
+EVAL = _MADE | {
+    "fingerprint": str,
+    "runs": [
+        {
+            "name": str,
+            "codec": str,
+            "plan": MAYBE_TEXT,
+            "plan_sha256": MAYBE_TEXT,
+            "tasks": {"*": {"items": int, "skipped": [dict], "metrics": _METRICS}},
+            "texts": {"*": {"base": MAYBE_TEXT, "tokens": int, "metrics": _METRICS}},
+            "average?": _ESTIMATE,
+            "difference?": {"tasks": {"*": _METRICS}, "average?": _ESTIMATE},
+        }
+    ],
+}
+BENCH = _MADE | {
+    "fingerprint": MAYBE_TEXT,
+    "results": [
+        {
+            "synthetic_weights": bool,
+            "codec": str,
+            "kv_dtype": str,
+            "plan": str,
+            "threads": int,
+            "test": str,
+            "kind": str,
+            "batch": int,
+            "depth": int,
+            "tokens_per_s": NUMBER,
+            "tokens_per_s_spread": NUMBER,
+            "ms_per_token": NUMBER,
+            "touched_bytes_per_step": MAYBE_NUMBER,
+            "bytes_per_s": MAYBE_NUMBER,
+            "read_bandwidth_bytes_per_s": MAYBE_NUMBER,
+        }
+    ],
+}
+ANALYSIS = _MADE | {
+    "fingerprint": str,
+    "text": str,
+    "codec": str,
+    "tokens": {"evaluation": int},
+    "verdict": [str],
+    "quality": {
+        "points": [
+            {
+                "part": str,
+                "selector": str,
+                "density": NUMBER,
+                "neurons": NUMBER,
+                "heads": NUMBER,
+                "ppl_ratio": NUMBER,
+            }
+        ]
+    },
+}
+ADAPTATION = {
+    "command": str,
+    "base": str,
+    "density": NUMBER,
+    "tokens": int,
+    "seconds": NUMBER,
+    "curve": [{"tokens": int, "seconds": NUMBER, "density": NUMBER, "ratio": NUMBER}],
+    "native": {"tokens": int, "base_codec": str, "ppl_ratio": NUMBER, "density": NUMBER},
+    "options": {"codec": str},
+}
+QUALITY_ROW = {
+    "name": str,
+    "kind": str,
+    "text": str,
+    "tokens": int,
+    "ppl_ratio": NUMBER,
+    "date?": str,
+    "cpu?": str,
+}
+SPEED_ROW = {"name": str, "tokens_per_s": NUMBER, "spread": NUMBER, "date?": str, "cpu?": str}
+LAYER_EVIDENCE = {
+    "neurons?": {"density?": NUMBER, "recall?": NUMBER},
+    "heads?": {"density?": NUMBER, "recall?": NUMBER},
+}
+"""Of each layer in the evidence of a plan."""
+
+
+def check(value: Any, shape: Any, where: str) -> None:
+    """Hold `value` against `shape`.
+
+    Args:
+        value: from JSON.
+        shape: a type or several; a list of one shape, for any number of values of it; or a dict of shapes by name, where
+            "*" stands for every name and "?" at its end marks a name that may be missing. Other names are left alone.
+        where: the file, for errors.
+
+    Raises:
+        InputError: it is something else.
+    """
+    _check(value, shape, f"{where}:", "")
+
+
+def _check(value: Any, shape: Any, where: str, at: str) -> None:
+    if isinstance(shape, dict):
+        _need(value, (dict,), "an object", where, at)
+        for name, inner in shape.items():
+            for key in value if name == "*" else [name.rstrip("?")]:
+                place = f"{at}.{key}" if at else key
+                if key in value:
+                    _check(value[key], inner, where, place)
+                elif not name.endswith("?"):
+                    raise InputError(f"{where} {place} is missing")
+    elif isinstance(shape, list):
+        _need(value, (list,), "a list", where, at)
+        for number, entry in enumerate(value):
+            _check(entry, shape[0], where, f"{at}[{number}]")
+    else:
+        allowed = shape if isinstance(shape, tuple) else (shape,)
+        if isinstance(value, bool) and bool not in allowed:
+            allowed = ()  # Python takes true for a whole number
+        _need(value, allowed, _NAMES[shape[0] if isinstance(shape, tuple) else shape], where, at)
+
+
+def _need(value: Any, allowed: tuple[type, ...], name: str, where: str, at: str) -> None:
+    if not isinstance(value, allowed):
+        raise InputError(f"{where} {at or 'it'} is {value!r:.60}; {name} is needed")

@@ -1,0 +1,357 @@
+"""dejavu report: files that the other verbs wrote, on one page; what does not belong on it; how it looks."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
+from html import escape, unescape
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from dejavu.cli.app import run
+from dejavu.errors import CacheError, InputError, PlanError
+from dejavu.models.loading import open_model
+from dejavu.plan import AccessPlan, Threshold
+from dejavu.report import Interval, Row, interval_chart, row_chart
+from dejavu.report.axes import Axis
+from test_report import NASTY, check_html
+from tiny_chat import build_tiny_chat
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+TEXT = "the cat sat on the mat and looked at the moon; " * 14
+Dejavu = Callable[..., SimpleNamespace]
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """eval.json, bench.json, analysis/, plan/ of one tiny model, made by the commands themselves."""
+    folder = tmp_path_factory.mktemp("results")
+    model = str(build_tiny_chat(folder / "model", context=256))
+    opened = open_model(Path(model))
+    plan = AccessPlan.uniform(
+        opened.weights.fingerprint, opened.config.n_layers, neurons=Threshold(density=0.3), name="third"
+    )
+    opened.close()
+    plan.save(folder / "plan")
+    (folder / "text.txt").write_text(TEXT, encoding="utf-8")
+    questions = [{"context": f"{i} is", "choices": [" odd", " even"], "gold": 1 - i % 2} for i in range(12)]
+    (folder / "quiz.jsonl").write_text("\n".join(map(json.dumps, questions)), encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DEJAVU_CACHE", str(folder / "cache"))
+        patch.setattr("dejavu.bench.suite.read_bandwidth", lambda: lambda threads: 1e9)
+        text = ["--text", str(folder / "text.txt")]
+        plans = ["--plan", "off", "--plan", str(folder / "plan")]
+        tasks = ["--tasks", str(folder / "quiz.jsonl")]
+        output = ["-o", str(folder / "eval.json")]
+        assert run(["eval", model, *tasks, *text, *plans, "--codec", "int8", *output]) == 0
+        reference = ["--executor", "reference", "--codec", "f32", "--kv", "f32"]
+        assert run(["analyze", model, *text, *reference, "-o", str(folder / "analysis")]) == 0
+        document = _captured(
+            ["bench", model, "-p", "8", "-n", "4", "-r", "2", "-t", "1", "--codec", "int8"], folder
+        )
+        (folder / "bench.json").write_text(document, encoding="utf-8")
+    rows = [
+        {"name": name, "kind": kind, "text": text, "tokens": 9, "ppl_ratio": ratio}
+        for name, kind, ratio in (
+            ("int8", "dense", 1.002),
+            ("llama.cpp Q2_K", "llama.cpp", 2.3),
+            ("third", "plan", 1.1),
+        )
+        for text in ("a", "b")
+    ]
+    rows += [
+        {"name": name, "tokens_per_s": 80.0 + i, "spread": 1}
+        for i, name in enumerate(("int8", "llama.cpp Q2_K"))
+    ]
+    (folder / "frontier.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    return folder
+
+
+def _captured(args: list[str], folder: Path) -> str:
+    """What `dejavu bench --plan off,PLAN --json` prints."""
+    import contextlib
+    import io
+
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        assert run([*args, "--plan", f"off,{folder / 'plan'}", "--json"]) == 0
+    return out.getvalue()
+
+
+@pytest.fixture
+def report(results: Path, tmp_path: Path, capsys: Any) -> Dejavu:
+    def call(*paths: Path | str, more: tuple[str, ...] = ()) -> SimpleNamespace:
+        output = tmp_path / "page.html"
+        capsys.readouterr()
+        given = [str(results / path) for path in paths]
+        code = run(["report", *given, "-o", str(output), "--json", *more])
+        out, _ = capsys.readouterr()
+        html = output.read_text(encoding="utf-8") if output.exists() else ""
+        return SimpleNamespace(code=code, json=json.loads(out), html=html, output=output)
+
+    return call
+
+
+def headings(html: str) -> list[str]:
+    return re.findall(r"<h2>(.*?)</h2>", html)
+
+
+ALL = ("eval.json", "bench.json", "analysis", "plan", "frontier.jsonl")
+
+
+def test_everything_on_one_page(report: Dejavu, results: Path) -> None:
+    found = report(*ALL, more=("--title", NASTY))
+    assert found.code == 0
+    check_html(found.html)
+    assert headings(found.html) == [
+        "Quality and speed",
+        "Tasks",
+        "Perplexity, and distance from the base",
+        "Speed",
+        "Access plans",
+        "Is there contextual sparsity?",
+        "What is not here",
+    ]
+    assert [m["command"].split()[1] for m in found.json["missing"]] == ["adapt"]
+    evaluation = json.loads((results / "eval.json").read_text())
+    assert found.json["fingerprint"] == evaluation["fingerprint"]
+    assert evaluation["command"].split()[0] in found.html
+    dense, sparse = evaluation["runs"]
+    accuracy = dense["tasks"]["quiz"]["metrics"]["acc"]
+    assert f"<td>{accuracy['value']:.3f} ± {accuracy['stderr']:.3f}</td>" in found.html
+    difference = sparse["difference"]["tasks"]["quiz"]["acc"]
+    assert f"<td>{difference['value']:+.3f} ± {difference['stderr']:.3f}</td>" in found.html
+    timed = json.loads((results / "bench.json").read_text())["results"]
+    for record in timed:
+        assert f"{record['tokens_per_s']:.1f} ± {record['tokens_per_s_spread']:.1f}" in found.html
+    assert json.loads((results / "analysis" / "analysis.json").read_text())["verdict"][
+        0
+    ] in found.html.replace("&#x27;", "'")
+
+
+def test_the_frontier_joins_what_was_scored_with_what_was_timed(report: Dejavu, results: Path) -> None:
+    found = report("eval.json", "bench.json", "plan").json["frontier"]
+    runs = json.loads((results / "eval.json").read_text())["runs"]
+    timed = json.loads((results / "bench.json").read_text())["results"]
+    speeds = [r["tokens_per_s"] for r in timed if r["kind"] == "tg"]
+    assert [(s["group"], s["speed"]) for s in found] == [
+        ("dejavu, dense", speeds[0]),
+        ("dejavu, by a plan", speeds[1]),
+    ]
+    for setting, entry in zip(found, runs, strict=True):
+        assert setting["ratio"] == pytest.approx(entry["texts"]["text.txt"]["metrics"]["ppl_ratio"]["value"])
+    alone = report("eval.json", "bench.json")  # nobody says which plan was timed
+    assert [s["group"] for s in alone.json["frontier"]] == ["dejavu, dense"]
+
+
+def test_the_frontier_of_a_file(report: Dejavu) -> None:
+    found = report("frontier.jsonl")
+    assert [(s["name"], s["group"], s["speed"]) for s in found.json["frontier"]] == [
+        ("int8", "dejavu, dense", 80),
+        ("Q2_K", "llama.cpp", 81),
+    ]
+    assert found.json["frontier"][1]["ratio"] == pytest.approx(2.3)
+    assert "Fastest within 2%" in found.html
+    assert headings(found.html) == ["Quality and speed", "What is not here"]
+
+
+@pytest.mark.parametrize(
+    ("path", "heading", "missing"),
+    [
+        ("eval.json", "Tasks", "bench"),
+        ("bench.json", "Speed", "eval"),
+        ("analysis", "Is there contextual sparsity?", "train"),
+        ("analysis/analysis.json", "Is there contextual sparsity?", "train"),
+        ("plan", "Access plans", "analyze"),
+        ("plan/plan.json", "Access plans", "analyze"),
+    ],
+)
+def test_only_what_was_given_and_how_to_get_the_rest(
+    report: Dejavu, path: str, heading: str, missing: str
+) -> None:
+    found = report(path)
+    assert found.code == 0
+    check_html(found.html)
+    assert heading in headings(found.html)
+    assert f"<code>dejavu {missing} " in found.html
+    assert len(headings(found.html)) <= 3
+
+
+def test_adapted_weights_share_the_page_of_their_base(report: Dejavu, results: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "adapted"
+    AccessPlan.uniform("f" * 64, 2, neurons=Threshold(density=0.25), name="adapted").save(folder / "plan")
+    curve = [
+        {"tokens": 1000 * i, "seconds": 60.0 * i, "density": 0.25, "ratio": 1 + 0.5 / (i + 1)}
+        for i in range(9)
+    ]
+    document = {
+        "command": "dejavu adapt model",
+        "base": "model",
+        "density": 0.25,
+        "tokens": 8000,
+        "seconds": 480.0,
+        "curve": curve,
+        "native": {"tokens": 500, "base_codec": "bf16", "ppl_ratio": 1.07, "density": 0.251},
+        "options": {"codec": "int8"},
+    }
+    (folder / "adaptation.json").write_text(json.dumps(document))
+    other = json.loads((results / "eval.json").read_text()) | {"fingerprint": "f" * 64}
+    (tmp_path / "eval-adapted.json").write_text(json.dumps(other))
+    both = ("eval.json", "bench.json", "plan", tmp_path / "eval-adapted.json")
+    refused = report(*both)
+    assert refused.code == InputError.exit_code
+    assert "different models" in refused.json["error"]["message"]
+    found = report(*both, folder)
+    assert found.code == 0
+    check_html(found.html)
+    assert "Adaptation to sparse MLPs" in headings(found.html)
+    assert "1.0700 times the perplexity" in found.html
+    assert found.json["fingerprint"] == json.loads((results / "eval.json").read_text())["fingerprint"]
+    assert len(found.json["frontier"]) == 2  # the adapted runs were not timed
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"runs": []}, "runs is empty"),
+        ({"runs": [{"name": "x"}]}, "runs[0].codec is missing"),
+        ({"schema": 2}, "schema 2"),
+        ({"fingerprint": 7}, "fingerprint is 7; text is needed"),
+        ({"machine": {"cpu": "x", "logical_cpus": True}}, "machine.logical_cpus is True; a number is needed"),
+        ({"kind": "other"}, "no result of dejavu"),
+    ],
+)
+def test_malformed_results(report: Dejavu, results: Path, tmp_path: Path, change: Any, message: str) -> None:
+    document = json.loads((results / "eval.json").read_text()) | change
+    (tmp_path / "bad.json").write_text(json.dumps(document))
+    found = report(tmp_path / "bad.json")
+    assert found.code == InputError.exit_code
+    assert message in found.json["error"]["message"]
+    assert str(tmp_path / "bad.json") in found.json["error"]["message"]
+    assert found.json["error"]["fix"]
+    assert not found.output.exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is empty"),
+        (b"[1, 2]", "no result of dejavu"),
+        (b"hello", "line 1 is no JSON"),
+        (b'{"name": "a", "tokens_per_s": 2, "spread": 0}\n{"name"', "line 2 is no JSON"),
+        (b'{"name": "a", "x": 2}\n\n{"name": "b", "tokens_per_s": 1}', "line 1 has neither"),
+        (b'{"name": "a", "tokens_per_s": 0, "spread": 0}', "line 1: a figure is not above 0"),
+        (b'{"name": "a", "kind": "plan", "text": "t", "tokens": 1, "ppl_ratio": "1"}', "ppl_ratio is '1'"),
+        (b"\xff\xfe", "no UTF-8"),
+        (b"[" * 100_000, "line 1 is no JSON"),
+    ],
+)
+def test_unknown_files(report: Dejavu, tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "some.file").write_bytes(content)
+    found = report(tmp_path / "some.file")
+    assert found.code == InputError.exit_code
+    assert message in found.json["error"]["message"]
+
+
+def test_bad_paths(report: Dejavu, results: Path, tmp_path: Path) -> None:
+    assert "No such file" in report("nothing.json").json["error"]["message"]
+    assert "holds no plan.json" in report(tmp_path).json["error"]["message"]
+    shutil.copytree(results / "plan", tmp_path / "broken")
+    (tmp_path / "broken" / "plan.json").write_text("{}")
+    assert report(tmp_path / "broken").code == PlanError.exit_code
+    assert (
+        run(["report", str(results / "eval.json"), "-o", str(results / "eval.json")]) == InputError.exit_code
+    )
+    assert run(["report", str(results / "eval.json"), "-o", str(tmp_path)]) == InputError.exit_code
+    (tmp_path / "file").touch()
+    unwritable = str(tmp_path / "file" / "page.html")
+    assert run(["report", str(results / "eval.json"), "-o", unwritable]) == CacheError.exit_code
+    assert json.loads((results / "eval.json").read_text())["kind"] == "eval"
+
+
+def test_different_models_are_both_named(report: Dejavu, results: Path, tmp_path: Path) -> None:
+    other = json.loads((results / "bench.json").read_text())
+    (tmp_path / "other.json").write_text(json.dumps(other | {"fingerprint": "abc" * 20, "model": "giant"}))
+    message = report("eval.json", tmp_path / "other.json").json["error"]["message"]
+    assert "giant (fingerprint abcabc" in message
+    assert "eval.json of model (fingerprint" in message
+    for record in other["results"]:
+        record["synthetic_weights"] = True
+    (tmp_path / "shape.json").write_text(json.dumps(other | {"fingerprint": None, "model": "opt-1.3b"}))
+    message = report("eval.json", tmp_path / "shape.json").json["error"]["message"]
+    assert "opt-1.3b with synthetic weights" in message
+    alone = report(tmp_path / "shape.json")
+    assert "opt-1.3b (synthetic weights: speed only)" in alone.html
+
+
+def test_charts_of_rows_and_intervals_say_what_they_were_given() -> None:
+    rows = row_chart(NASTY, [Row("int8", 4.0, part=3.0, note="4 ms"), Row("int4", 2.0)], axis=Axis("ms"))
+    assert rows.count("<rect") == 4
+    widths = [float(w) for w in re.findall(r'width="([\d.]+)" height="14"', rows)]
+    assert widths == [440, 330, 220, 220]
+    intervals = interval_chart(
+        "x", [Interval(NASTY, 0.1, 0.05), Interval("b", -0.1, 0.0)], axis=Axis("less", percent=True)
+    )
+    assert "10% ± 5%" in intervals
+    for chart in (rows, intervals):
+        check_html(chart)
+
+
+# Windows narrower than 500 pixels are not to be had: the page is put in a frame.
+LOOK = """<!doctype html><style>:root{color-scheme:light dark}iframe{border:0}</style>
+<iframe width="WIDTH" height="900" srcdoc="PAGE"></iframe><pre id="seen"></pre><script>
+addEventListener("load", () => {
+  const frame = document.querySelector("iframe"), page = frame.contentDocument, width = frame.contentWindow.innerWidth;
+  const wide = [...page.querySelectorAll("main *")].filter(
+    e => !e.closest(".scroll, svg") && e.getBoundingClientRect().right > width + 0.5);
+  const cut = [...page.querySelectorAll("svg text")].filter(e => {
+    const text = e.getBoundingClientRect(), box = e.closest("svg").getBoundingClientRect();
+    return text.right > box.right + 2 || text.left < box.left - 2 || text.bottom > box.bottom + 2;
+  });
+  const seen = {
+    inner: width, scroll: page.documentElement.scrollWidth, parts: page.querySelectorAll("main *").length,
+    background: frame.contentWindow.getComputedStyle(page.body).backgroundColor,
+    wide: wide.map(e => e.tagName + ": " + e.textContent.slice(0, 40)), cut: cut.map(e => e.textContent),
+  };
+  document.getElementById("seen").textContent = JSON.stringify(seen);
+});
+</script>"""
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium: apt-get install chromium")
+@pytest.mark.parametrize("width", [390, 1280])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_nothing_overflows(report: Dejavu, tmp_path: Path, width: int, scheme: str) -> None:
+    found = report(*ALL)
+    page = tmp_path / "look.html"
+    page.write_text(LOOK.replace("WIDTH", str(width)).replace("PAGE", escape(found.html)), encoding="utf-8")
+    seen = look(page, scheme, tmp_path / "profile")
+    assert seen["inner"] == width
+    assert seen["parts"] > 100
+    assert seen["background"] == {"light": "rgb(255, 255, 255)", "dark": "rgb(20, 23, 27)"}[scheme]
+    assert seen["scroll"] <= width
+    assert seen["wide"] == []
+    assert seen["cut"] == []
+
+
+def look(page: Path, scheme: str, profile: Path) -> Any:
+    """What a browser says of the page in the frame of `page`."""
+    assert CHROMIUM
+    options = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={profile}"]
+    options += ["--window-size=1400,1000", f"--blink-settings=preferredColorScheme={int(scheme == 'light')}"]
+    done = subprocess.run(
+        [CHROMIUM, *options, "--dump-dom", page.as_uri()],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    found = re.search(r'<pre id="seen">(.+?)</pre>', done.stdout)
+    assert found, done.stderr[-500:]
+    return json.loads(unescape(found[1]))
