@@ -17,8 +17,8 @@ from pathlib import Path
 
 import gguf
 import numpy as np
-from peer import LlamaCpp
 
+from dejavu.bench.peers.engines import find_engine
 from dejavu.engine import NativeExecutor
 from dejavu.models.gguf import GgufFile
 from dejavu.models.sources import resolve
@@ -88,7 +88,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
 
-    with tempfile.TemporaryDirectory() as folder, LlamaCpp(options.peer_python) as peer:
+    with tempfile.TemporaryDirectory() as folder, find_engine("llama.cpp").start(options.peer_python) as peer:
         path = resolve(options.model)
         if options.as_f32:
             target = Path(folder) / "f32.gguf"
@@ -97,7 +97,7 @@ def main() -> None:
         tokenizer = Tokenizer.from_gguf(GgufFile(path).metadata)
         kv = "f32" if options.as_f32 else "f16"
         executor = NativeExecutor.load(path, codec="f32", kv_dtype=kv, threads=options.threads, cache=False)
-        peer.load(path, options.threads, kv=kv, extra_buffers=False)
+        peer.call("load", path=str(path), threads=options.threads, kv=kv, extra_buffers=False)
 
         documents = [text for text in read_documents(options.text) if len(text) > 200]
         ids, same_tokens = [], 0
@@ -116,7 +116,7 @@ def main() -> None:
                 break
             tokens = tokens[:512]
             ours = executor.prefill(np.array(tokens, np.int32), executor.new_cache(), all_logits=True)
-            theirs = np.load(peer.call("logits", tokens=tokens, path=str(Path(folder) / "logits.npy")))
+            theirs = np.load(peer.call("save_logits", tokens=tokens, path=str(Path(folder) / "logits.npy")))
             p, q = log_softmax(ours), log_softmax(theirs)
             divergence += (np.exp(p) * (p - q)).sum(axis=1).tolist()
             same_top += (p.argmax(axis=1) == q.argmax(axis=1)).tolist()

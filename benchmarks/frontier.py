@@ -25,8 +25,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from peer import LlamaCpp
 
+from dejavu.bench.peers.engines import find_engine
 from dejavu.conversion import convert
 from dejavu.engine import NativeExecutor
 from dejavu.environment import describe_machine
@@ -47,6 +47,9 @@ from dejavu.tokenizer import Tokenizer
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from dejavu.bench.peers.process import PeerProcess
+
+LLAMA_CPP = find_engine("llama.cpp")
 PEER_TYPES = ("F32", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_0", "Q3_K_M", "Q2_K")
 AGREES = 0.005
 PREFIX = 64
@@ -118,7 +121,7 @@ def peer_file(args: argparse.Namespace, kind: str) -> Path:
         convert(resolve(args.model), base, format="gguf", codec="f32")
     path = args.peer_files / f"{kind}.gguf"
     if not path.exists():
-        with LlamaCpp(args.peer_python) as peer:
+        with LLAMA_CPP.start(args.peer_python) as peer:
             peer.call("quantize", source=str(base), target=str(path), kind=kind)
     return path
 
@@ -142,8 +145,9 @@ def quality(args: argparse.Namespace) -> None:
         name = f"llama.cpp {kind}"
         if (name, args.text.name) in done:
             continue
-        with LlamaCpp(args.peer_python) as peer:
-            peer.load(peer_file(args, kind), 2, context=DEFAULT_WINDOW, extra_buffers=False)
+        with LLAMA_CPP.start(args.peer_python) as peer:
+            path = str(peer_file(args, kind))
+            peer.call("load", path=path, threads=2, context=DEFAULT_WINDOW, extra_buffers=False)
             nll = sum(peer_nll(peer, document) for document in documents) / reference.tokens
         if kind == "F32" and abs(nll - reference.nll) > AGREES:
             raise SystemExit(
@@ -160,7 +164,7 @@ def quality(args: argparse.Namespace) -> None:
         finish(name, "plan" if by_plan else "dense", found.nll, found.tokens)
 
 
-def peer_nll(peer: LlamaCpp, document: Document) -> float:
+def peer_nll(peer: PeerProcess, document: Document) -> float:
     """Of all scored tokens of a document, in the windows that ours is scored in."""
     return sum(
         float(peer.call("nll", tokens=inputs.tolist(), targets=targets.tolist()))
@@ -182,8 +186,9 @@ def speed(args: argparse.Namespace) -> None:
             stack.callback(executor.close)
         peers = {}
         for kind in PEER_TYPES[1:]:
-            peers[kind] = stack.enter_context(LlamaCpp(args.peer_python))
-            peers[kind].load(peer_file(args, kind), 2, context=DEFAULT_WINDOW)
+            peers[kind] = stack.enter_context(LLAMA_CPP.start(args.peer_python))
+            path = str(peer_file(args, kind))
+            peers[kind].call("load", path=path, threads=2, context=DEFAULT_WINDOW)
         for repeat in range(args.repeats + 1):
             for name, executor in executors.items():
                 took = decode_seconds(executor, text)

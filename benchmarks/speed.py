@@ -16,18 +16,22 @@ import os
 import statistics
 import sys
 import time
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-from peer import SAME_BITS, LlamaCpp, write_gguf
 
 from dejavu import _core
+from dejavu.bench.peers.engines import find_engine
+from dejavu.bench.peers.synthetic_gguf import write_synthetic_gguf
 from dejavu.bench.shapes import shape
 from dejavu.engine import NativeExecutor, synthetic
 from dejavu.environment import describe_machine
+from dejavu.errors import PeerError
 from dejavu.models.sources import resolve
 
+LLAMA_CPP = find_engine("llama.cpp")
 PROMPT = 512
 GENERATED = 64
 START = 16
@@ -98,8 +102,35 @@ def prefill(executor: NativeExecutor, prompt: np.ndarray) -> float:
     return time.perf_counter() - start
 
 
+class Peers:
+    """llama.cpp with its repacked weights, and with plain ones."""
+
+    def __init__(self, python: str, stack: ExitStack) -> None:
+        self._python = python
+        self._repacked, self._plain = (stack.enter_context(LLAMA_CPP.start(python)) for _ in range(2))
+        self.all = self.for_prompts = [self._repacked, self._plain]
+        self.version = self._plain.version
+
+    def load(self, path: Path, threads: int) -> None:
+        """A file in place of the one before."""
+        survives = self._try_prompt(path, threads)
+        self.for_prompts = self.all if survives else [self._plain]
+        for peer, extra_buffers in zip(self.all, (True, False), strict=True):
+            peer.call("load", path=str(path), threads=threads, extra_buffers=extra_buffers)
+
+    def _try_prompt(self, path: Path, threads: int) -> bool:
+        """Whether a process with repacked weights survives a prompt of several tokens."""
+        with LLAMA_CPP.start(self._python) as peer:
+            peer.call("load", path=str(path), threads=threads)
+            try:
+                peer.call("prompt", tokens=list(range(3, 35)))
+            except PeerError:
+                return False
+        return True
+
+
 def compare(
-    name: str, codec: str, peer_type: str, executor: NativeExecutor, peers: list[LlamaCpp], repeats: int
+    name: str, codec: str, peer_type: str, executor: NativeExecutor, peers: Peers, repeats: int
 ) -> list[Row]:
     """Interleaved repeats of generation and prompt processing."""
     random = np.random.default_rng(1)
@@ -113,13 +144,13 @@ def compare(
             "decode",
             GENERATED,
             lambda: generate(executor, prompt[:START], GENERATED),
-            [lambda p=p: float(p.call("generate", tokens=first, n=GENERATED)) for p in peers],
+            [lambda p=p: float(p.call("generate", tokens=first, n=GENERATED)) for p in peers.all],
         ),
         (
             "prefill",
             PROMPT,
             lambda: prefill(executor, prompt),
-            [lambda p=p: float(p.call("prompt", tokens=whole)) for p in peers if p.survives_prompts],
+            [lambda p=p: float(p.call("prompt", tokens=whole)) for p in peers.for_prompts],
         ),
     ):
         times: list[list[float]] = [[] for _ in range(1 + len(theirs))]
@@ -202,35 +233,28 @@ def main() -> None:
     options = parser.parse_args()
     bandwidth = float(_core.read_bandwidth(options.threads))
     rows, lines = [], []
-    with LlamaCpp(options.peer_python) as repacked, LlamaCpp(options.peer_python) as plain:
-        peers = [repacked, plain]
-
-        def load(path: Path) -> None:
-            repacked.survives_prompts = LlamaCpp.try_prompt(options.peer_python, path, options.threads)
-            repacked.load(path, options.threads, extra_buffers=True)
-            plain.load(path, options.threads, extra_buffers=False)
-
+    with ExitStack() as stack:
+        peers = Peers(options.peer_python, stack)
         for name in options.model:
             path = resolve(name)
-            load(path)
+            peers.load(path, options.threads)
             executor = NativeExecutor.load(path, codec="int4", threads=options.threads)
             rows += compare(path.stem.split(".")[0], "int4", "the file", executor, peers, options.repeats)
             executor.close()
         for name in options.shape:
             for codec in options.codecs.split(","):
                 config = shape(name)
-                path = options.folder / f"{name}-{SAME_BITS[codec]}.gguf"
+                kind = LLAMA_CPP.types[codec]
+                path = options.folder / f"{name}-{kind}.gguf"
                 if not path.exists():
                     path.parent.mkdir(parents=True, exist_ok=True)
-                    write_gguf(path, config, SAME_BITS[codec])
-                load(path)
+                    write_synthetic_gguf(path, config, kind)
+                peers.load(path, options.threads)
                 executor = synthetic(config, codec, threads=options.threads)
-                rows += compare(
-                    f"{name} (synthetic)", codec, SAME_BITS[codec], executor, peers, options.repeats
-                )
+                rows += compare(f"{name} (synthetic)", codec, kind, executor, peers, options.repeats)
                 lines.append(batched(f"{name} (synthetic)", codec, executor, 3))
                 executor.close()
-        version = plain.version
+        version = peers.version
     bandwidth = max(bandwidth, float(_core.read_bandwidth(options.threads)))
     machine = describe_machine()
     print(

@@ -68,3 +68,13 @@ class PlanError(DejavuError):
     """An access plan is damaged, of an unknown kind, or for another model."""
 
     exit_code = 10
+
+
+class PeerError(DejavuError):
+    """Another engine, run for comparison, failed: it ended, took too long, or cannot run the model."""
+
+    exit_code = 11
+
+
+class PeerMissingError(PeerError):
+    """Another engine is not installed."""

@@ -10,6 +10,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Literal
 
 from dejavu.bench.details import bits_per_weight, part_times
+from dejavu.bench.peers.table import peer_records
 from dejavu.environment import peak_rss_bytes
 from dejavu.units import human_bytes, human_count
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from dejavu.bench.details import Table
+    from dejavu.bench.peers.contest import PeerCase
     from dejavu.bench.results import Result
     from dejavu.bench.runner import Subject
 
@@ -114,7 +116,12 @@ def _record(subject: Subject, result: Result) -> dict[str, object]:
 
 
 def to_json(
-    subject: Subject, results: Sequence[Result], machine: Mapping[str, object], *, command: str = ""
+    subject: Subject,
+    results: Sequence[Result],
+    machine: Mapping[str, object],
+    *,
+    command: str = "",
+    peers: Sequence[PeerCase] = (),
 ) -> str:
     """One object: what was measured, when, where and by which command; and the records."""
     document = {
@@ -127,6 +134,7 @@ def to_json(
         "machine": dict(machine),
         "peak_rss_bytes": peak_rss_bytes(),
         "results": records(subject, results),
+        "peers": peer_records(peers, results),
     }
     return json.dumps(document, indent=2)
 

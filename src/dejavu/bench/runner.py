@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from dejavu.bench.results import Result, Run
 from dejavu.bench.timing import time_test, warm_test
@@ -13,6 +13,7 @@ from dejavu.errors import InputError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from pathlib import Path
 
     import numpy as np
     from numpy.typing import NDArray
@@ -39,6 +40,18 @@ class Subject:
     synthetic: bool = False
     fingerprint: str | None = None
     """Of the model's weights; synthetic ones have none."""
+    path: Path | None = None
+    """Where the model lies; None: synthetic weights."""
+
+
+class Rival(Protocol):
+    """Something else that is timed in the same rounds; it keeps its own times, and its failures to itself."""
+
+    def warm_up(self, text: NDArray[np.int32]) -> None:
+        """Load what is needed, and run shortly."""
+
+    def run(self, text: NDArray[np.int32]) -> None:
+        """Time one repeat."""
 
 
 @dataclass
@@ -58,6 +71,7 @@ def run_cases(
     read_bandwidth: Callable[[int], float] | None = None,
     progress: Callable[[str], None] | None = None,
     clock: Callable[[], float] = time.perf_counter,
+    rivals: Sequence[Rival] = (),
 ) -> list[Result]:
     """Load the model once per setting, warm every case up, then time all of them `repeats` times in turn.
 
@@ -68,6 +82,7 @@ def run_cases(
         read_bandwidth: threads -> bytes/s; measured once a round for each thread count.
         progress: called with a description before each step.
         clock: seconds.
+        rivals: run after our cases in every round.
 
     Raises:
         InputError: `repeats` below 1, or a test longer than the model's context.
@@ -93,6 +108,9 @@ def run_cases(
         for item in running:
             say(f"warming up {_describe(item.case)}")
             time_test(item.executor, warm_test(item.case.test), subject.tokens, time.perf_counter)
+        for rival in rivals:
+            say(f"warming up {rival}")
+            rival.warm_up(subject.tokens)
         for repeat in range(repeats):
             for threads, values in bandwidths.items():
                 if read_bandwidth is not None:
@@ -103,6 +121,9 @@ def run_cases(
                 item.runs.append(
                     time_test(item.executor, item.case.test, subject.tokens, clock, planned=planned)
                 )
+            for rival in rivals:
+                say(f"{repeat + 1}/{repeats} {rival}")
+                rival.run(subject.tokens)
         return [_result(item, bandwidths[item.case.setting.threads]) for item in running]
     finally:
         for executor in executors.values():

@@ -77,7 +77,7 @@ def model_subject(
 
     # a path says more about the machine than about the model
     name = path.name if isinstance(parse_spec(spec), LocalSpec) else spec
-    return replace(_subject(name, config, tokens, load), codec=codec, fingerprint=fingerprint)
+    return replace(_subject(name, config, tokens, load), codec=codec, fingerprint=fingerprint, path=path)
 
 
 def shape_subject(name: str) -> Subject:

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import sys
+import tempfile
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dejavu.bench.cases import make_cases, make_tests, parse_choices, parse_sweep
+from dejavu.bench.peers.contest import PeerCase, make_peer_cases
+from dejavu.bench.peers.engines import find_engine
+from dejavu.bench.peers.files import PeerFiles
 from dejavu.bench.runner import Subject, run_cases
+from dejavu.bench.shapes import shape
 from dejavu.bench.subjects import model_subject, shape_subject
 from dejavu.codecs import CODECS
 from dejavu.engine.core import chosen_isa
@@ -20,7 +28,6 @@ from dejavu.texts import read_documents
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from dejavu.bench.results import Result
     from dejavu.models.progress import Progress
@@ -48,20 +55,32 @@ class Request:
     text: Path | None = None
     """None: the packaged text."""
     offline: bool | None = None
+    peers: tuple[str, ...] = ()
+    """Names of `dejavu.bench.peers.engines.ENGINES`."""
+    peer_python: str = sys.executable
+    """A Python that has them."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What `run_request` measured."""
+
+    subject: Subject
+    results: list[Result]
+    peers: list[PeerCase]
+    machine: dict[str, object]
+    """Facts about it."""
 
 
 def run_request(
     request: Request, *, progress: Progress | None = None, say: Callable[[str], None] | None = None
-) -> tuple[Subject, list[Result], dict[str, object]]:
+) -> Outcome:
     """Measure what `request` asks for.
 
     Args:
         request: all of it is checked before anything is loaded.
         progress: told of downloads and packing.
         say: called with a description of each step.
-
-    Returns:
-        The subject, its results, and facts about the machine.
 
     Raises:
         DejavuError: a wrong request, or a model that cannot be used.
@@ -80,6 +99,7 @@ def run_request(
     )
     plans = tuple(dict.fromkeys(part.strip() for part in request.plan.split(",")))
     codecs = parse_choices(request.codec, name="--codec", allowed=CODECS) if request.codec else None
+    engines = [find_engine(name) for name in dict.fromkeys(request.peers)]
     if request.shape is not None:
         if request.model is not None:
             raise InputError("a model and a shape cannot be measured together", fix="give MODEL or --shape")
@@ -91,11 +111,20 @@ def run_request(
         subject = model_subject(
             request.model or DEFAULT_MODEL, text=text, offline=request.offline, progress=progress
         )
-    results = run_cases(
-        subject,
-        make_cases(codecs or (subject.codec,), kv_dtypes, threads, tests, plans),
-        repeats=request.repeats,
-        read_bandwidth=read_bandwidth(),
-        progress=say,
-    )
-    return subject, results, {**asdict(describe_machine()), "isa": chosen_isa(), "versions": versions()}
+    cases = make_cases(codecs or (subject.codec,), kv_dtypes, threads, tests, plans)
+    with ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="dejavu-bench-"))
+        files = PeerFiles(Path(folder), subject.path or shape(str(request.shape)), progress)
+        peers = make_peer_cases(engines, cases, python=request.peer_python, files=files)
+        for peer in peers:
+            stack.callback(peer.contestant.close)
+        results = run_cases(
+            subject,
+            cases,
+            repeats=request.repeats,
+            read_bandwidth=read_bandwidth(),
+            progress=say,
+            rivals=peers,
+        )
+    machine = {**asdict(describe_machine()), "isa": chosen_isa(), "versions": versions()}
+    return Outcome(subject, results, peers, machine)

@@ -54,6 +54,15 @@ def bench(
     parts: Annotated[
         bool, typer.Option("--parts", help="Show where the time of a step goes, beside bytes / bandwidth.")
     ] = False,
+    peer: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Time another engine in the same rounds: llama.cpp, transformers, torch. Repeat for several."
+        ),
+    ] = None,
+    peer_python: Annotated[
+        str, typer.Option(metavar="PYTHON", help="A Python that has the peers; default: this one.")
+    ] = sys.executable,
     output: Annotated[OutputName, typer.Option("--output", "-o", help="Format.")] = OutputName.table,
     offline: options.Offline = False,
     json: options.Json = False,
@@ -66,6 +75,7 @@ def bench(
     over all repeats; the first token's time starts with an empty cache.
     """
     from dejavu.bench import details, report
+    from dejavu.bench.peers.table import peer_table
     from dejavu.bench.suite import Request, run_request
     from dejavu.cli.progress import make_progress, status_line
 
@@ -84,24 +94,30 @@ def bench(
         threads=threads,
         text=text,
         offline=offline or None,
+        peers=tuple(peer or ()),
+        peer_python=peer_python,
     )
     with status_line(quiet=json) as say:
-        subject, results, machine = run_request(request, progress=make_progress(quiet=json), say=say)
+        outcome = run_request(request, progress=make_progress(quiet=json), say=say)
+    subject, results = outcome.subject, outcome.results
     tables = [details.step_table(results), details.memory_table(subject, results)]
     if parts:
         tables.append(details.part_table(results))
+    peers = [peer_table(outcome.peers, results)] if outcome.peers else []
     if wanted == "table":
         print_table(report.HEADERS, report.rows(subject, results))
-        for table in tables:
+        for table in tables + peers:
             print(f"\n{table.title}")
             print_table(table.headers, table.rows)
         print_note(report.footnote(results))
     elif wanted == "json":
         command = shlex.join(["dejavu", *sys.argv[1:]])
-        print(report.to_json(subject, results, machine, command=command))
+        print(report.to_json(subject, results, outcome.machine, command=command, peers=outcome.peers))
     elif wanted == "csv":
         print(report.to_csv(subject, results), end="")
+        for table in peers:  # of other columns
+            print_note(report.table_to_markdown(table))
     else:
         print(report.to_markdown(subject, results), end="")
-        for table in tables:
+        for table in tables + peers:
             print(f"\n{report.table_to_markdown(table)}", end="")
