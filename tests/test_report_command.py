@@ -290,11 +290,43 @@ def test_different_models_are_both_named(report: Dejavu, results: Path, tmp_path
     assert "opt-1.3b (synthetic weights: speed only)" in alone.html
 
 
+def test_parts_of_a_step_and_peers(report: Dejavu, results: Path, tmp_path: Path) -> None:
+    document = json.loads((results / "bench.json").read_text())
+    peer = {
+        "peer": "llama.cpp",
+        "variant": "",
+        "version": "0.3",
+        "status": "measured",
+        "reason": "",
+        "type": "Q8_0",
+        "codec": "int8",
+        "threads": 1,
+        "test": "tg4",
+        "ratios": {"off": 1.25, "/some/plan": 1.5},
+        "tokens_per_s": 80.0,
+        "tokens_per_s_spread": 1.0,
+    }
+    missing = peer | {"peer": "torch", "status": "missing", "reason": "pip install torch", "ratios": {}}
+    del missing["tokens_per_s"]
+    (tmp_path / "bench.json").write_text(json.dumps(document | {"peers": [peer, missing]}))
+    html = report(tmp_path / "bench.json").html
+    check_html(html)
+    assert "1.25, 1.50 by plan" in html
+    assert "missing: pip install torch" in html
+    part = document["results"][1]["parts"]["mlp"]
+    assert f"<td>{part['ms']:.3f} ({part['bandwidth_ms']:.3f})</td>" in html
+    assert f"{part['ms']:.3g} ms (memory {part['bandwidth_ms']:.3g})" in html
+    del peer["ratios"]
+    (tmp_path / "bench.json").write_text(json.dumps(document | {"peers": [peer]}))
+    assert "peers[0].ratios is missing" in report(tmp_path / "bench.json").json["error"]["message"]
+
+
 def test_charts_of_rows_and_intervals_say_what_they_were_given() -> None:
     rows = row_chart(NASTY, [Row("int8", 4.0, part=3.0, note="4 ms"), Row("int4", 2.0)], axis=Axis("ms"))
     assert rows.count("<rect") == 4
     widths = [float(w) for w in re.findall(r'width="([\d.]+)" height="14"', rows)]
     assert widths == [440, 330, 220, 220]
+    assert "x…</text>" in row_chart("long", [Row("x" * 99, 1.0)], axis=Axis("ms"))
     intervals = interval_chart(
         "x", [Interval(NASTY, 0.1, 0.05), Interval("b", -0.1, 0.0)], axis=Axis("less", percent=True)
     )

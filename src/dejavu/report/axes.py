@@ -139,6 +139,12 @@ def text_width(content: str) -> float:
     return _LETTER * len(content)
 
 
+def shortened(content: str, width: float) -> str:
+    """As much of a line of text as is drawn within `width`."""
+    letters = int(width / _LETTER)
+    return content if len(content) <= letters else f"{content[: max(0, letters - 1)]}…"
+
+
 def svg(
     title: str,
     body: Iterable[str],

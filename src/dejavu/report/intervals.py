@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING
 
-from dejavu.report.axes import WIDTH, Axis, fit, number, svg, text
+from dejavu.report.axes import WIDTH, Axis, fit, number, shortened, svg, text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -43,7 +43,7 @@ def interval_chart(
         low, high = across(interval.value - interval.half), across(interval.value + interval.half)
         shown = [number(v, percent=axis.percent) for v in (interval.value, interval.half)]
         tip = f"<title>{escape(f'{interval.label}: {shown[0]} ± {shown[1]}')}</title>"
-        body.append(text(_NAMES - 8, y + 4, interval.label, anchor="end"))
+        body.append(text(_NAMES - 8, y + 4, shortened(interval.label, _NAMES - 8), anchor="end"))
         body.append(
             f'<line class="line s{interval.color}" x1="{low}" x2="{high}" y1="{y}" y2="{y}">{tip}</line>'
         )

@@ -69,7 +69,10 @@ class Page:
     def charts(self, charts: Sequence[tuple[str, str]]) -> None:
         """Add (SVG, caption) pairs side by side, as many as there is room for."""
         figures = "".join(
-            f"<figure>{chart}<figcaption>{escape(caption)}</figcaption></figure>" for chart, caption in charts
+            f"<figure>{chart}"
+            + (f"<figcaption>{escape(caption)}</figcaption>" if caption else "")
+            + "</figure>"
+            for chart, caption in charts
         )
         self._parts.append(f'<div class="charts">{figures}</div>')
 

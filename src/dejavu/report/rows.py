@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING
 
-from dejavu.report.axes import WIDTH, Axis, fit, number, svg, text
+from dejavu.report.axes import WIDTH, Axis, fit, number, shortened, svg, text, text_width
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -35,13 +35,10 @@ def row_chart(title: str, rows: Sequence[Row], *, axis: Axis, description: str =
         y = _TOP + i * _STEP
         end = across(row.value)
         full = end if row.part is None else across(min(row.part, row.value))
-        body.append(text(0, y + 8, row.label))
-        body.append(
-            text(WIDTH, y + 8, row.note or number(row.value, percent=axis.percent), anchor="end", css="dim")
-        )
-        tip = (
-            f"<title>{escape(f'{row.label}: {row.note or number(row.value, percent=axis.percent)}')}</title>"
-        )
+        note = row.note or number(row.value, percent=axis.percent)
+        body.append(text(0, y + 8, shortened(row.label, WIDTH - text_width(note) - 12)))
+        body.append(text(WIDTH, y + 8, note, anchor="end", css="dim"))
+        tip = f"<title>{escape(f'{row.label}: {note}')}</title>"
         for width, css in ((end, f"f{row.color} faint"), (full, f"f{row.color}")):
             body.append(
                 f'<rect class="{css}" x="0" y="{y + 13:g}" width="{width:.2f}" height="{_BAR:g}">{tip}</rect>'

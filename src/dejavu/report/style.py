@@ -60,7 +60,7 @@ dd{margin:0;overflow-wrap:anywhere}
 .verdict p{margin:.35rem 0}
 .verdict p:first-child{font-size:1.1rem;font-weight:600}
 .charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,22rem),1fr));gap:1.25rem;margin:1rem 0}
-figure{margin:0;min-width:0;max-width:40rem}
+figure{margin:0;min-width:0;max-width:34rem}
 figcaption{color:var(--dim);font-size:.875rem;margin-top:.25rem}
 .command{color:var(--dim);font-size:.875rem;margin:.35rem 0;max-width:none}
 code{font:.8125rem/1.45 ui-monospace,monospace;background:var(--panel);padding:.1rem .3rem;overflow-wrap:anywhere}

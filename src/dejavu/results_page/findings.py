@@ -13,28 +13,19 @@ if TYPE_CHECKING:
     Document = Mapping[str, Any]
 
 
-def adaptation_charts(document: Document) -> list[tuple[str, str]]:
-    """Perplexity ratio and density on held-out text while the model was adapted."""
+def adaptation_chart(document: Document) -> tuple[str, str]:
+    """Perplexity ratio on held-out text while the model was adapted."""
     curve = document["curve"]
-    tokens = [point["tokens"] for point in curve]
-    ratio = line_chart(
+    ratios = [point["ratio"] for point in curve]
+    chart = line_chart(
         "Adaptation",
-        [Series("ratio", tokens, [point["ratio"] for point in curve])],
+        [Series("ratio", [point["tokens"] for point in curve], ratios)],
         x=Axis("tokens seen"),
-        y=Axis("perplexity ratio", log=True),
+        y=Axis("perplexity ratio", log=True, low=min(1.0, *ratios)),
         mark=1.0,
         description="Perplexity ratio of the masked model to the dense original against tokens seen",
     )
-    density = line_chart(
-        "Its density",
-        [Series("density", tokens, [point["density"] for point in curve])],
-        x=Axis("tokens seen"),
-        y=Axis("density", percent=True, low=0.0),
-    )
-    return [
-        (ratio, "Held-out perplexity under the masks, over that of the dense original. Dotted: no loss."),
-        (density, "Share of the neurons that a token runs, mean over layers."),
-    ]
+    return chart, "Held-out perplexity under the masks, over that of the dense original. Dotted: no loss."
 
 
 def adaptation_sentences(document: Document) -> list[str]:

@@ -6,7 +6,7 @@ import shlex
 from typing import TYPE_CHECKING, Any
 
 from dejavu.report import Page
-from dejavu.results_page import findings, frontier, plans, quality, speed
+from dejavu.results_page import findings, frontier, plans, quality, roofline, speed
 
 if TYPE_CHECKING:
     from dejavu.results_page.collection import Collection
@@ -199,15 +199,23 @@ def _speed(page: Page, collection: Collection) -> None:
         return
     page.heading("Speed")
     for source in collection.of("bench"):
+        records, peers = source.data["results"], source.data.get("peers")
         if collection.adapted(source):
             page.paragraph("Of the adapted model:")
-        page.table(speed.table(source.data))
-        if chart := speed.roofline(source.data):
-            caption = (
-                "Full: what reading the touched bytes takes at the measured read bandwidth "
-                f"({speed.bandwidths(source.data)}). Faint: the rest of the measured time."
+        page.table(speed.speed_table(records))
+        if peers:
+            page.table(speed.peer_table(peers))
+        if memory := speed.memory_table(records):
+            page.table(memory)
+        step, parts = roofline.step_chart(records), roofline.part_charts(records)
+        if step or parts:
+            page.paragraph(
+                "How near a decode step is to the speed of memory. Full, and in brackets: reading the touched bytes at "
+                f"{speed.bandwidths(records)}; faint: the rest of the time."
             )
-            page.charts([(chart, caption)])
+            page.charts([(chart, "") for chart in [step, *parts] if chart])
+        if parts:
+            page.table(roofline.part_table(records), folded=f"Numbers: parts of a step, {source.path.name}")
         _made(page, source)
 
 
@@ -229,7 +237,7 @@ def _adaptation(page: Page, collection: Collection) -> None:
         page.heading("Adaptation to sparse MLPs")
         for sentence in findings.adaptation_sentences(source.data):
             page.paragraph(sentence)
-        page.charts(findings.adaptation_charts(source.data))
+        page.charts([findings.adaptation_chart(source.data)])
         _made(page, source)
 
 

@@ -33,7 +33,7 @@ def density_charts(plan: Facts) -> list[tuple[str, str]]:
             dots=recalls if known else (),
             description=f"Density of {block} in each layer",
         )
-        dots = " Dots: recall, the share of the neurons that matter which it finds." if known else ""
+        dots = f" Dots: recall, the share that it finds of the {block} that matter." if known else ""
         charts.append(
             (chart, f"Share of the {block} that a token runs, by {' and '.join(sorted(kinds))}.{dots}")
         )

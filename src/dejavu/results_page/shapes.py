@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from dejavu.errors import InputError
+
+
+@dataclass(frozen=True)
+class Maybe:
+    """Null, or something of a shape."""
+
+    shape: Any
+
 
 NUMBER = (int, float)
 MAYBE_NUMBER = (int, float, type(None))
@@ -50,6 +59,30 @@ BENCH = _MADE | {
             "touched_bytes_per_step": MAYBE_NUMBER,
             "bytes_per_s": MAYBE_NUMBER,
             "read_bandwidth_bytes_per_s": MAYBE_NUMBER,
+            "ttft_s?": MAYBE_NUMBER,
+            "itl_p95_s?": MAYBE_NUMBER,
+            "density?": MAYBE_NUMBER,
+            "packed_bytes?": NUMBER,
+            "predictor_bytes?": NUMBER,
+            "bits_per_weight?": NUMBER,
+            "ratio_to_f32?": MAYBE_NUMBER,
+            "parts?": Maybe({"*": {"ms": NUMBER, "bandwidth_ms": MAYBE_NUMBER}}),
+        }
+    ],
+    "peers?": [
+        {
+            "peer": str,
+            "variant": MAYBE_TEXT,
+            "version": MAYBE_TEXT,
+            "status": str,
+            "reason": MAYBE_TEXT,
+            "type": MAYBE_TEXT,
+            "codec": str,
+            "threads": int,
+            "test": str,
+            "ratios": {"*": NUMBER},
+            "tokens_per_s?": NUMBER,
+            "tokens_per_s_spread?": NUMBER,
         }
     ],
 }
@@ -104,8 +137,9 @@ def check(value: Any, shape: Any, where: str) -> None:
 
     Args:
         value: from JSON.
-        shape: a type or several; a list of one shape, for any number of values of it; or a dict of shapes by name, where
-            "*" stands for every name and "?" at its end marks a name that may be missing. Other names are left alone.
+        shape: a type or several; `Maybe`; a list of one shape, for any number of values of it; or a dict of shapes by
+            name, where "*" stands for every name and "?" at its end marks a name that may be missing. Other names are
+            left alone.
         where: the file, for errors.
 
     Raises:
@@ -128,6 +162,9 @@ def _check(value: Any, shape: Any, where: str, at: str) -> None:
         _need(value, (list,), "a list", where, at)
         for number, entry in enumerate(value):
             _check(entry, shape[0], where, f"{at}[{number}]")
+    elif isinstance(shape, Maybe):
+        if value is not None:
+            _check(value, shape.shape, where, at)
     else:
         allowed = shape if isinstance(shape, tuple) else (shape,)
         if isinstance(value, bool) and bool not in allowed:

@@ -1,74 +1,94 @@
-"""What `dejavu bench` found: speeds, and how near they are to the speed of memory."""
+"""What `dejavu bench` found: speeds, memory, and peers."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dejavu.report import Axis, Row, Table, row_chart
+from dejavu.report import Table
+from dejavu.units import human_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     Record = Mapping[str, Any]
 
-_HEADERS = ("weights", "cache", "threads", "test", "tokens/s", "ms/token", "GB/s", "% of read bandwidth")
 
-
-def table(document: Mapping[str, Any]) -> Table:
+def speed_table(records: Sequence[Record]) -> Table:
     """A row for each result."""
     rows = [
         [
-            _weights(record),
+            weights(record),
             record["kv_dtype"],
             str(record["threads"]),
             record["test"],
             f"{record['tokens_per_s']:.1f} ± {record['tokens_per_s_spread']:.1f}",
-            f"{record['ms_per_token']:.2f}",
+            f"{record['ms_per_token']:.3g}",
+            _milliseconds(record.get("ttft_s")),
+            _milliseconds(record.get("itl_p95_s")),
             f"{record['bytes_per_s'] / 1e9:.1f}" if record["bytes_per_s"] else "",
-            f"{100 * _share(record):.0f}" if _floor(record) else "",
+            _bandwidth_share(record),
         ]
-        for record in document["results"]
+        for record in records
     ]
+    headers = ["weights", "cache", "threads", "test", "tokens/s", "ms/token"]
+    headers += ["first token ms", "step p95 ms", "GB/s", "% of bandwidth"]
     caption = "Medians ± half the distance between the quartiles. pp: prompt processing, tg: token generation"
-    return Table(caption, _HEADERS, rows)
+    return Table(caption, headers, rows)
 
 
-def roofline(document: Mapping[str, Any]) -> str | None:
-    """Measured time of a decode step beside what reading its bytes takes at least; None: neither is known."""
-    rows = [
-        Row(
-            f"{_weights(record)}, {record['test']}"
-            + ("" if len(_threads(document)) < 2 else f", {record['threads']} threads"),
-            record["ms_per_token"],
-            part=floor,
-            note=f"{record['ms_per_token']:.2f} ms, memory alone {floor:.2f} ms",
-            color=0 if record["plan"] == "off" else 1,
+def memory_table(records: Sequence[Record]) -> Table | None:
+    """What the weights of each setting take, and the share of the neurons that ran; None: not measured."""
+    seen: dict[str, list[str]] = {}
+    for record in records:
+        if record.get("bits_per_weight"):
+            density = record.get("density")
+            old = seen.get(weights(record))
+            seen[weights(record)] = [
+                weights(record),
+                human_bytes(record["packed_bytes"]),
+                human_bytes(record["predictor_bytes"]),
+                f"{record['bits_per_weight']:.2f}",
+                f"{record['ratio_to_f32']:.2f}",
+                f"{100 * density:.1f}" if density is not None else old[-1] if old else "",
+            ]
+    headers = ["weights", "packed", "predictors", "bits/weight", "f32 / this", "neurons %"]
+    return Table("Memory, and what ran of the neurons", headers, [*seen.values()]) if seen else None
+
+
+def peer_table(peers: Sequence[Record]) -> Table:
+    """Other engines in the same rounds; what was not measured says why."""
+    rows = []
+    for record in peers:
+        name = " ".join(filter(None, (record["peer"], record["version"], record["variant"])))
+        measured = "tokens_per_s" in record
+        speed = (
+            f"{record['tokens_per_s']:.1f} ± {record.get('tokens_per_s_spread', 0):.1f}" if measured else ""
         )
-        for record in document["results"]
-        if (floor := _floor(record))
-    ]
-    if not rows:
-        return None
-    title = "Time of a decode step"
-    return row_chart(
-        title, rows, axis=Axis("ms"), description=f"{title}, and of reading its bytes at full bandwidth"
-    )
+        ratios = ", ".join(
+            f"{value:.2f}" + ("" if plan == "off" else f" by {Path(plan).name}")
+            for plan, value in record["ratios"].items()
+        )
+        outcome = ratios if measured else ": ".join(filter(None, (record["status"], record["reason"])))
+        rows.append(
+            [name, record["type"] or record["codec"], str(record["threads"]), record["test"], speed, outcome]
+        )
+    headers = ["peer", "weights", "threads", "test", "tokens/s", "our speed / its"]
+    return Table("Other engines, timed in the same rounds", headers, rows)
 
 
-def bandwidths(document: Mapping[str, Any]) -> str:
+def bandwidths(records: Sequence[Record]) -> str:
     """The read bandwidths that shares refer to, in words; empty if none was measured."""
     found = {
-        r["threads"]: r["read_bandwidth_bytes_per_s"]
-        for r in document["results"]
-        if r["read_bandwidth_bytes_per_s"]
+        r["threads"]: r["read_bandwidth_bytes_per_s"] for r in records if r["read_bandwidth_bytes_per_s"]
     }
     return ", ".join(
         f"{rate / 1e9:.1f} GB/s with {n} thread{'s' * (n > 1)}" for n, rate in sorted(found.items())
     )
 
 
-def _weights(record: Record) -> str:
+def weights(record: Record) -> str:
+    """Codec, and plan by the last part of its path."""
     return (
         str(record["codec"])
         if record["plan"] == "off"
@@ -76,15 +96,22 @@ def _weights(record: Record) -> str:
     )
 
 
-def _threads(document: Mapping[str, Any]) -> set[int]:
-    return {record["threads"] for record in document["results"]}
+def setting_name(record: Record) -> str:
+    """What tells results of one file apart, but for the cache's precision."""
+    threads = record["threads"]
+    return f"{weights(record)}, {record['test']}, {threads} thread{'s' * (threads > 1)}"
 
 
-def _floor(record: Record) -> float | None:
-    """Milliseconds that the bytes of a step take at the measured bandwidth."""
+def floor_ms(record: Record) -> float | None:
+    """Milliseconds that reading the bytes of a step takes at the measured bandwidth; None: not known."""
     size, rate = record["touched_bytes_per_step"], record["read_bandwidth_bytes_per_s"]
     return 1000 * size / rate if size and rate else None
 
 
-def _share(record: Record) -> float:
-    return (_floor(record) or 0.0) / record["ms_per_token"] if record["ms_per_token"] else 0.0
+def _bandwidth_share(record: Record) -> str:
+    floor = floor_ms(record)
+    return f"{100 * floor / record['ms_per_token']:.0f}" if floor and record["ms_per_token"] else ""
+
+
+def _milliseconds(seconds: float | None) -> str:
+    return "" if seconds is None else f"{1000 * seconds:.3g}"
