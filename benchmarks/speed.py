@@ -259,7 +259,7 @@ def main() -> None:
     machine = describe_machine()
     print(
         f"{machine.cpu}, {options.threads} threads, read bandwidth {bandwidth / 1e9:.1f} GB/s, "
-        f"llama-cpp-python {version}, {time.strftime('%Y-%m-%d')}\n"
+        f"{version}, {time.strftime('%Y-%m-%d')}\n"
     )
     print(
         "| model | ours / llama.cpp | test | ours per token | llama.cpp per token | ratio | touched bytes |"

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 BACKEND = """
 import os, signal, sys, time
-VERSION = "1.2"
+VERSION = "fake 1.2"
 class Backend:
     loads = 0
     def load(self, path, threads, **more):
@@ -110,7 +110,7 @@ def run_all(cases: list[PeerCase], rounds: int = 2) -> None:
 
 def test_process_answers(backend: Callable[[str], Path]) -> None:
     with PeerProcess(sys.executable, backend("")) as peer:
-        assert peer.version == "1.2"
+        assert peer.version == "fake 1.2"
         peer.call("load", path="x", threads=3, kv="f16")
         assert peer.call("state") == ["x", 3, {"kv": "f16"}]
         assert peer.call("echo", value="naïve 😀\n") == "naïve 😀\n"
@@ -195,17 +195,20 @@ def test_cases_are_measured(backend: Callable[[str], Path], tiny: Path, tmp_path
         Result(Case(Setting("int8", "f16", 2, plan), TESTS[1]), (Run(s, s), Run(s, s)))
         for plan, s in (("off", 1.0), ("plan", 0.5))
     ]
+    assert cases[0].contestant.peak_rss > 0
+    cases[0].contestant.peak_rss = 12 << 20
     rows = peer_table(cases, ours).rows
+    assert peer_table(cases, ours).title.endswith("(fake 1.2)")
     assert rows[1] == (
-        "fake 1.2", "I8", "int8", "2", "tg4", "2.00 ± 0.00", "500.000", "500.000", "2.00x, 4.00x by plan"
+        "fake", "I8", "int8", "2", "tg4", "2.00 ± 0.00", "500.000", "500.000", "12.0 MiB", "2.00x, 4.00x by plan"
     )  # fmt: skip
     assert rows[0][-1] == ""
     records = json.loads(json.dumps(peer_records(cases, ours)))
     assert records[1]["ratios"] == {"off": 2.0, "plan": 4.0}
     assert records[1]["seconds"] == [2.0, 2.0]
     assert records[1]["itl_p99_s"] == 0.5
-    assert (records[1]["status"], records[1]["version"], records[1]["fix"]) == ("measured", "1.2", None)
-    assert records[1]["peak_rss_bytes"] > 0
+    assert (records[1]["status"], records[1]["version"], records[1]["fix"]) == ("measured", "fake 1.2", None)
+    assert records[1]["peak_rss_bytes"] == 12 << 20
 
 
 def test_a_crash_ends_one_case_alone(backend: Callable[[str], Path], tiny: Path, tmp_path: Path) -> None:

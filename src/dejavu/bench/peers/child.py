@@ -2,10 +2,10 @@
 
     python child.py BACKEND.py
 
-A backend is a file with a class ``Backend`` and a string ``VERSION``. The first line out is ``{"ready": VERSION}``, or
-``{"missing": MODULE}`` where the backend imports what is not installed. Then one JSON object per line comes in, ``{"do":
-METHOD, ...}`` with the method's arguments, and one goes out: ``{"value": ...}``, or ``{"error": TEXT}``. ``peak_rss`` is
-answered here: the largest resident memory so far, in bytes.
+A backend is a file with a class ``Backend`` and a string ``VERSION`` (such as "NAME 1.2"). The first line out is
+``{"ready": VERSION}``, or ``{"missing": MODULE}`` where the backend imports what is not installed. Then one JSON object per
+line comes in, ``{"do": METHOD, ...}`` with the method's arguments, and one goes out: ``{"value": ...}``, or ``{"error":
+TEXT}``. ``peak_rss`` is answered here: the largest resident memory so far, in bytes.
 """
 
 from __future__ import annotations

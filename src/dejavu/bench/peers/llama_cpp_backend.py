@@ -13,7 +13,7 @@ from typing import Any
 import llama_cpp
 import numpy as np
 
-VERSION: str = llama_cpp.__version__
+VERSION = f"llama-cpp-python {llama_cpp.__version__}"
 logging.getLogger("llama-cpp-python").setLevel(logging.ERROR)  # what it writes last should say why it ended
 _KV = {"f32": 0, "f16": 1, "bf16": 30}
 

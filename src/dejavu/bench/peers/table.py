@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from dejavu.bench.details import Table
+from dejavu.units import human_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -16,12 +17,12 @@ if TYPE_CHECKING:
 def peer_table(cases: Sequence[PeerCase], results: Sequence[Result]) -> Table:
     """One row per case; what was not measured says why in the last column, once for all tests of a setting."""
     headers = (
-        "peer", "type", "codec", "threads", "test", "tokens/s", "step p50 ms", "p99", "our speed / its",
+        "peer", "type", "codec", "threads", "test", "tokens/s", "step p50 ms", "p99", "memory", "our speed / its",
     )  # fmt: skip
     rows: list[tuple[str, ...]] = []
     for case in cases:
         engine, setting, result = case.contestant.engine, case.contestant.setting, case.result
-        name = " ".join(filter(None, (engine.name, case.contestant.version, case.contestant.variant)))
+        name = " ".join(filter(None, (engine.name, case.contestant.variant)))
         start = (
             name,
             engine.types.get(setting.codec, ""),
@@ -30,7 +31,7 @@ def peer_table(cases: Sequence[PeerCase], results: Sequence[Result]) -> Table:
             case.test.label,
         )
         if result is None:
-            reason = ("", "", "", f"{case.status}: {case.reason}")
+            reason = ("", "", "", "", f"{case.status}: {case.reason}")
             row = (*start, *reason) if case.status == "failed" else (*start[:-1], "", *reason)
             rows += [row] if row not in rows else []
             continue
@@ -40,13 +41,16 @@ def peer_table(cases: Sequence[PeerCase], results: Sequence[Result]) -> Table:
                 *start,
                 f"{result.median:.2f} ± {result.spread:.2f}",
                 *("" if step is None else f"{1e3 * step:.3f}" for step in steps),
+                human_bytes(case.contestant.peak_rss),
                 ", ".join(
                     f"{value:.2f}x" + ("" if plan == "off" else f" by {plan}")
                     for plan, value in ratios(case, results).items()
                 ),
             )
         )
-    return Table("Peers, in the same rounds", headers, rows)
+    versions = dict.fromkeys(filter(None, (case.contestant.version for case in cases)))
+    title = "Peers, in the same rounds" + (f" ({'; '.join(versions)})" if versions else "")
+    return Table(title, headers, rows)
 
 
 def ratios(case: PeerCase, results: Sequence[Result]) -> dict[str, float]:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import transformers
 
-VERSION = f"{transformers.__version__}, torch {torch.__version__}"
+VERSION = f"transformers {transformers.__version__}, torch {torch.__version__}"
 
 
 class Backend:
