@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import statistics
 import sys
 import time
@@ -83,7 +84,8 @@ def rows(path: Path) -> list[dict[str, Any]]:
 
 def append(path: Path, row: dict[str, Any]) -> None:
     """Add a finished row."""
-    row |= {"cpu": describe_machine().cpu, "date": time.strftime("%Y-%m-%d")}
+    command = shlex.join(["python", "benchmarks/frontier.py", *sys.argv[1:]])
+    row |= {"cpu": describe_machine().cpu, "date": time.strftime("%Y-%m-%d"), "command": command}
     with path.open("a") as stream:
         stream.write(json.dumps(row) + "\n")
     print(json.dumps(row), flush=True)
@@ -130,6 +132,7 @@ def quality(args: argparse.Namespace) -> None:
     """Perplexity ratios to our float32."""
     done = {(row["name"], row.get("text")) for row in rows(args.out) if "ppl_ratio" in row}
     opened = open_model(resolve(args.model))
+    fingerprint = opened.weights.fingerprint
     documents = encode_documents(Tokenizer.from_model(opened), read_documents(args.text), limit=args.tokens)
     opened.close()
     base = NativeExecutor.load(resolve(args.model), codec="f32")
@@ -139,7 +142,7 @@ def quality(args: argparse.Namespace) -> None:
     def finish(name: str, kind: str, nll: float, tokens: int) -> None:
         ratio = float(np.exp(nll - reference.nll))
         row = {"name": name, "kind": kind, "text": args.text.name, "tokens": tokens, "ppl_ratio": ratio}
-        append(args.out, row | {"base_ppl": reference.perplexity})
+        append(args.out, row | {"base_ppl": reference.perplexity, "fingerprint": fingerprint})
 
     for kind in PEER_TYPES:
         name = f"llama.cpp {kind}"
@@ -175,7 +178,7 @@ def peer_nll(peer: PeerProcess, document: Document) -> float:
 def speed(args: argparse.Namespace) -> None:
     """Tokens/s of all settings, in turn."""
     opened = open_model(resolve(args.model))
-    tokenizer = Tokenizer.from_model(opened)
+    tokenizer, fingerprint = Tokenizer.from_model(opened), opened.weights.fingerprint
     opened.close()
     text = np.array(tokenizer.encode(next(iter(read_documents(args.text)))), np.int32)
     text = text[np.arange(PREFIX + STEPS) % len(text)]
@@ -199,7 +202,7 @@ def speed(args: argparse.Namespace) -> None:
     for name, times in seconds.items():
         low, middle, high = np.quantile(times, [0.25, 0.5, 0.75])
         row = {"name": name, "tokens_per_s": STEPS / middle, "spread": STEPS * (1 / low - 1 / high) / 2}
-        append(args.out, row | {"repeats": args.repeats})
+        append(args.out, row | {"repeats": args.repeats, "fingerprint": fingerprint})
 
 
 def decode_seconds(executor: NativeExecutor, text: np.ndarray) -> float:

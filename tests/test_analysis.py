@@ -97,7 +97,7 @@ def test_the_document_keeps_its_layout(document: dict[str, Any]) -> None:
         "zeros": ["mean", "never_active", "share"],
     }  # fmt: skip
     assert sorted(key for key, value in document.items() if not isinstance(value, dict)) == [
-        "codec", "date", "executor", "fingerprint", "kv_dtype", "model", "schema", "seed", "text", "verdict",
+        "codec", "command", "date", "executor", "fingerprint", "kv_dtype", "model", "schema", "seed", "text", "verdict",
     ]  # fmt: skip
     assert sorted(document["quality"]["points"][0]) == [
         "density", "error", "heads", "neurons", "part", "ppl_ratio", "selector",

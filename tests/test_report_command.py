@@ -147,7 +147,13 @@ def test_the_frontier_joins_what_was_scored_with_what_was_timed(report: Dejavu, 
     for setting, entry in zip(found, runs, strict=True):
         assert setting["ratio"] == pytest.approx(entry["texts"]["text.txt"]["metrics"]["ppl_ratio"]["value"])
     alone = report("eval.json", "bench.json")  # nobody says which plan was timed
+    assert all(
+        command in alone.html
+        for source in alone.json["sources"]
+        for command in map(escape, source["commands"])
+    )
     assert [s["group"] for s in alone.json["frontier"]] == ["dejavu, dense"]
+    assert "A plan was timed that the frontier leaves out" in alone.html
 
 
 def test_the_frontier_of_a_file(report: Dejavu) -> None:
@@ -247,6 +253,11 @@ def test_malformed_results(report: Dejavu, results: Path, tmp_path: Path, change
         (b'{"name": "a", "tokens_per_s": 2, "spread": 0}\n{"name"', "line 2 is no JSON"),
         (b'{"name": "a", "x": 2}\n\n{"name": "b", "tokens_per_s": 1}', "line 1 has neither"),
         (b'{"name": "a", "tokens_per_s": 0, "spread": 0}', "line 1: a figure is not above 0"),
+        (
+            b'{"name": "a", "tokens_per_s": 1, "spread": 0, "fingerprint": "ab"}\n'
+            b'{"name": "a", "tokens_per_s": 1, "spread": 0, "fingerprint": "cd"}',
+            "of different models: ab and cd",
+        ),
         (b'{"name": "a", "kind": "plan", "text": "t", "tokens": 1, "ppl_ratio": "1"}', "ppl_ratio is '1'"),
         (b"\xff\xfe", "no UTF-8"),
         (b"[" * 100_000, "line 1 is no JSON"),
@@ -286,6 +297,10 @@ def test_different_models_are_both_named(report: Dejavu, results: Path, tmp_path
     (tmp_path / "shape.json").write_text(json.dumps(other | {"fingerprint": None, "model": "opt-1.3b"}))
     message = report("eval.json", tmp_path / "shape.json").json["error"]["message"]
     assert "opt-1.3b with synthetic weights" in message
+    row = {"name": "int8", "tokens_per_s": 80, "spread": 1, "fingerprint": "dead" * 16}
+    (tmp_path / "other.jsonl").write_text(json.dumps(row))
+    message = report("eval.json", tmp_path / "other.jsonl").json["error"]["message"]
+    assert "other.jsonl of a model (fingerprint deaddead" in message
     alone = report(tmp_path / "shape.json")
     assert "opt-1.3b (synthetic weights: speed only)" in alone.html
 

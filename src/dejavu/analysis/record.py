@@ -17,10 +17,13 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-def describe_run(*, model: str, text: Path, codec: str, kv_dtype: str, executor: str) -> dict[str, Any]:
+def describe_run(
+    *, model: str, text: Path, codec: str, kv_dtype: str, executor: str, command: str = ""
+) -> dict[str, Any]:
     """Facts for the document: what was asked for, the machine, the versions and the time (UTC)."""
     return {
         "model": model,
+        "command": command,
         "text": text.name,
         "codec": codec,
         "kv_dtype": kv_dtype,

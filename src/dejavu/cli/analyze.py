@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -72,6 +74,7 @@ def analyze(
                 codec=natural if codec is CodecName.auto else codec.value,
                 kv_dtype=kv.value,
                 executor=executor.value,
+                command=shlex.join(["dejavu", *sys.argv[1:]]),
             )
             with token_bar(workload(pieces, llm.executor.config), quiet=json, doing="analyzing") as advance:
                 document = run(llm.executor, opened.weights, pieces, facts=facts, seed=seed, progress=advance)

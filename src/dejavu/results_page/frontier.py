@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from dejavu.results_page.collection import Collection
 
 _GROUPS = {"dense": "dejavu, dense", "plan": "dejavu, by a plan", "llama.cpp": "llama.cpp"}
+_UNKNOWN = "unknown: "
 _SIZE = (480.0, 400.0)
 _LEAST = 5e-4
 """Losses below are drawn here: what is measured does not tell them from none."""
@@ -58,27 +59,35 @@ def from_rows(rows: Iterable[Mapping[str, Any]]) -> list[Setting]:
 
 
 def from_runs(collection: Collection) -> list[Setting]:
-    """Of the runs of `dejavu eval` that `dejavu bench` has timed with the same weights by the same plan."""
-    speeds: dict[tuple[bool, str, str | None], Mapping[str, Any]] = {}
+    """Of the runs of `dejavu eval` that `dejavu bench` has timed: the same weights, codec, K/V cache and plan."""
+    timed: dict[tuple[str | None, str, str, str | None], Mapping[str, Any]] = {}
     for bench in collection.of("bench"):
         for record in bench.data["results"]:
-            if record["kind"] == "tg" and record["batch"] == 1:
-                key = (collection.adapted(bench), record["codec"], _digest(collection, record["plan"]))
-                best = speeds.get(key)
-                if best is None or record["tokens_per_s"] > best["tokens_per_s"]:
-                    speeds[key] = record
+            if record["kind"] != "tg" or record["batch"] != 1:
+                continue
+            plan = _digest(collection, record["plan"])
+            key = (bench.fingerprint, record["codec"], record["kv_dtype"], plan)
+            if key not in timed or _order(record) < _order(timed[key]):
+                timed[key] = record
     bases = _base_perplexities(collection)
     found = []
     for source in collection.of("eval"):
-        adapted = collection.adapted(source)
         for run in source.data["runs"]:
-            timed = speeds.get((adapted, run["codec"], run["plan_sha256"]))
+            key = (source.fingerprint, run["codec"], source.data["kv_dtype"], run["plan_sha256"])
             ratio = _ratio(run, bases)
-            if timed and ratio:
+            if key in timed and ratio:
                 group = _GROUPS["dense" if run["plan"] is None else "plan"]
-                name = f"adapted, {run['name']}" if adapted else run["name"]
-                found.append(Setting(name, group, ratio, timed["tokens_per_s"], timed["tokens_per_s_spread"]))
+                name = f"adapted, {run['name']}" if collection.adapted(source) else run["name"]
+                record = timed[key]
+                found.append(
+                    Setting(name, group, ratio, record["tokens_per_s"], record["tokens_per_s_spread"])
+                )
     return found
+
+
+def _order(record: Mapping[str, Any]) -> tuple[int, float]:
+    """Shortest cache first, then the fastest."""
+    return record["depth"], -record["tokens_per_s"]
 
 
 def chart(settings: list[Setting], title: str) -> str:
@@ -121,23 +130,23 @@ def sentence(settings: list[Setting], *, limit: float = 1.02) -> str:
     )
 
 
-def untimed(collection: Collection) -> bool:
-    """Whether there are runs by a plan that cannot be told which plan was timed."""
+def untold(collection: Collection) -> bool:
+    """Whether a plan was timed of which it cannot be told which one it is."""
     return any(
-        record["plan"] != "off" and _digest(collection, record["plan"]) is None
+        (_digest(collection, record["plan"]) or "").startswith(_UNKNOWN)
         for bench in collection.of("bench")
         for record in bench.data["results"]
     )
 
 
 def _digest(collection: Collection, plan: str) -> str | None:
-    """SHA-256 of the plan that was timed; None: dense, and "unknown" by its path."""
+    """SHA-256 of the plan that was timed; None: dense; its path after `_UNKNOWN`: not among the plans given."""
     if plan == "off":
         return None
     given = collection.of("plan")
     exact = [s for s in given if s.path.resolve() == Path(plan).expanduser().resolve()]
     named = exact or [s for s in given if s.path.name == Path(plan).name]
-    return str(named[0].data["sha256"]) if len(named) == 1 else f"unknown: {plan}"
+    return str(named[0].data["sha256"]) if len(named) == 1 else f"{_UNKNOWN}{plan}"
 
 
 def _base_perplexities(collection: Collection) -> dict[tuple[str, int], float]:

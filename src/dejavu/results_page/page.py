@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import shlex
 from typing import TYPE_CHECKING, Any
 
 from dejavu.report import Page
 from dejavu.results_page import findings, frontier, plans, quality, roofline, speed
+from dejavu.results_page.missing import missing
 
 if TYPE_CHECKING:
     from dejavu.results_page.collection import Collection
@@ -36,54 +36,12 @@ def describe(collection: Collection) -> dict[str, Any]:
         "model": collection.model,
         "fingerprint": collection.fingerprint,
         "sources": [
-            {"path": str(s.path), "kind": s.kind, "dates": s.dates, "command": s.command}
+            {"path": str(s.path), "kind": s.kind, "dates": s.dates, "commands": s.commands}
             for s in collection.sources
         ],
         "frontier": [vars(setting) for setting in [*found, *frontier.from_runs(collection)]],
         "missing": [{"what": what, "command": command} for what, command in missing(collection)],
     }
-
-
-def missing(collection: Collection) -> list[tuple[str, str]]:
-    """What the page would show besides, in a sentence, and the command that makes it."""
-    model = shlex.quote(collection.model)
-    evals, benches = collection.of("eval"), collection.of("bench")
-    planned = " --plan off --plan PLAN" if collection.of("plan") else ""
-    found = []
-    timed = frontier.from_runs(collection)
-    if not collection.of("frontier") and not timed:
-        if evals and benches:
-            why = "no run has both a perplexity beside its base and a speed"
-            if frontier.untimed(collection):
-                why += "; give the folders of the plans too, so that it is seen which one was timed"
-        else:
-            why = "it needs quality and speed of the same weights"
-        found.append(
-            (
-                f"The frontier of quality and speed is not drawn: {why}.",
-                "python benchmarks/frontier.py --help",
-            )
-        )
-    if not any(run["tasks"] for s in evals for run in s.data["runs"]):
-        command = f"dejavu eval {model} --tasks paper --task-folder TASKS{planned} -o eval.json"
-        found.append(("No accuracies on tasks were given.", command))
-    if not any(run["texts"] for s in evals for run in s.data["runs"]):
-        found.append(
-            ("No perplexities were given.", f"dejavu eval {model} --text FILE{planned} -o eval.json")
-        )
-    if not benches:
-        found.append(
-            ("No speeds were given.", f"dejavu bench {model} --codec bf16,int8,int4 --json > bench.json")
-        )
-    if not collection.of("plan"):
-        found.append(("No access plan was given.", f"dejavu train {model} --text FILE --density 0.5 -o PLAN"))
-    if not collection.of("analysis"):
-        command = f"dejavu analyze {model} --text FILE -o analysis"
-        found.append(("Whether contextual sparsity exists in this model was not measured.", command))
-    if not collection.of("adaptation"):
-        command = f"dejavu adapt {model} --text FILE --density 0.33 --hours 4 -o adapted"
-        found.append(("The model was not adapted to sparse MLPs, or its folder was not given.", command))
-    return found
 
 
 def _headline(page: Page, collection: Collection) -> None:
@@ -135,19 +93,17 @@ def _versions(versions: dict[str, str]) -> str:
 
 def _made(page: Page, source: Source) -> None:
     """Which command the figures above came from."""
-    if source.command:
-        page.command(source.command, f"{source.path.name}:")
+    for command in source.commands:
+        page.command(command, f"{', '.join([source.path.name, *source.dates])}:")
 
 
 def _frontier(page: Page, collection: Collection) -> None:
-    together = [(s.path.name, frontier.from_rows(s.data["rows"])) for s in collection.of("frontier")]
-    sources = [s.path.name for s in collection.of("eval", "bench")]
-    together = [
-        (name, found)
-        for name, found in [*together, (" and ".join(sources), frontier.from_runs(collection))]
-        if found
-    ]
-    if not together:
+    charts = [(s.path.name, "", frontier.from_rows(s.data["rows"])) for s in collection.of("frontier")]
+    names = " and ".join(s.path.name for s in collection.of("eval", "bench"))
+    note = ": one sequence, shortest cache, the number of threads that is fastest"
+    charts.append((names, note, frontier.from_runs(collection)))
+    charts = [entry for entry in charts if entry[2]]
+    if not charts:
         return
     page.heading("Quality and speed")
     page.paragraph(
@@ -155,14 +111,12 @@ def _frontier(page: Page, collection: Collection) -> None:
         "float32 base (geometric mean over the texts), drawn as what it is above 1, from 0.05% on. Right and low is "
         "better; dashed: those that no other beats in both."
     )
-    page.charts(
-        [
-            (frontier.chart(found, "Loss of quality against speed"), f"From {name}.")
-            for name, found in together
-        ]
-    )
-    for name, found in together:
+    title = "Loss of quality against speed"
+    page.charts([(frontier.chart(found, title), f"From {name}{note}.") for name, note, found in charts])
+    for name, _, found in charts:
         page.table(frontier.table(found), folded=f"Numbers: {name}")
+    for source in collection.of("frontier"):
+        _made(page, source)
 
 
 def _tasks(page: Page, collection: Collection) -> None:
@@ -251,10 +205,11 @@ def _analysis(page: Page, collection: Collection) -> None:
             f"On {source.data['tokens']['evaluation']:,} tokens of {source.data['text']}, weights in "
             f"{source.data['codec']}; report.html beside the file has all figures."
         )
+        _made(page, source)
 
 
 def _missing(page: Page, collection: Collection) -> None:
-    found = missing(collection)
+    found = list(missing(collection))
     if not found:
         return
     page.heading("What is not here")

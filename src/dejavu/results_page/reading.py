@@ -40,6 +40,8 @@ class Source:
     @property
     def fingerprint(self) -> str | None:
         """Of the weights it was measured on; None: not known."""
+        if self.kind == "frontier":
+            return next((row["fingerprint"] for row in self.data["rows"] if "fingerprint" in row), None)
         return self.data["model"] if self.kind == "plan" else self.data.get("fingerprint")
 
     @property
@@ -56,11 +58,11 @@ class Source:
         return self.kind == "bench" and any(r["synthetic_weights"] for r in self.data["results"])
 
     @property
-    def command(self) -> str:
-        """That made it; empty: not known."""
-        found = self.data["evidence"] if self.kind == "plan" else self.data
-        command = found.get("command", "")
-        return command if isinstance(command, str) else ""
+    def commands(self) -> list[str]:
+        """Those that made it, as far as it says."""
+        entries = [self.data["evidence"]] if self.kind == "plan" else self.data.get("rows", [self.data])
+        found = dict.fromkeys(entry.get("command") for entry in entries)
+        return [command for command in found if command and isinstance(command, str)]
 
     @property
     def dates(self) -> list[str]:
@@ -163,6 +165,12 @@ def _frontier(path: Path, text: str) -> Source:
         rows.append(row)
     if not rows:
         raise InputError(f"{path} is empty", fix=_KNOWN)
+    models = dict.fromkeys(row["fingerprint"] for row in rows if "fingerprint" in row)
+    if len(models) > 1:
+        named = " and ".join(fingerprint[:16] for fingerprint in models)
+        raise InputError(
+            f"{path} has rows of different models: {named}", fix="measure each into a file of its own"
+        )
     return Source("frontier", path, {"rows": rows})
 
 

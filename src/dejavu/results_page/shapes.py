@@ -27,6 +27,7 @@ _MADE = {"model": str, "date": str, "machine": _MACHINE, "versions?": {"*": str}
 
 EVAL = _MADE | {
     "fingerprint": str,
+    "kv_dtype": str,
     "runs": [
         {
             "name": str,
@@ -115,16 +116,9 @@ ADAPTATION = {
     "native": {"tokens": int, "base_codec": str, "ppl_ratio": NUMBER, "density": NUMBER},
     "options": {"codec": str},
 }
-QUALITY_ROW = {
-    "name": str,
-    "kind": str,
-    "text": str,
-    "tokens": int,
-    "ppl_ratio": NUMBER,
-    "date?": str,
-    "cpu?": str,
-}
-SPEED_ROW = {"name": str, "tokens_per_s": NUMBER, "spread": NUMBER, "date?": str, "cpu?": str}
+_ROW = {"name": str, "date?": str, "cpu?": str, "command?": str, "fingerprint?": str}
+QUALITY_ROW = _ROW | {"kind": str, "text": str, "tokens": int, "ppl_ratio": NUMBER}
+SPEED_ROW = _ROW | {"tokens_per_s": NUMBER, "spread": NUMBER}
 LAYER_EVIDENCE = {
     "neurons?": {"density?": NUMBER, "recall?": NUMBER},
     "heads?": {"density?": NUMBER, "recall?": NUMBER},
