@@ -22,7 +22,7 @@ from dejavu.bench.peers.table import peer_records, peer_table
 from dejavu.bench.results import Result, Run
 from dejavu.bench.shapes import shape
 from dejavu.cli.app import run
-from dejavu.errors import InputError, PeerError, PeerMissingError, UnsupportedModelError
+from dejavu.errors import CacheError, InputError, PeerError, PeerMissingError, UnsupportedModelError
 from dejavu.models.loading import open_model
 from test_convert import written
 from tiny_chat import build_tiny_chat
@@ -332,6 +332,8 @@ def test_files_of_a_shape(tmp_path: Path) -> None:
     assert stored_types(files.find(llama, "bf16")) == {"BF16"}
     folder = files.find(ENGINES["transformers"], "f32")
     assert [path.name for path in folder.iterdir()] == ["config.json"]
+    with pytest.raises(CacheError, match="No such file"):
+        PeerFiles(tmp_path / "nowhere", config).find(llama, "int8")
     with pytest.raises(UnsupportedModelError, match="not of opt"):
         write_synthetic_gguf(tmp_path / "opt.gguf", shape("opt-1.3b"), "Q8_0")
 

@@ -60,7 +60,8 @@ def peer_table(peers: Sequence[Record]) -> Table:
     """Other engines in the same rounds; what was not measured says why."""
     rows = []
     for record in peers:
-        name = " ".join(filter(None, (record["peer"], record["version"], record["variant"])))
+        version = f"({record['version']})" if record["version"] else ""
+        name = " ".join(filter(None, (record["peer"], record["variant"], version)))
         measured = "tokens_per_s" in record
         speed = (
             f"{record['tokens_per_s']:.1f} ± {record.get('tokens_per_s_spread', 0):.1f}" if measured else ""

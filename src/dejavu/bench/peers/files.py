@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from dejavu.bench.peers.synthetic_gguf import write_synthetic_gguf
 from dejavu.conversion import convert
+from dejavu.errors import CacheError
 from dejavu.models.folder_writer import config_json
 from dejavu.models.loading import open_model
 
@@ -44,7 +45,15 @@ class PeerFiles:
         if target.exists():
             return target
         if not isinstance(self._source, Path):
-            write_synthetic_gguf(target, self._source, kind)
+            part = target.with_suffix(".part")
+            try:
+                write_synthetic_gguf(part, self._source, kind)
+            except OSError as error:
+                part.unlink(missing_ok=True)
+                raise CacheError(
+                    f"{self._folder}: {error.strerror or error}", fix="set TMPDIR to a folder with more space"
+                ) from error
+            part.rename(target)
         elif self._source.is_file() and self._is_stored_as(kind):
             return self._source
         else:
