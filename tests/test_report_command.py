@@ -156,6 +156,18 @@ def test_the_frontier_joins_what_was_scored_with_what_was_timed(report: Dejavu, 
     assert "A plan was timed that the frontier leaves out" in alone.html
 
 
+def test_a_model_that_predicts_nothing(report: Dejavu, results: Path, tmp_path: Path) -> None:
+    """Infinity and null are figures that there may be."""
+    text = (results / "eval.json").read_text()
+    for value in ("Infinity", "null"):
+        changed, count = re.subn(r'("value": )[\d.e+-]+', rf"\g<1>{value}", text)
+        assert count > 10
+        (tmp_path / "eval.json").write_text(changed)
+        found = report(tmp_path / "eval.json", "bench.json", "plan")
+        assert found.code == 0
+        assert found.json["frontier"] == []
+
+
 def test_the_frontier_of_a_file(report: Dejavu) -> None:
     found = report("frontier.jsonl")
     assert [(s["name"], s["group"], s["speed"]) for s in found.json["frontier"]] == [
@@ -310,7 +322,7 @@ def test_parts_of_a_step_and_peers(report: Dejavu, results: Path, tmp_path: Path
     peer = {
         "peer": "llama.cpp",
         "variant": "",
-        "version": "0.3",
+        "version": "NAME 0.3",
         "status": "measured",
         "reason": "",
         "type": "Q8_0",
@@ -323,11 +335,12 @@ def test_parts_of_a_step_and_peers(report: Dejavu, results: Path, tmp_path: Path
     }
     missing = peer | {"peer": "torch", "status": "missing", "reason": "pip install torch", "ratios": {}}
     del missing["tokens_per_s"]
-    (tmp_path / "bench.json").write_text(json.dumps(document | {"peers": [peer, missing]}))
+    (tmp_path / "bench.json").write_text(json.dumps(document | {"peers": [peer, missing, missing]}))
     html = report(tmp_path / "bench.json").html
     check_html(html)
     assert "1.25, 1.50 by plan" in html
-    assert "missing: pip install torch" in html
+    assert html.count("missing: pip install torch") == 1
+    assert "in the same rounds: NAME 0.3</caption>" in html
     part = document["results"][1]["parts"]["mlp"]
     assert f"<td>{part['ms']:.3f} ({part['bandwidth_ms']:.3f})</td>" in html
     assert f"{part['ms']:.3g} ms (memory {part['bandwidth_ms']:.3g})" in html

@@ -104,7 +104,7 @@ def frame(x: Scale, y: Scale, top: float, size: Size = (WIDTH, HEIGHT)) -> list[
     parts.append(text((left + right) / 2, size[1] - 8, x.axis.label, anchor="middle"))
     middle = (top + bottom) / 2
     parts.append(
-        f'<text text-anchor="middle" transform="translate(12 {middle:.1f}) rotate(-90)">'
+        f'<text text-anchor="middle" transform="translate(11 {middle:.1f}) rotate(-90)">'
         f"{escape(y.axis.label)}</text>"
     )
     return parts

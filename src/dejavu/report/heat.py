@@ -56,7 +56,7 @@ def heat_map(
     body.append(text(LEFT, bottom + 34, column_label))
     middle = (_TOP + bottom) / 2
     body.append(
-        f'<text text-anchor="middle" transform="translate(12 {middle:.1f}) rotate(-90)">{escape(row_label)}</text>'
+        f'<text text-anchor="middle" transform="translate(11 {middle:.1f}) rotate(-90)">{escape(row_label)}</text>'
     )
     body += _key(bottom + 34, number(low, percent=percent), number(high, percent=percent))
     return svg(title, body, description=description, size=(WIDTH, bottom + _KEY))

@@ -157,7 +157,7 @@ def _base_perplexities(collection: Collection) -> dict[tuple[str, int], float]:
             for run in source.data["runs"]:
                 for name, entry in run["texts"].items():
                     value = entry["metrics"].get("base_perplexity", {}).get("value")
-                    if value:
+                    if value and math.isfinite(value):
                         found[name, entry["tokens"]] = value
     return found
 

@@ -84,6 +84,7 @@ BENCH = _MADE | {
             "ratios": {"*": NUMBER},
             "tokens_per_s?": NUMBER,
             "tokens_per_s_spread?": NUMBER,
+            "peak_rss_bytes?": MAYBE_NUMBER,
         }
     ],
 }

@@ -57,25 +57,26 @@ def memory_table(records: Sequence[Record]) -> Table | None:
 
 
 def peer_table(peers: Sequence[Record]) -> Table:
-    """Other engines in the same rounds; what was not measured says why."""
-    rows = []
+    """Other engines in the same rounds; what was not measured says why, once for all tests of a setting."""
+    rows: list[list[str]] = []
     for record in peers:
-        version = f"({record['version']})" if record["version"] else ""
-        name = " ".join(filter(None, (record["peer"], record["variant"], version)))
-        measured = "tokens_per_s" in record
-        speed = (
-            f"{record['tokens_per_s']:.1f} ± {record.get('tokens_per_s_spread', 0):.1f}" if measured else ""
-        )
-        ratios = ", ".join(
-            f"{value:.2f}" + ("" if plan == "off" else f" by {Path(plan).name}")
-            for plan, value in record["ratios"].items()
-        )
-        outcome = ratios if measured else ": ".join(filter(None, (record["status"], record["reason"])))
-        rows.append(
-            [name, record["type"] or record["codec"], str(record["threads"]), record["test"], speed, outcome]
-        )
-    headers = ["peer", "weights", "threads", "test", "tokens/s", "our speed / its"]
-    return Table("Other engines, timed in the same rounds", headers, rows)
+        name = " ".join(filter(None, (record["peer"], record["variant"])))
+        start = [name, record["type"] or record["codec"], str(record["threads"])]
+        if "tokens_per_s" in record:
+            ratios = ", ".join(
+                f"{value:.2f}" + ("" if plan == "off" else f" by {Path(plan).name}")
+                for plan, value in record["ratios"].items()
+            )
+            speed = f"{record['tokens_per_s']:.1f} ± {record.get('tokens_per_s_spread', 0.0):.1f}"
+            memory = human_bytes(record["peak_rss_bytes"]) if record.get("peak_rss_bytes") else ""
+            rows.append([*start, record["test"], speed, memory, ratios])
+        else:
+            row = [*start, "", "", "", ": ".join(filter(None, (record["status"], record["reason"])))]
+            rows += [row] if row not in rows else []
+    versions = ", ".join(dict.fromkeys(r["version"] for r in peers if r["version"]))
+    headers = ["peer", "weights", "threads", "test", "tokens/s", "memory", "our speed / its"]
+    caption = "Other engines, timed in the same rounds" + (f": {versions}" if versions else "")
+    return Table(caption, headers, rows)
 
 
 def bandwidths(records: Sequence[Record]) -> str:
