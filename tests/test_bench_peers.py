@@ -211,6 +211,16 @@ def test_cases_are_measured(backend: Callable[[str], Path], tiny: Path, tmp_path
     assert records[1]["peak_rss_bytes"] == 12 << 20
 
 
+def test_first_token_may_be_left_out(backend: Callable[[str], Path], tiny: Path, tmp_path: Path) -> None:
+    body = "    def time(self, kind, rows, depth):\n        return {'first': None, 'steps': [0.5, 0.5]}\n"
+    cases = cases_of(engine(backend(body)), tiny, tmp_path, TESTS[2:])
+    run_all(cases)
+    result = cases[0].result
+    assert result is not None
+    assert (result.ttft, result.median) == (None, 4.0)
+    assert peer_records(cases, [])[0]["ttft_s"] is None
+
+
 def test_a_crash_ends_one_case_alone(backend: Callable[[str], Path], tiny: Path, tmp_path: Path) -> None:
     cases = cases_of(engine(backend(f"{WORSE}self.die()\n")), tiny, tmp_path)
     run_all(cases)
@@ -231,6 +241,7 @@ def test_a_crash_ends_one_case_alone(backend: Callable[[str], Path], tiny: Path,
         ("return {'first': 1.0, 'steps': [1.0]}", "timed 1 steps"),
         ("return {'first': 'soon', 'steps': []}", "no times"),
         ("return 7", "no times"),
+        ("return {'first': None, 'steps': []}", "did not time the prompt"),
     ],
 )
 def test_failures_of_a_test(

@@ -40,13 +40,12 @@ def step_table(results: Sequence[Result]) -> Table:
     )  # fmt: skip
     out = []
     for result in results:
-        steps = [result.step_quantile(q) for q in QUANTILES]
+        times = [result.ttft, *(result.step_quantile(q) for q in QUANTILES)]
         shares = (result.density, result.heads_density, result.predictor_share)
         out.append(
             (
                 *_setting(result),
-                _number(1e3 * result.ttft),
-                *(_number(None if step is None else 1e3 * step) for step in steps),
+                *(_number(None if seconds is None else 1e3 * seconds) for seconds in times),
                 *("" if share is None else f"{100 * share:.0f}" for share in shares),
             )
         )

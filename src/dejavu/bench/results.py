@@ -20,8 +20,11 @@ class Run:
 
     seconds: float
     """pp: of the prompt; tg: of all decode steps together."""
-    first: float
-    """Seconds from an empty cache to the first logits: of the prompt (tg: of the tokens before, or of the first step)."""
+    first: float | None
+    """Seconds from an empty cache to the first logits: of the prompt (tg: of the tokens before, or of the first step).
+
+    None: a peer took the tokens before one by one.
+    """
     steps: tuple[float, ...] = ()
     """tg: seconds of each decode step."""
     touched: Mapping[str, int] | None = None
@@ -70,9 +73,9 @@ class Result:
         return 1000 * statistics.median(self.seconds) / self.case.test.tokens
 
     @property
-    def ttft(self) -> float:
-        """Median seconds from an empty cache to the first logits."""
-        return statistics.median(run.first for run in self.runs)
+    def ttft(self) -> float | None:
+        """Median seconds from an empty cache to the first logits; None: not measured."""
+        return quantile([run.first for run in self.runs if run.first is not None], 0.5)
 
     def step_quantile(self, q: float) -> float | None:
         """tg: quantile of the seconds of a decode step (inter-token latency), over the steps of all repeats."""

@@ -56,12 +56,15 @@ class Contestant:
         answer = process.call("time", kind=test.kind, rows=tokens.tolist(), depth=test.depth)
         self.peak_rss = int(process.call("peak_rss"))
         try:
-            first, steps = float(answer["first"]), tuple(map(float, answer["steps"]))
+            first = None if answer["first"] is None else float(answer["first"])
+            steps = tuple(map(float, answer["steps"]))
         except (TypeError, KeyError, ValueError) as error:
             raise PeerError(f"the peer answered {str(answer)[:80]!r}, which are no times") from error
         if len(steps) != (test.tokens if test.kind == "tg" else 0):
             raise PeerError(f"the peer timed {len(steps)} steps of {test.label}")
         if test.kind == "pp":
+            if first is None:
+                raise PeerError("the peer did not time the prompt")
             return Run(first, first)
         return Run(sum(steps), first if test.depth else steps[0], steps)
 
