@@ -219,6 +219,10 @@ def test_bench_loads_by_a_plan(
     assert base.step_bytes
     assert planned.step_bytes is not None
     assert planned.step_bytes < base.step_bytes
+    assert base.density == base.heads_density == 1.0
+    assert planned.density is not None
+    assert planned.density < 1
+    assert planned.part_ms is not None
     assert (base.case.setting.plan, planned.case.setting.plan) == ("off", str(tmp_path / "mine"))
     with pytest.raises(PlanError, match="cannot read"):
         subject.load(Setting("int8", "f16", 1, str(tmp_path / "none")))
