@@ -261,3 +261,4 @@ def test_generate_says_what_the_plan_did(plan: AccessPlan, tiny: Path, tmp_path:
     code, result = dejavu(*command, "--plan", "off", "--check")
     assert code == InputError.exit_code
     assert "no plan to check" in result["error"]["message"]
+    assert run([*command, "--plan", str(tmp_path / "mine"), "--check", "--quiet"]) == InputError.exit_code

@@ -123,7 +123,11 @@ def generate(
         if system is not None and not chat:
             raise InputError("--system needs a chat template", fix="use --chat, or put it into the prompt")
         if check and (llm.plan is None or executor is not ExecutorName.native):
-            raise InputError("there is no plan to check", fix="add --plan PLAN, and use --executor native")
+            raise InputError(
+                "there is no plan to check", fix="add --plan PLAN --no-fallback, and use --executor native"
+            )
+        if check and quiet and not json:
+            raise InputError("--quiet leaves no place for what --check finds", fix="leave one of them away")
         messages = [{"role": "user", "content": text}]
         if system is not None:
             messages.insert(0, {"role": "system", "content": system})

@@ -27,7 +27,7 @@ def dense_bytes(packed: Packed) -> dict[str, int]:
 def plan_bytes(
     packed: Packed, plan: AccessPlan, neurons: Sequence[float], heads: Sequence[float]
 ) -> dict[str, int]:
-    """What `plan` reads at these mean densities per layer, and of "predictors" (compensators among them).
+    """What `plan` reads at these mean densities per layer; "predictors": what is read to choose, and compensators.
 
     Keys and values of every K/V head are counted as computed.
     """
@@ -35,8 +35,9 @@ def plan_bytes(
     parts = {"attention": 0.0, "mlp": 0.0, "head": float(_head(packed)), "predictors": 0.0}
     for i, layer in enumerate(plan.layers):
         parts["attention"] += heads[i] * _attention(packed, i) + _size(packed, f"layers.{i}.kv")
-        parts["mlp"] += _neurons(packed, i, layer.neurons, neurons[i])
-        parts["predictors"] += _predictor(layer.neurons) + _predictor(layer.heads)
+        chosen, first = _neurons(packed, i, layer.neurons, neurons[i])
+        parts["mlp"] += chosen
+        parts["predictors"] += first + _predictor(layer.neurons) + _predictor(layer.heads)
         if layer.compensator is not None:
             parts["predictors"] += _low_rank(layer.compensator.rank, c.d_model, c.d_model)
     if isinstance(plan.vocabulary, VocabularySketch):
@@ -52,16 +53,17 @@ def expected_density(selector: NeuronSelector | HeadSelector, units: int) -> flo
     return selector.density if isinstance(selector, Pick) and selector.density is not None else 1.0
 
 
-def _neurons(packed: Packed, layer: int, selector: NeuronSelector, density: float) -> float:
+def _neurons(packed: Packed, layer: int, selector: NeuronSelector, density: float) -> tuple[float, float]:
+    """Of the chosen neurons; and of all of them, to choose."""
     lead, rest = (_size(packed, f"layers.{layer}.{part}") for part in ("lead", "mlp"))
     rows = 3 if packed.config.gated else 2
     if isinstance(selector, Dense):
-        return lead + rest
+        return lead + rest, 0.0
     if isinstance(selector, Sketch):
-        return lead + density * rest
-    # Rows of every neuron that are read to choose.
+        return density * rest, lead
     first = rows - 1 if isinstance(selector, Oracle) else 1 if isinstance(selector, Threshold) else 0
-    return (lead + rest) * (first + density * (rows - first)) / rows
+    row = (lead + rest) / rows
+    return density * (rows - first) * row, first * row
 
 
 def _attention(packed: Packed, layer: int) -> int:

@@ -44,12 +44,11 @@ def plan_evidence(executor: Any, *, context: int, checked: NDArray[np.int32] | N
     """
     stats = executor.last_stats
     touched = executor.touched_bytes(context)
-    executor_dense = executor.dense_bytes(context)
     evidence: dict[str, Any] = {
         "density": float(np.mean(stats["neurons"])),
         "heads_density": float(np.mean(stats["heads"])),
         "touched_bytes": touched,
-        "dense_bytes": executor_dense,
+        "dense_bytes": executor.dense_bytes(context),
         "predictor_share": stats["predictor_share"],
         "recomputed": stats["recomputed"],
         "ms": stats["ms"],
