@@ -178,7 +178,9 @@ def peer_nll(peer: PeerProcess, document: Document) -> float:
 def speed(args: argparse.Namespace) -> None:
     """Tokens/s of all settings, in turn; of models that `quality` has found to be the same."""
     if not any(row["name"] == "llama.cpp F32" for row in rows(args.out)):
-        raise SystemExit(f"{args.out} does not say that both compute the same model: run the part quality first")
+        raise SystemExit(
+            f"{args.out} does not say that both compute the same model: run the part quality first"
+        )
     opened = open_model(resolve(args.model))
     tokenizer, fingerprint = Tokenizer.from_model(opened), opened.weights.fingerprint
     opened.close()
