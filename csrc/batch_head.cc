@@ -31,11 +31,9 @@ void Engine::BatchThread::few_logits() {
     float* out = b.logits + size_t(r) * size_t(c.vocab);
     rows.prepare(e.head_.layout, logits_input(r), scratch);
     const Range vocabulary = share(c.vocab, kPlainRows, thread, threads);
-    for (int first = vocabulary.begin; first < vocabulary.end; first += kPlainRows) {
-      const int n = least(vocabulary.end - first, kPlainRows);
-      rows.dot(e.head_, first / kPlainRows, 0, n, scratch, out + first);
-      e.finish_logits(out + first, first, n);
-    }
+    const int first = vocabulary.begin, n = vocabulary.end - first;
+    rows.dot(e.head_, 0, first, n, scratch, out + first);
+    e.finish_logits(out + first, first, n);
   }
 }
 

@@ -142,7 +142,7 @@ void bind_halves(nb::module_& m) {
           if (!two) throw std::invalid_argument("the list is not a range of neurons");
           const int begin = list.data()[0], end = list.data()[1];
           if (out.shape(0) != size_t(end - begin) * size_t(dots)) throw std::invalid_argument("out has another size");
-          return rows.dot_all(from, begin, end, input.data(), out.data());
+          return rows.dot(from, begin, 0, (end - begin) * from.rows, input.data(), out.data());
         }
         if (row >= dots || out.shape(0) != size_t(n)) throw std::invalid_argument("row or out out of range");
         for (int i = 0; i < n; ++i) {

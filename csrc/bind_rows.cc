@@ -28,12 +28,13 @@ Bundles view(const std::string& codec, int d, int rows, Bytes packed) {
 }
 
 void check_rows(const Bundles& b, int bundle, int first, int n) {
-  if (bundle < 0 || bundle >= b.count || first < 0 || n < 0 || first + n > b.rows) {
+  if (bundle < 0 || bundle >= b.count || first < 0 || n < 0 || first + n > (b.count - bundle) * b.rows) {
     throw std::invalid_argument("bundle or rows out of range");
   }
 }
 
 void check_list(const Bundles& b, int row, List list) {
+  if (row < 0 || row >= b.rows) throw std::invalid_argument("row out of range");
   for (size_t i = 0; i < list.shape(0); ++i) check_rows(b, list.data()[i], row, 1);
 }
 

@@ -206,13 +206,11 @@ void Engine::Decoder::logits() {
   }
   if (plan && plan->head_bits && plan->exact < c.vocab) return sketched_logits(out);
   const Range mine = share(e.head_.count, 1, thread, threads);
-  for (int b = mine.begin; b < mine.end; ++b) {
-    const int first = b * kPlainRows, n = c.vocab - first < kPlainRows ? c.vocab - first : kPlainRows;
-    float* to[kMaxTokens];
-    for (int t = 0; t < s.n; ++t) to[t] = out[t] + first;
-    dot(e.head_, b, 0, n, input, s.n, to);
-    for (int t = 0; t < s.n; ++t) e.finish_logits(to[t], first, n);
-  }
+  const int first = mine.begin * kPlainRows, n = least(mine.end * kPlainRows, c.vocab) - first;
+  float* to[kMaxTokens];
+  for (int t = 0; t < s.n; ++t) to[t] = out[t] + first;
+  dot(e.head_, 0, first, n, input, s.n, to);
+  for (int t = 0; t < s.n; ++t) e.finish_logits(to[t], first, n);
 }
 
 // All rows of the head by their leading bits, the best of them exactly. `input` is prepared.

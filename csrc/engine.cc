@@ -215,12 +215,7 @@ void Engine::embed(int32_t token, int position, float* scratch, float* x) const 
     const int i = layout.natural(o);
     if (i < layout.d) row[i] = scratch[o] * c_.embed_scale;
   }
-  if (row != x) {
-    for (int i = 0; i < c_.d; i += kPlainRows) {
-      const int n = c_.d - i < kPlainRows ? c_.d - i : kPlainRows;
-      k_.rows[int(Codec::f32)].dot(proj_in_, i / kPlainRows, 0, n, row, x + i);
-    }
-  }
+  if (row != x) k_.rows[int(Codec::f32)].dot(proj_in_, 0, 0, c_.d, row, x);
   if (positions_) k_.add(x, positions_ + size_t(position + c_.position_offset) * size_t(c_.d), c_.d);
   if (c_.embed_norm) {
     std::memcpy(scratch, x, size_t(c_.d) * sizeof(float));
@@ -345,10 +340,7 @@ const float* Engine::head_input(const float* x, float* normed, float* projected)
     x = normed;
   }
   if (c_.embed_dim == c_.d) return x;
-  for (int i = 0; i < c_.embed_dim; i += kPlainRows) {
-    const int n = c_.embed_dim - i < kPlainRows ? c_.embed_dim - i : kPlainRows;
-    k_.rows[int(Codec::f32)].dot(proj_out_, i / kPlainRows, 0, n, x, projected + i);
-  }
+  k_.rows[int(Codec::f32)].dot(proj_out_, 0, 0, c_.embed_dim, x, projected);
   return projected;
 }
 

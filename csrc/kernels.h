@@ -53,12 +53,12 @@ struct MlpManyArgs {
   float* const* outputs;      // [tokens]
 };
 
-// Halves of int8 rows (Codec::high4 and after) have prepare, dot_all and dot_list. Kernels named `many` give each token
+// Halves of int8 rows (Codec::high4 and after) have prepare, dot and dot_list. Kernels named `many` give each token
 // the bits that the one for a single token gives; weights are read once for all.
 struct RowKernels {
   // x[d] -> the form that dot products take; grouped codecs: int16 codes with one scale per group.
   void (*prepare)(const RowLayout&, const float* x, void* input);
-  // out[i] = row(bundle, first + i) . x for i < n
+  // out[i] = row(bundle, first + i) . x for i < n; what lies beyond the bundle's last row are the next bundles' rows
   void (*dot)(const Bundles&, int bundle, int first, int n, const void* input, float* out);
   // output += sum over i < n of coefficient[i] * row(bundle, first + i); stored order
   void (*axpy)(const Bundles&, int bundle, int first, int n, const float* coefficients, float* output);
@@ -79,8 +79,6 @@ struct RowKernels {
                         float* const* outs);
   void (*axpy_list_many)(const Bundles&, int row, const int32_t* list, int n, const float* const* coefficients,
                          int tokens, float* const* outputs);
-  // out[i * rows + r] = row(begin + i, r) . x for all bundles of [begin, end)
-  void (*dot_all)(const Bundles&, int begin, int end, const void* input, float* out);
   // Weights [begin, end) of a row in stored order; begin and end are multiples of 64, or `padded`.
   void (*decode)(const RowLayout&, Row row, int begin, int end, float* out);
 };

@@ -12,14 +12,6 @@ void absolute(float* x, int n) {
   for (int i = 0; i < n; ++i) x[i] = std::fabs(x[i]);
 }
 
-// Rows [begin, end) in bundles of kPlainRows; `begin` is a multiple of it.
-void plain_dots(const RowKernels& rows, const Bundles& b, Range range, const void* input, float* out) {
-  for (int first = range.begin; first < range.end; first += kPlainRows) {
-    const int n = range.end - first < kPlainRows ? range.end - first : kPlainRows;
-    rows.dot(b, first / kPlainRows, 0, n, input, out + first);
-  }
-}
-
 }  // namespace
 
 const void* Engine::to_input8(const void* input, void* scratch) const {
@@ -29,7 +21,8 @@ const void* Engine::to_input8(const void* input, void* scratch) const {
 }
 
 void Engine::hidden_of(const LowRank& map, Range range, const void* input8, float* hidden) const {
-  plain_dots(k_.rows[int(Codec::int8)], map.a.view(), range, input8, hidden);
+  const int n = range.end - range.begin;
+  if (n > 0) k_.rows[int(Codec::int8)].dot(map.a.view(), 0, range.begin, n, input8, hidden + range.begin);
   if (!map.relu) return;
   for (int i = range.begin; i < range.end; ++i) hidden[i] = hidden[i] > 0 ? hidden[i] : 0;
 }
@@ -75,7 +68,7 @@ void Engine::score_neurons(const Layer& layer, const Selector& selector, Range r
     float *g = gate + begin, *u = up + begin, *out = scores + begin;
     if (sketch) {
       const Bundles& lead = layer.halves.lead;
-      leading_rows(lead, selector.bits).dot_all(lead, begin, begin + n, input, parts);
+      leading_rows(lead, selector.bits).dot(lead, begin, 0, n * rows, input, parts);
       for (int i = 0; i < n; ++i) {
         if (c_.gated) g[i] = parts[i * rows];
         u[i] = parts[i * rows + rows - 1];
@@ -102,20 +95,15 @@ void Engine::score_neurons(const Layer& layer, const Selector& selector, Range r
 }
 
 void Engine::leading_logits(int bits, Range range, const void* input, float* logits) const {
-  constexpr int kBundles = 16;
-  float found[kBundles * kPlainRows];  // the last bundle may have more rows than there are logits
-  for (int b = range.begin; b < range.end; b += kBundles) {
-    const int end = b + kBundles < range.end ? b + kBundles : range.end, first = b * kPlainRows;
-    const int n = end * kPlainRows < c_.vocab ? (end - b) * kPlainRows : c_.vocab - first;
-    leading_rows(head_lead_, bits).dot_all(head_lead_, b, end, input, found);
-    std::memcpy(logits + first, found, size_t(n) * sizeof(float));
-  }
+  const int first = range.begin * kPlainRows,
+            end = range.end * kPlainRows < c_.vocab ? range.end * kPlainRows : c_.vocab;
+  leading_rows(head_lead_, bits).dot(head_lead_, 0, first, end - first, input, logits + first);
 }
 
 void Engine::exact_logits(const int32_t* rows, int n, const void* input, float* logits) const {
   const RowKernels& kernels = k_.rows[int(head_.layout.codec)];
   for (int i = 0; i < n; ++i) {
-    kernels.dot(head_, rows[i] / kPlainRows, rows[i] % kPlainRows, 1, input, logits + rows[i]);
+    kernels.dot(head_, 0, rows[i], 1, input, logits + rows[i]);
   }
 }
 

@@ -38,16 +38,19 @@ def test_decoding_kernels_equal_the_twin(isa: str, codec: str, width: int) -> No
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("offset", [0, 2])
 def test_dot(isa: str, codec: str, width: int, offset: int) -> None:
-    w = weights((2, 23, width))
     x = np.random.default_rng(1).standard_normal(width).astype(np.float32)
     x[::7] *= 50  # outliers, as in real activations
-    data = packed(codec, w, offset if codec != "f32" else 2 * offset)
-    for first, n in ((0, 23), (3, 8), (22, 1), (5, 0), (1, 15)):
-        out = np.full(n, POISON)
-        _core.dot(isa, codec, data, 23, 1, first, x, out)
-        rows = decoded(codec, w)[1, first : first + n].astype(np.float64)
-        limit = TOLERANCES["dot"] * (np.abs(rows) @ np.abs(x).astype(np.float64)).max(initial=0)
-        assert (np.abs(out - rows @ x) <= limit).all()
+    for together, most in ((23, 23), (16, 32)):
+        w = weights((3, together, width))
+        data = packed(codec, w, offset if codec != "f32" else 2 * offset)
+        after = decoded(codec, w)[1:].reshape(2 * together, width).astype(np.float64)
+        beyond = 2 * together - 5  # from bundle 1 on into bundle 2
+        for first, n in ((0, together), (3, 8), (most - 1, 1), (5, 0), (1, 15), (5, beyond)):
+            out = np.full(n, POISON)
+            _core.dot(isa, codec, data, together, 1, first, x, out)
+            rows = after[first : first + n]
+            limit = TOLERANCES["dot"] * (np.abs(rows) @ np.abs(x).astype(np.float64)).max(initial=0)
+            assert (np.abs(out - rows @ x) <= limit).all()
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -131,7 +134,7 @@ def test_wrong_sizes_are_refused_before_memory_is_read() -> None:
     with pytest.raises(ValueError, match="out of range"):
         _core.dot("portable", "int8", data, 3, 2, 0, x, out)
     with pytest.raises(ValueError, match="out of range"):
-        _core.dot("portable", "int8", data, 3, 0, 1, x, out)
+        _core.dot("portable", "int8", data, 3, 1, 1, x, out)
     with pytest.raises(ValueError, match="whole number"):
         _core.dot("portable", "int8", data[:-1], 3, 0, 0, x, out)
     with pytest.raises(ValueError, match="out of range"):

@@ -133,7 +133,7 @@ def test_wrong_sizes_are_refused_before_memory_is_read() -> None:
     data = packed("int8", weights((2, 3, 64)))
     x, out = np.zeros((2, 64), np.float32), np.zeros((2, 3), np.float32)
     with pytest.raises(ValueError, match="out of range"):
-        _core.dot_many("portable", "int8", data, 3, 0, 1, x, out)
+        _core.dot_many("portable", "int8", data, 3, 1, 1, x, out)
     with pytest.raises(ValueError, match="tokens"):
         _core.dot_many("portable", "int8", data, 3, 0, 0, x, out[:1])
     with pytest.raises(ValueError, match="tokens"):

@@ -8,41 +8,92 @@
 
 namespace {
 
+// Rows `row(i)`, i < n, in the order of Streams; those that are fetched meanwhile come kAhead after.
+template <int kAhead, typename RowAt>
+struct Reading {
+  RowAt row;
+  int n;
+  Streams order;
+  Reading(RowAt row_, int n_) : row(row_), n(n_), order(n_) {}
+  Row at(int i) const { return row(order(i)); }
+  Row ahead(int i) const { return row(order(i + kAhead < n ? i + kAhead : i)); }
+};
+
+template <Codec C, int Most = kTokens, typename RowAt>
+inline void dots(const RowLayout& layout, RowAt row, int n, const void* const* inputs, int tokens, float* const* outs) {
+  const Reading<kDotRows, RowAt> rows(row, n);
+  dot_rows<C, Most>(
+      layout, [&](int i) { return rows.at(i); }, [&](int i) { return rows.ahead(i); }, rows.order, n, inputs, tokens,
+      outs);
+}
+
+template <Codec C, typename RowAt>
+inline void axpys(const RowLayout& layout, RowAt row, int n, const float* const* coefficients, int tokens,
+                  float* const* outputs) {
+  const Reading<kSumRows, RowAt> rows(row, n);
+  axpy_rows<C>(
+      layout, [&](int i) { return rows.at(i); }, [&](int i) { return rows.ahead(i); }, rows.order, n, coefficients,
+      tokens, outputs);
+}
+
+// One token's dots: halves have kernels of their own.
+template <Codec C, typename RowAt>
+inline void dots_of_one(const RowLayout& layout, RowAt row, int n, const void* input, float* out) {
+  if constexpr (is_half(C)) {
+    const Reading<4 * kHalfRows, RowAt> rows(row, n);
+    half_rows<C>(
+        layout, [&](int i) { return rows.at(i); }, [&](int i) { return rows.ahead(i); }, rows.order, n, input, out);
+  } else {
+    dots<C, 1>(layout, row, n, &input, 1, &out);
+  }
+}
+
+// Row `first` of bundle `bundle` and those after it, also in the next bundles.
+struct Onward {
+  const Bundles& bundles;
+  int bundle, first, shift;
+  Onward(const Bundles& bundles_, int bundle_, int first_, int n)
+      : bundles(bundles_), bundle(bundle_), first(first_), shift(-1) {
+    const int rows = bundles.rows;
+    if (first + n <= rows) {
+      shift = 31;
+    } else if ((rows & (rows - 1)) == 0) {
+      shift = __builtin_ctz(unsigned(rows));  // a division takes as long as a quarter of a short row
+    }
+  }
+  Row operator()(int i) const {
+    const int at = first + i, further = shift >= 0 ? at >> shift : at / bundles.rows;
+    return bundles.row(bundle + further, at - further * bundles.rows);
+  }
+};
+
 template <Codec C>
 void dot_many(const Bundles& bundles, int bundle, int first, int n, const void* const* inputs, int tokens,
               float* const* outs) {
-  auto at = [&](int i) { return bundles.row(bundle, first + i); };
-  auto ahead = [&](int i) { return at(i + kDotRows); };  // beyond the last row: a harmless prefetch
-  dot_rows<C>(bundles.layout, at, ahead, n, inputs, tokens, outs);
+  dots<C>(bundles.layout, Onward(bundles, bundle, first, n), n, inputs, tokens, outs);
 }
 
 template <Codec C>
 void axpy_many(const Bundles& bundles, int bundle, int first, int n, const float* const* coefficients, int tokens,
                float* const* outputs) {
-  auto at = [&](int i) { return bundles.row(bundle, first + i); };
-  auto ahead = [&](int i) { return at(i + kSumRows); };
-  axpy_rows<C>(bundles.layout, at, ahead, n, coefficients, tokens, outputs);
+  axpys<C>(bundles.layout, Onward(bundles, bundle, first, n), n, coefficients, tokens, outputs);
 }
 
 template <Codec C>
 void dot_list_many(const Bundles& bundles, int row, const int32_t* list, int n, const void* const* inputs, int tokens,
                    float* const* outs) {
-  auto at = [&](int i) { return bundles.row(list[i < n ? i : n - 1], row); };
-  auto ahead = [&](int i) { return at(i + kDotRows); };
-  dot_rows<C>(bundles.layout, at, ahead, n, inputs, tokens, outs);
+  dots<C>(bundles.layout, [&](int i) { return bundles.row(list[i], row); }, n, inputs, tokens, outs);
 }
 
 template <Codec C>
 void axpy_list_many(const Bundles& bundles, int row, const int32_t* list, int n, const float* const* coefficients,
                     int tokens, float* const* outputs) {
-  auto at = [&](int i) { return bundles.row(list[i < n ? i : n - 1], row); };
-  auto ahead = [&](int i) { return at(i + kSumRows); };
-  axpy_rows<C>(bundles.layout, at, ahead, n, coefficients, tokens, outputs);
+  axpys<C>(bundles.layout, [&](int i) { return bundles.row(list[i], row); }, n, coefficients, tokens, outputs);
 }
 
 template <Codec C>
 void dot(const Bundles& bundles, int bundle, int first, int n, const void* input, float* out) {
-  dot_many<C>(bundles, bundle, first, n, &input, 1, &out);
+  dots_of_one<C>(bundles.layout, Onward(bundles, bundle, first, n), n, input, out);
 }
 
 template <Codec C>
@@ -56,42 +107,8 @@ void axpy_list(const Bundles& bundles, int row, const int32_t* list, int n, cons
 }
 
 template <Codec C>
-constexpr int kRowsAhead = is_half(C) ? 4 * kHalfRows : kDotRows;
-
-template <Codec C, typename At, typename Ahead>
-void one_token(const RowLayout& layout, At at, Ahead ahead, int n, const void* input, float* out) {
-  if constexpr (is_half(C)) {
-    half_rows<C>(layout, at, ahead, n, input, out);
-  } else {
-    dot_rows<C, 1>(layout, at, ahead, n, &input, 1, &out);
-  }
-}
-
-template <Codec C>
-void dot_all(const Bundles& bundles, int begin, int end, const void* input, float* out) {
-  const int rows = bundles.rows, n = (end - begin) * rows;
-  const uint8_t *codes = bundles.row(begin, 0).codes, *scales = bundles.row(begin, 0).scales;
-  const size_t code_bytes = bundles.layout.code_bytes, scale_bytes = bundles.layout.scale_bytes;
-  // Row by row without a division: at(i) is asked for ascending i.
-  struct Cursor {
-    const uint8_t *codes, *scales;
-    int r;
-  };
-  Cursor here = {codes, scales, 0}, there = here;
-  const auto take = [&](Cursor& c) {
-    const Row row = {c.codes + size_t(c.r) * code_bytes, c.scales + size_t(c.r) * scale_bytes};
-    if (++c.r == rows) c.r = 0, c.codes += bundles.stride, c.scales += bundles.stride;
-    return row;
-  };
-  for (int i = 0; i < kRowsAhead<C>; ++i) take(there);  // beyond the last row: a harmless prefetch
-  one_token<C>(bundles.layout, [&](int) { return take(here); }, [&](int) { return take(there); }, n, input, out);
-}
-
-template <Codec C>
 void dot_list(const Bundles& bundles, int row, const int32_t* list, int n, const void* input, float* out) {
-  auto at = [&](int i) { return bundles.row(list[i < n ? i : n - 1], row); };
-  auto ahead = [&](int i) { return at(i + kRowsAhead<C>); };
-  one_token<C>(bundles.layout, at, ahead, n, input, out);
+  dots_of_one<C>(bundles.layout, [&](int i) { return bundles.row(list[i], row); }, n, input, out);
 }
 
 // Halves of int8 rows have dots alone, with one token.
@@ -99,7 +116,7 @@ template <Codec C>
 constexpr dejavu::RowKernels half_kernels() {
   dejavu::RowKernels kernels{};
   kernels.prepare = prepare_grouped;
-  kernels.dot_all = dot_all<C>;
+  kernels.dot = dot<C>;
   kernels.dot_list = dot_list<C>;
   return kernels;
 }
@@ -117,7 +134,6 @@ constexpr dejavu::RowKernels row_kernels() {
           axpy_list<C>,
           dot_list_many<C>,
           axpy_list_many<C>,
-          dot_all<C>,
           decode<C>};
 }
 

@@ -218,18 +218,23 @@ inline void axpy_step(const RowLayout& layout, const Row* rows, const Row* next,
   }
 }
 
-// outputs[t] += sum over i < n of coefficients[t][i] * at(i); meanwhile the rows ahead(i) are fetched.
-template <Codec C, typename At, typename Ahead>
-inline void axpy_rows(const RowLayout& layout, At at, Ahead ahead, int n, const float* const* coefficients, int tokens,
-                      float* const* outputs) {
+// outputs[t] += sum over i < n of coefficients[t][place(i)] * at(i); meanwhile the rows ahead(i) are fetched.
+template <Codec C, typename At, typename Ahead, typename Place>
+inline void axpy_rows(const RowLayout& layout, At at, Ahead ahead, Place place, int n, const float* const* coefficients,
+                      int tokens, float* const* outputs) {
   Row rows[kSumRows], next[kSumRows];
+  float by[dejavu::kMaxTokens][kSumRows];
   for (int i = 0; i < n; i += kSumRows) {
     const int count = n - i < kSumRows ? n - i : kSumRows;
-    for (int r = 0; r < count; ++r) rows[r] = at(i + r), next[r] = ahead(i + r);
+    for (int r = 0; r < count; ++r) {
+      rows[r] = at(i + r), next[r] = ahead(i + r);
+      const int from = place(i + r);
+      for (int t = 0; t < tokens; ++t) by[t][r] = coefficients[t][from];
+    }
     each_tokens(tokens, [&](auto together, int t) {
       constexpr int T = decltype(together)::value;
       const float* c[T];
-      for (int s = 0; s < T; ++s) c[s] = coefficients[t + s] + i;
+      for (int s = 0; s < T; ++s) c[s] = by[t + s];
       axpy_step<C, T>(layout, rows, next, count, c, outputs + t);
     });
   }

@@ -122,10 +122,10 @@ DEJAVU_NOINLINE void dot_grouped(const RowLayout& layout, const Row* rows, const
   }
 }
 
-// outs[t][at + r] = rows[r] . inputs[t] for r < n, R rows at a time, then fewer
-template <Codec C, int R, int T>
+// outs[t][place(at + r)] = rows[r] . inputs[t] for r < n, R rows at a time, then fewer
+template <Codec C, int R, int T, typename Place>
 inline void dot_steps(const RowLayout& layout, const Row* rows, const Row* next, int n, const void* const* inputs,
-                      float* const* outs, int at) {
+                      float* const* outs, Place place, int at) {
   for (; n >= R; n -= R, rows += R, next += R, at += R) {
     float out[T][R];
     if constexpr (is_grouped(C)) {
@@ -133,22 +133,25 @@ inline void dot_steps(const RowLayout& layout, const Row* rows, const Row* next,
     } else {
       dot_float<C, R, T>(layout, rows, next, inputs, out);
     }
-    for (int t = 0; t < T; ++t) memcpy(outs[t] + at, out[t], sizeof out[t]);
+    for (int r = 0; r < R; ++r) {
+      const int to = place(at + r);
+      for (int t = 0; t < T; ++t) outs[t][to] = out[t][r];
+    }
   }
-  if constexpr (R > 1) dot_steps<C, R / 2, T>(layout, rows, next, n, inputs, outs, at);
+  if constexpr (R > 1) dot_steps<C, R / 2, T>(layout, rows, next, n, inputs, outs, place, at);
 }
 
-// outs[t][i] = at(i) . inputs[t] for i < n; meanwhile the rows ahead(i) are fetched.
-template <Codec C, int Most = kTokens, typename At, typename Ahead>
-inline void dot_rows(const RowLayout& layout, At at, Ahead ahead, int n, const void* const* inputs, int tokens,
-                     float* const* outs) {
+// outs[t][place(i)] = at(i) . inputs[t] for i < n; meanwhile the rows ahead(i) are fetched.
+template <Codec C, int Most = kTokens, typename At, typename Ahead, typename Place>
+inline void dot_rows(const RowLayout& layout, At at, Ahead ahead, Place place, int n, const void* const* inputs,
+                     int tokens, float* const* outs) {
   Row rows[kDotRows], next[kDotRows];
   for (int i = 0; i < n; i += kDotRows) {
     const int count = n - i < kDotRows ? n - i : kDotRows;
     for (int r = 0; r < count; ++r) rows[r] = at(i + r), next[r] = ahead(i + r);
     each_tokens<Most>(tokens, [&](auto together, int t) {
       constexpr int T = decltype(together)::value;
-      dot_steps<C, rows_at_once(T), T>(layout, rows, next, count, inputs + t, outs + t, i);
+      dot_steps<C, rows_at_once(T), T>(layout, rows, next, count, inputs + t, outs + t, place, i);
     });
   }
 }

@@ -107,20 +107,23 @@ DEJAVU_NOINLINE void dot_half(const RowLayout& layout, const Row* rows, const Ro
   DEJAVU_UNROLL for (int r = 0; r < R; ++r) out[r] = Vec::sum(total[r]);
 }
 
-// out[i] = at(i) . input for ascending i < n; meanwhile the rows ahead(i) are fetched.
-template <Codec C, typename At, typename Ahead>
-inline void half_rows(const RowLayout& layout, At at, Ahead ahead, int n, const void* input, float* out) {
+// out[place(i)] = at(i) . input for i < n; meanwhile the rows ahead(i) are fetched.
+template <Codec C, typename At, typename Ahead, typename Place>
+inline void half_rows(const RowLayout& layout, At at, Ahead ahead, Place place, int n, const void* input, float* out) {
   const GroupedInput x(layout, input);
   const Lone lone(layout, x);
   Row rows[kHalfRows], next[kHalfRows];
-  int i = 0;
-  for (; i + kHalfRows <= n; i += kHalfRows) {
-    for (int r = 0; r < kHalfRows; ++r) rows[r] = at(i + r), next[r] = ahead(i + r);
-    dot_half<C, kHalfRows>(layout, rows, next, x, lone, out + i);
-  }
-  for (; i < n; ++i) {
-    rows[0] = at(i), next[0] = ahead(i);
-    dot_half<C, 1>(layout, rows, next, x, lone, out + i);
+  float found[kHalfRows];
+  for (int i = 0; i < n;) {
+    const int count = n - i < kHalfRows ? 1 : kHalfRows;
+    for (int r = 0; r < count; ++r) rows[r] = at(i + r), next[r] = ahead(i + r);
+    if (count == kHalfRows) {
+      dot_half<C, kHalfRows>(layout, rows, next, x, lone, found);
+    } else {
+      dot_half<C, 1>(layout, rows, next, x, lone, found);
+    }
+    for (int r = 0; r < count; ++r) out[place(i + r)] = found[r];
+    i += count;
   }
 }
 

@@ -9,15 +9,16 @@ namespace {
 using dejavu::kMaxTokens;
 using dejavu::MlpManyArgs;
 
-// The neurons at list indices [i, i + n), n <= kSumRows: gate and up dots, activation, down axpys.
+// The neurons that come i-th and after in `order`, n <= kSumRows: gate and up dots, activation, down axpys.
 template <Codec C>
-inline void mlp_step(const MlpManyArgs& a, int i, int n) {
+inline void mlp_step(const MlpManyArgs& a, const Streams& order, int i, int n) {
   const Bundles& bundles = *a.bundles;
   const int dots = a.gated ? 2 : 1;
-  int ids[kSumRows], following[kSumRows];
+  int places[kSumRows], ids[kSumRows], following[kSumRows];
   for (int r = 0; r < n; ++r) {
-    const int ahead = i + n + r < a.end ? i + n + r : a.end - 1;
-    ids[r] = a.selected ? a.selected[i + r] : i + r;
+    places[r] = a.begin + order(i + r);
+    const int ahead = i + n + r < a.end - a.begin ? a.begin + order(i + n + r) : places[r];
+    ids[r] = a.selected ? a.selected[places[r]] : places[r];
     following[r] = a.selected ? a.selected[ahead] : ahead;
   }
   float h[2][kMaxTokens][kSumRows];  // gate (or fc1), up
@@ -28,8 +29,8 @@ inline void mlp_step(const MlpManyArgs& a, int i, int n) {
       for (int t = 0; t < a.tokens; ++t) outs[t] = h[part][t] + r0;
       dot_rows<C>(
           bundles.layout, [&](int r) { return bundles.row(ids[r0 + r], part); },
-          [&](int r) { return bundles.row(following[r0 + r], part); }, n - r0 < 4 ? n - r0 : 4, a.inputs, a.tokens,
-          outs);
+          [&](int r) { return bundles.row(following[r0 + r], part); }, [](int r) { return r; }, n - r0 < 4 ? n - r0 : 4,
+          a.inputs, a.tokens, outs);
     }
   }
   const float* hidden[kMaxTokens];
@@ -40,18 +41,20 @@ inline void mlp_step(const MlpManyArgs& a, int i, int n) {
     }
     activate(a.activation, h[0][t], a.gated ? h[1][t] : nullptr, n, h[0][t]);
     for (int r = 0; a.masks && r < n; ++r) {
-      if (!(a.masks[i + r] >> t & 1)) h[0][t][r] = 0.0f;
+      if (!(a.masks[places[r]] >> t & 1)) h[0][t][r] = 0.0f;
     }
     hidden[t] = h[0][t];
   }
   axpy_rows<C>(
       bundles.layout, [&](int r) { return bundles.row(ids[r], dots); },
-      [&](int r) { return bundles.row(following[r], dots); }, n, hidden, a.tokens, a.outputs);
+      [&](int r) { return bundles.row(following[r], dots); }, [](int r) { return r; }, n, hidden, a.tokens, a.outputs);
 }
 
 template <Codec C>
 void mlp_many(const MlpManyArgs& a) {
-  for (int i = a.begin; i < a.end; i += kSumRows) mlp_step<C>(a, i, a.end - i < kSumRows ? a.end - i : kSumRows);
+  const int n = a.end - a.begin;
+  const Streams order(n);
+  for (int i = 0; i < n; i += kSumRows) mlp_step<C>(a, order, i, n - i < kSumRows ? n - i : kSumRows);
 }
 
 template <Codec C>
