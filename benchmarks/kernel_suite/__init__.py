@@ -1,0 +1,1 @@
+"""The kernel benchmark suite: what `benchmarks/kernels.py` runs."""
