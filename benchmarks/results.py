@@ -1,0 +1,163 @@
+"""Measure everything that docs/results.md shows, write its tables, and make the HTML pages.
+
+    python benchmarks/results.py --data DATA -o results/ [--adapted FOLDER] [--peer-python PYTHON]
+    python benchmarks/results.py --data DATA -o results/ --dry-run
+    python benchmarks/results.py --data DATA -o results/ --only 'relu/*'
+
+DATA has heldout.jsonl, moby_dick.txt, calibration.jsonl and tasks/*.jsonl. Parts that are finished for this code, on this
+machine, are not run again; Ctrl-C loses only what the part at work cannot keep, and the same command goes on. Tables
+without new results, and the prose around them, stay as they are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from results_suite.document import fill
+from results_suite.parts import FULL, TOY, Part, parts
+from results_suite.running import DEJAVU, ROOT, Results
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+DOCUMENT = ROOT / "docs/results.md"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run what is missing, then write tables and pages. 1: a part failed; 130: interrupted."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--data", type=Path, required=True, help="folder of texts and tasks")
+    parser.add_argument("--output", "-o", type=Path, required=True, help="folder of results")
+    parser.add_argument("--model", default="smollm2")
+    parser.add_argument("--adapted", type=Path, help="a folder of `dejavu adapt` of that model")
+    parser.add_argument("--peer-python", type=Path, help="a Python that has llama-cpp-python")
+    parser.add_argument(
+        "--only", metavar="PATTERN", action="append", help="parts, with * and ?; may be repeated"
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print the commands and about how long they take"
+    )
+    parser.add_argument("--toy", action="store_true", help="tiny sizes, into OUTPUT/results.md: does it run?")
+    options = parser.parse_args(arguments)
+
+    folder: Path = options.output.absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    results, model = Results(folder), link_inputs(folder, options)
+    scale = TOY if options.toy else FULL
+    known = parts(scale, model, adapted=bool(options.adapted), peer=bool(options.peer_python))
+    chosen = [
+        part for part in known if not options.only or any(fnmatchcase(part.name, p) for p in options.only)
+    ]
+    if not chosen:
+        parser.error(f"no part matches {options.only}; there are: {', '.join(part.name for part in known)}")
+    waiting = [part for part in chosen if not results.finished(part, results.key(part, known))]
+    if options.dry_run:
+        list_parts(chosen, waiting, scale.time)
+        return 0
+    try:
+        failed = run(results, waiting, known, scale.time)
+    except KeyboardInterrupt:
+        print("\ninterrupted; the same command goes on", file=sys.stderr)
+        return 130
+    write(results, options.toy)
+    pages(results, known)
+    return 1 if failed else 0
+
+
+def link_inputs(folder: Path, options: argparse.Namespace) -> str:
+    """Names in the folder of results for what lies elsewhere; how the commands are to call the model."""
+    link(folder / "data", options.data)
+    if options.adapted:
+        link(folder / "adapted-model", options.adapted)
+    if options.peer_python:  # a link would hide the virtual environment
+        script = folder / "peer-python"
+        script.write_text(f'#!/bin/sh\nexec "{options.peer_python.absolute()}" "$@"\n')
+        script.chmod(0o755)
+    if not Path(options.model).exists():
+        return str(options.model)
+    name = "base" + Path(options.model).suffix
+    link(folder / name, Path(options.model))
+    return f"./{name}"
+
+
+def link(name: Path, target: Path) -> None:
+    """A symbolic link, in place of an older one."""
+    if not target.exists():
+        raise SystemExit(f"{target} does not exist")
+    name.unlink(missing_ok=True)
+    name.symlink_to(target.absolute())
+
+
+def list_parts(chosen: Sequence[Part], waiting: Sequence[Part], time: float) -> None:
+    """What would be run."""
+    for part in chosen:
+        state = f"about {max(1, round(time * part.minutes))} min" if part in waiting else "finished"
+        print(f"{part.name}  ({state})")
+        for command in part.commands:
+            print(f"    {command}{f' > {part.result}' if part.printed else ''}")
+    total = sum(time * part.minutes for part in waiting)
+    print(f"{len(waiting)} of {len(chosen)} parts to run, about {total / 60:.1f} hours on two cores")
+
+
+def run(results: Results, waiting: Sequence[Part], known: Sequence[Part], time: float) -> list[str]:
+    """Run parts in their order; names of those that failed, or wait for one that did."""
+    failed: list[str] = []
+    for i, part in enumerate(waiting):
+        print(
+            f"[{i + 1}/{len(waiting)}] {part.name}, about {max(1, round(time * part.minutes))} min",
+            flush=True,
+        )
+        missing = [
+            other.name
+            for other in known
+            if other.name in part.after and not results.finished(other, results.key(other, known))
+        ]
+        if missing:
+            print(f"  not run: it needs {', '.join(missing)}", file=sys.stderr)
+            failed.append(part.name)
+        elif status := results.run(part, results.key(part, known)):
+            print(f"  failed with status {status}: {' && '.join(part.commands)}", file=sys.stderr)
+            failed.append(part.name)
+    return failed
+
+
+def write(results: Results, toy: bool) -> None:
+    """The tables, in docs/results.md or, of toy sizes, in a copy."""
+    text, kept = fill(DOCUMENT.read_text(encoding="utf-8"), results)
+    target = results.folder / "results.md" if toy else DOCUMENT
+    target.write_text(text, encoding="utf-8")
+    print(
+        f"wrote {target.name}"
+        + (f"; without new results, left as they are: {', '.join(kept)}" if kept else "")
+    )
+    picture = results.folder / "model/frontier.svg"
+    if picture.exists() and not toy:
+        (DOCUMENT.parent / "frontier.svg").write_bytes(picture.read_bytes())
+
+
+def pages(results: Results, known: Sequence[Part]) -> None:
+    """One HTML page for each model: of all that is finished of it."""
+    shown = ("eval", "bench", "plan-", "plan", "analysis", "frontier")
+    by_model: dict[str, list[str]] = {}
+    for part in known:
+        group, _, name = part.name.partition("/")
+        if (
+            name.startswith(shown)
+            and results.note(part.name)
+            and not (group.startswith("opt") and name == "plan")
+        ):
+            by_model.setdefault("model" if group == "adapted" else group, []).append(part.result)
+    for group, files in by_model.items():
+        extra = ["adapted-model"] if group == "model" and any(f.startswith("adapted/") for f in files) else []
+        command = [*DEJAVU, "report", *files, *extra, "-o", f"{group}.html"]
+        if subprocess.run(command, cwd=results.folder).returncode:
+            print(f"no page of {group}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,47 @@
+"""Putting tables between the marks of a Markdown document; all that stands around them is left alone."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+from results_suite.tables import TABLES, Reader
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from results_suite.running import Results
+
+_MARKED = re.compile(r"(<!-- begin ([a-z ]+) -->\n)(.*?)(<!-- end \2 -->)", re.DOTALL)
+
+
+def fill(text: str, results: Results) -> tuple[str, list[str]]:
+    """The document with a table in every place for which there are results, and the names of the other places.
+
+    Raises:
+        SystemExit: the document has no place for a table, or one of a name that no table has.
+    """
+    places = [name for _, name, _, _ in _MARKED.findall(text)]
+    if unknown := sorted(set(places) ^ set(TABLES)):
+        raise SystemExit(f"the marks of the document and the tables differ in: {', '.join(unknown)}")
+    kept = []
+
+    def place(match: re.Match[str]) -> str:
+        begin, name, old, end = match.groups()
+        read = Reader(results)
+        table = TABLES[name](read)
+        if not table:
+            kept.append(name)
+            return begin + old + end
+        return f"{begin}{table}\n\n{origin(read.notes)}\n{end}"
+
+    return _MARKED.sub(place, text), kept
+
+
+def origin(notes: Sequence[dict[str, Any]]) -> str:
+    """Commands, dates, code and machines of the results of a table."""
+    lines = [f"`{command}`" for note in notes for command in note["commands"]]
+    facts = dict.fromkeys(
+        f"{note['date']}, {note['cpu']}, {note['cores']} cores, code {note['code']}" for note in notes
+    )
+    return "  \n".join([*lines, f"({'; '.join(facts)})"])

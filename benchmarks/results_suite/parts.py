@@ -1,0 +1,205 @@
+"""The list of all measurements: commands, result, and about how long each takes.
+
+Commands run inside the folder of results, where `data` (texts and tasks), `adapted-model` (a folder of `dejavu adapt`)
+and `peer-python` lie as links, so that what is printed beside a figure names no path of the machine it was measured on.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+CODECS = ("bf16", "int8", "int4")
+PLANS = ("0.5", "0.4")
+"""Densities of the sketches of the model."""
+TEXTS = "data/heldout.jsonl", "data/moby_dick.txt"
+TRAINING = "data/calibration.jsonl"
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How much of everything; texts of options."""
+
+    tasks: str = ""
+    tokens: int = 20_000
+    bench: str = "-p 512 -n 64 -d 0,1024 -r 5"
+    relu_bench: str = "-p 256 -n 64 -d 0,128 -r 5"
+    shape_bench: str = "-p 128 -n 32 -r 5"
+    analyze: str = ""
+    train: str = ""
+    selectors: str = "--densities .7,.5,.3"
+    relu: str = "--minutes 10"
+    frontier: str = "--tokens 10000 --repeats 9"
+    blocks: str = "--repeats 8"
+    models: str = "--context 256 --repeats 8"
+    kernels: str = ""
+    shapes: dict[str, float] = field(default_factory=lambda: {"opt-1.3b": 1.0, "opt-6.7b": 4.0})
+    """Name -> time compared with the first."""
+    time: float = 1.0
+    """Factor on the estimates."""
+
+
+FULL = Scale()
+TOY = Scale(
+    tasks="--limit 4",
+    tokens=300,
+    bench="-p 16 -n 4 -r 2",
+    relu_bench="-p 16 -n 4 -r 2",
+    shape_bench="-p 16 -n 4 -r 2",
+    analyze="--tokens 512",
+    train="--search-tokens 64 --verify-tokens 64",
+    selectors="--densities .5 --selectors oracle,sketch4",
+    relu="--minutes 0.05 --width 64 --layers 2 --heads 4 --neurons 128 --vocab 512 --length 64",
+    frontier="--tokens 300 --repeats 2",
+    blocks="--densities .1 --repeats 1 --context 16",
+    models="--context 16 --repeats 1",
+    kernels="--quick --repeats 3 --only mlp/*/cold",
+    shapes={"opt-1.3b": 1.0},
+    time=0.03,
+)
+
+
+@dataclass(frozen=True)
+class Part:
+    """Commands and what they leave."""
+
+    name: str
+    commands: tuple[str, ...]
+    minutes: float
+    """On two cores."""
+    result: str
+    """File or folder, relative to the folder of results."""
+    after: tuple[str, ...] = ()
+    """Parts whose results it reads."""
+    printed: bool = False
+    """The result is what the command prints."""
+    resume: str = ""
+    """Option with which an interrupted command goes on."""
+
+
+def parts(scale: Scale, model: str, *, adapted: bool, peer: bool) -> list[Part]:
+    """In the order in which they run; `model` as dejavu's commands take it."""
+    found = [*_plans(scale, model), *_judged(scale, "model", model), *_selectors(scale, model)]
+    if adapted:
+        found += [
+            _eval(scale, "adapted/eval", "adapted-model", "--codec int8 --plan off --plan auto", 20),
+            _bench("adapted/bench", f"adapted-model --codec int8 --plan off,auto {scale.bench}", 4),
+        ]
+    if peer:
+        found.append(_frontier(scale, model, adapted))
+    found += _relu(scale)
+    for shape, slower in scale.shapes.items():
+        found += _shape(scale, shape, slower)
+    return [*found, _part("kernels", f"python benchmarks/kernels.py {scale.kernels} --json kernels.json", 15)]
+
+
+def _part(
+    name: str, command: str, minutes: float, *after: str, result: str = "", printed: bool = False
+) -> Part:
+    return Part(name, (" ".join(command.split()),), minutes, result or f"{name}.json", after, printed)
+
+
+def _plans(scale: Scale, model: str) -> list[Part]:
+    train = f"dejavu train {model} --text {TRAINING} --selector sketch --uniform --codec int8 {scale.train}"
+    names = {f"model/plan-{density}": density for density in PLANS}
+    return [
+        _part(name, f"{train} --density {density} -o {name}", 3, result=name)
+        for name, density in names.items()
+    ]
+
+
+def _eval(scale: Scale, name: str, options: str, more: str, minutes: float, *after: str) -> Part:
+    texts = " ".join(f"--text {text}" for text in TEXTS)
+    command = (
+        f"dejavu eval {options} {more} --tasks paper --task-folder data/tasks {scale.tasks} "
+        f"{texts} --tokens {scale.tokens} --spot-check 20 -o {name}.json"
+    )
+    return Part(name, (" ".join(command.split()),), minutes, f"{name}.json", after, resume="--resume")
+
+
+def _bench(name: str, options: str, minutes: float, *after: str) -> Part:
+    return _part(name, f"dejavu bench {options} --parts --json", minutes, *after, printed=True)
+
+
+def _analysis(scale: Scale, name: str, model: str, minutes: float, *after: str) -> Part:
+    command = f"dejavu analyze {model} --text {TEXTS[0]} {scale.analyze} -o {name}"
+    return _part(name, command, minutes, *after, result=name)
+
+
+def _judged(scale: Scale, name: str, model: str) -> list[Part]:
+    plans = [f"{name}/plan-{density}" for density in PLANS]
+    listed = " ".join(f"--plan {plan}" for plan in plans)
+    dense = " ".join(f"--codec {codec}" for codec in ("f32", "int8", "int4"))
+    return [
+        _eval(scale, f"{name}/eval-dense", model, dense, 40),
+        _eval(scale, f"{name}/eval-plans", model, f"--codec int8 --plan off {listed}", 40, *plans),
+        _bench(f"{name}/bench-dense", f"{model} --codec {','.join(CODECS)} {scale.bench}", 6),
+        _bench(
+            f"{name}/bench-plans",
+            f"{model} --codec int8 --plan off,{','.join(plans)} {scale.bench}",
+            6,
+            *plans,
+        ),
+        _analysis(scale, f"{name}/analysis", model, 10),
+    ]
+
+
+def _selectors(scale: Scale, model: str) -> list[Part]:
+    command = (
+        f"python benchmarks/selector_table.py quality --model {model} --text {' '.join(TEXTS)} "
+        f"--calibration {TRAINING} --tokens {scale.tokens} {scale.selectors} --out model/selectors.jsonl"
+    )
+    return [Part("model/selectors", (command,), 60, "model/selectors.jsonl")]
+
+
+def _frontier(scale: Scale, model: str, adapted: bool) -> Part:
+    plans = [f"sketch-{density}=model/plan-{density}" for density in PLANS]
+    plans += ["adapted=adapted-model/plan@adapted-model"] if adapted else []
+    options = (
+        f"--model {model} --text {TEXTS[0]} {scale.frontier} --plans {' '.join(plans)} "
+        "--peer-python ./peer-python --peer-files peer-files --out model/frontier.jsonl"
+    )
+    command = "python benchmarks/frontier.py"
+    return Part(
+        "model/frontier",
+        (
+            f"{command} quality {options}",
+            f"{command} speed {options}",
+            f"{command} plot --out model/frontier.jsonl --svg model/frontier.svg",
+        ),
+        30,
+        "model/frontier.jsonl",
+        tuple(f"model/plan-{density}" for density in PLANS),
+    )
+
+
+def _relu(scale: Scale) -> list[Part]:
+    model, plan = "relu/model", "relu/plan"
+    make = f"python benchmarks/relu_opt.py --text {TRAINING} {scale.relu} -o {model}"
+    train = (
+        f"dejavu train {model} --text {TRAINING} --max-ppl-ratio 1.02 --codec int8 {scale.train} -o {plan}"
+    )
+    both = model, plan
+    return [
+        _part(model, make, 12, result=model),
+        _part(plan, train, 5, model, result=plan),
+        _eval(scale, "relu/eval", model, f"--codec int8 --plan off --plan {plan}", 4, *both),
+        _bench("relu/bench", f"{model} --codec int8 --plan off,{plan} {scale.relu_bench}", 1, *both),
+        _analysis(scale, "relu/analysis", model, 2, model),
+    ]
+
+
+def _shape(scale: Scale, shape: str, slower: float) -> list[Part]:
+    def sparse(what: str, name: str, options: str, minutes: float) -> Part:
+        command = f"python benchmarks/sparse.py {what} --shape {shape} {options}"
+        return _part(f"{shape}/{name}", command, minutes * slower, printed=True)
+
+    found = [
+        sparse("kernels", f"blocks-{codec}", f"--codec {codec} {scale.blocks}", 3)
+        for codec in CODECS
+        if slower == 1  # one wide shape says it
+    ]
+    return [
+        *found,
+        sparse("model", "plan", f"--codec int8 --neurons .1 --heads .5 {scale.models}", 2),
+        _bench(f"{shape}/bench", f"--shape {shape} --codec int8,int4 {scale.shape_bench}", 3 * slower),
+    ]

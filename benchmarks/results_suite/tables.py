@@ -1,0 +1,243 @@
+"""The tables of docs/results.md, each from the results of some parts."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from typing import TYPE_CHECKING, Any
+
+from results_suite.parts import CODECS, FULL
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from results_suite.running import Results
+
+
+class Reader:
+    """Finished results; keeps in mind which were read, for the line below a table."""
+
+    def __init__(self, results: Results) -> None:
+        self._results = results
+        self.notes: list[dict[str, Any]] = []
+
+    def json(self, part: str) -> Any:
+        """The JSON of a part; None where it is not finished."""
+        return self._read(part, ".json", json.loads)
+
+    def rows(self, part: str) -> list[dict[str, Any]] | None:
+        """The rows of a part whose file has one JSON object a line."""
+        return self._read(part, ".jsonl", lambda text: [json.loads(line) for line in text.splitlines()])
+
+    def _read(self, part: str, ending: str, parse: Callable[[str], Any]) -> Any:
+        note = self._results.note(part)
+        path = self._results.folder / f"{part}{ending}"
+        if note is None or not path.exists():
+            return None
+        self.notes.append(note)
+        return parse(path.read_text(encoding="utf-8"))
+
+
+def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table; of nothing, nothing."""
+    lines = [f"| {' | '.join(row)} |" for row in rows]
+    if not lines:
+        return ""
+    return "\n".join([f"| {' | '.join(header)} |", "|" + "---|" * len(header), *lines])
+
+
+def blocks(read: Reader) -> str:
+    """Time of sparse blocks over the own dense ones, by density."""
+    found = {codec: read.json(f"opt-1.3b/blocks-{codec}") for codec in CODECS}
+    known = {codec: document["rows"] for codec, document in found.items() if document}
+    columns = [(block, codec) for block in ("mlp", "attention") for codec in known]
+    shares = {(r["block"], r["codec"], r["density"]): r["share"] for rows in known.values() for r in rows}
+    densities = sorted({density for _, _, density in shares})
+    return markdown(
+        ["k", *(f"{'MLP' if block == 'mlp' else block}, {codec}" for block, codec in columns)],
+        [
+            [f"{k:g}", *(f"{shares[b, c, k]:.2f}" if (b, c, k) in shares else "" for b, c in columns)]
+            for k in densities
+        ],
+    )
+
+
+def models(read: Reader) -> str:
+    """Whole models of synthetic weights under low-rank predictors."""
+    found = [row for shape in FULL.shapes for row in (read.json(f"{shape}/plan") or {"rows": []})["rows"]]
+    header = [
+        "shape",
+        "codec",
+        "neurons",
+        "heads",
+        "context",
+        "dense, ms",
+        "by the plan, ms",
+        "speed",
+        "choosing",
+    ]
+    return markdown(
+        header,
+        [
+            [
+                f"{r['shape']} (synthetic weights)",
+                r["codec"],
+                f"{r['neurons']:.0%}",
+                f"{r['heads']:.0%}",
+                str(r["context"]),
+                r["dense_ms"],
+                r["sparse_ms"],
+                f"**{r['speedup']:.2f}x**",
+                f"{r['predictor_share']:.0%}",
+            ]
+            for r in found
+        ],
+    )
+
+
+def selectors(read: Reader) -> str:
+    """What choosing costs without training."""
+    rows = read.rows("model/selectors") or []
+    texts = list(dict.fromkeys(row["text"] for row in rows if "text" in row))
+    keys = list(dict.fromkeys((row["selector"], row["density"]) for row in rows))
+    lines = []
+    for selector, density in keys:
+        mine = [row for row in rows if (row["selector"], row["density"]) == (selector, density)]
+        by_text = {row["text"]: f"{row['ppl_ratio']:.3f}" for row in mine if "ppl_ratio" in row}
+        sets = next((row for row in mine if "recall" in row), None)
+        agreement = [f"{sets['recall']:.2f}", f"{sets['precision']:.2f}"] if sets else ["", ""]
+        lines.append([selector, f"{density:g}", *(by_text.get(text, "") for text in texts), *agreement])
+    return markdown(["selector", "density", *texts, "recall", "precision"], lines)
+
+
+def frontier(read: Reader) -> str:
+    """Perplexity ratio and tokens/s of codecs, plans and llama.cpp's files."""
+    rows = read.rows("model/frontier") or []
+    rates = {row["name"]: row for row in rows if "tokens_per_s" in row}
+    ratios: dict[str, list[float]] = {}
+    for row in rows:
+        if "ppl_ratio" in row:
+            ratios.setdefault(row["name"], []).append(row["ppl_ratio"])
+    return markdown(
+        ["setting", "ppl ratio", "tokens/s"],
+        [
+            [
+                name,
+                f"{statistics.geometric_mean(found):.3f}",
+                f"{rates[name]['tokens_per_s']:.1f} ± {rates[name]['spread']:.1f}" if name in rates else "",
+            ]
+            for name, found in ratios.items()
+        ],
+    )
+
+
+def quality(*names: str) -> Callable[[Reader], str]:
+    """Tasks and texts of one or more files of dejavu eval, a column for every run."""
+
+    def table(read: Reader) -> str:
+        found: dict[str, dict[str, Any]] = {}
+        for run in (run for name in names for run in (read.json(name) or {"runs": []})["runs"]):
+            found.setdefault(run["name"], run)  # dense int8 is in both files
+        runs = list(found.values())
+        tasks = list(dict.fromkeys(task for run in runs for task in run["tasks"]))
+        texts = list(dict.fromkeys(text for run in runs for text in run["texts"]))
+        rows = [
+            [
+                f"{task}, {run_items(runs, task)} items",
+                *(figure(run["tasks"].get(task), "acc", 100) for run in runs),
+            ]
+            for task in tasks
+        ]
+        rows.append(["**average**", *(value(run.get("average"), 100) for run in runs)])
+        for text in texts:
+            for metric, label, factor in (
+                ("perplexity", "perplexity", 1),
+                ("ppl_ratio", "over f32's", 1),
+                ("kl_mean", "KL, nats", 1),
+                ("same_top1", "same top 1, %", 100),
+            ):
+                cells = [figure(run["texts"].get(text), metric, factor) for run in runs]
+                rows += [[f"{text}: {label}", *cells]] if any(cells) else []
+        return markdown(["", *(run["name"] for run in runs)], rows) if runs else ""
+
+    return table
+
+
+def run_items(runs: Sequence[dict[str, Any]], task: str) -> int:
+    """Items that were scored, of the first run that has the task."""
+    return next(int(run["tasks"][task]["items"]) for run in runs if task in run["tasks"])
+
+
+def figure(entry: dict[str, Any] | None, metric: str, factor: float) -> str:
+    """A metric of a task or text with its standard error."""
+    return value((entry or {"metrics": {}})["metrics"].get(metric), factor)
+
+
+def value(found: dict[str, Any] | None, factor: float) -> str:
+    """Value ± standard error."""
+    if not found:
+        return ""
+    digits = 1 if factor == 100 else 2 if found["value"] >= 10 else 4
+    error = f" ± {factor * found['stderr']:.{digits}f}" if found["stderr"] is not None else ""
+    return f"{factor * found['value']:.{digits}f}{error}"
+
+
+def speed(*names: str) -> Callable[[Reader], str]:
+    """Speeds of one or more files of dejavu bench."""
+
+    def table(read: Reader) -> str:
+        rows = [row for name in names for row in (read.json(name) or {"results": []})["results"]]
+        lines = []
+        for r in rows:
+            share = r["bytes_per_s"] and r["read_bandwidth_bytes_per_s"]
+            lines.append(
+                [
+                    r["codec"],
+                    "" if r["plan"] == "off" else r["plan"],
+                    r["test"],
+                    f"{r['tokens_per_s']:.1f} ± {r['tokens_per_s_spread']:.1f}",
+                    f"{r['density']:.0%}" if r["density"] is not None else "",
+                    f"{r['bytes_per_s'] / 1e9:.1f}" if r["bytes_per_s"] else "",
+                    f"{r['bytes_per_s'] / r['read_bandwidth_bytes_per_s']:.0%}" if share else "",
+                ]
+            )
+        return markdown(
+            ["codec", "plan", "test", "tokens/s", "neurons", "GB/s", "% of read bandwidth"], lines
+        )
+
+    return table
+
+
+def kernels(read: Reader) -> str:
+    """MLPs from memory, one thread."""
+    document = read.json("kernels") or {"rows": []}
+    return markdown(
+        ["MLP from memory, one thread", "per neuron, ns", "GB/s", "% of read bandwidth"],
+        [
+            [
+                row["case"].removesuffix("/cold"),
+                f"{row['ns_per_row']:.0f}",
+                f"{row['GB_s']:.1f}",
+                f"{row['bandwidth_share']:.0%}",
+            ]
+            for row in document["rows"]
+            if row["case"].startswith("mlp/") and row["case"].endswith("/cold")
+        ],
+    )
+
+
+TABLES: dict[str, Callable[[Reader], str]] = {
+    "blocks": blocks,
+    "models": models,
+    "shape speed": speed(*(f"{shape}/bench" for shape in FULL.shapes)),
+    "selectors": selectors,
+    "frontier": frontier,
+    "quality": quality("model/eval-dense", "model/eval-plans"),
+    "speed": speed("model/bench-dense", "model/bench-plans"),
+    "adapted quality": quality("adapted/eval"),
+    "adapted speed": speed("adapted/bench"),
+    "relu quality": quality("relu/eval"),
+    "relu speed": speed("relu/bench"),
+    "kernels": kernels,
+}
+"""Name of a place in the document -> its table."""
