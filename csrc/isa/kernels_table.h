@@ -20,6 +20,7 @@ const Kernels DEJAVU_TABLE = {
     rms_norm,
     layer_norm,
     ::add,
+    multiply,
     activate,
     ::softmax,
     softcap,

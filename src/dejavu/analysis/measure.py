@@ -19,6 +19,7 @@ from dejavu.analysis.similarity import Similarity
 from dejavu.analysis.usage import Usage, Zeros
 from dejavu.analysis.verdict import verdict
 from dejavu.evaluation.perplexity import measure_perplexity
+from dejavu.reference.selection import contributions
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -64,7 +65,7 @@ def analyze(
     """
     config = executor.config
     executor.set_plan(None)
-    usage = Usage(config)
+    usage = Usage(config, executor.down_norms)
     for piece in pieces.calibration:
         usage.add(executor.trace(inputs(piece), want=("hidden", "head_norm")))
         progress(len(piece.tokens))
@@ -104,7 +105,7 @@ def _insides(
         trace = executor.trace(inputs(piece), want=("attn_input", "mlp_input", "gate", "hidden", "head_norm"))
         zeros.add(trace)
         similarity.add(trace)
-        neurons.add(np.abs(trace.hidden))
+        neurons.add(contributions(trace.hidden, executor.down_norms[:, None]))
         heads.add(trace.head_norm)
         if number in sampled:
             blocks.add(trace)
