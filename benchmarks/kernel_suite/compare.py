@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from dataclasses import dataclass, field
@@ -19,7 +20,8 @@ SET_UPS = 3
 """Times that the data of a case are allocated anew: where pages come to lie shifts a process by some per cent."""
 SPIN = 0.004
 """Seconds after which the threads of a process that was timed sleep (csrc/pool.h)."""
-NOTABLE = 0.01
+NOTABLE, CHANCE = 0.01, 0.001
+"""A difference is called one from this ratio on, and below this probability: there are 144 cases."""
 
 
 class Asked(Protocol):
@@ -68,12 +70,19 @@ class Row:
 
     @property
     def beyond_noise(self) -> bool:
-        """Both quartiles, and the median of every set-up, lie on the same side of 1, by more than 1% in all."""
+        """The median of every set-up lies on the same side of 1, so do nearly all pairs, and it is by more than 1%."""
         if self.ratio is None:
             return False
-        low, middle, high = self.ratio
-        seen = [low, high, *map(statistics.median, self.by_set_up)]
-        return abs(middle - 1) > NOTABLE and (all(x < 1 for x in seen) or all(x > 1 for x in seen))
+        medians = [statistics.median(ratios) for ratios in self.by_set_up]
+        one_side = all(x < 1 for x in medians) or all(x > 1 for x in medians)
+        return one_side and abs(self.ratio[1] - 1) > NOTABLE and self.chance < CHANCE
+
+    @property
+    def chance(self) -> float:
+        """That so many pairs or more lie on one side of 1 where nothing differs (sign test)."""
+        above = [ratio > 1 for ratio in chain(*self.by_set_up)]
+        n, most = len(above), max(sum(above), len(above) - sum(above))
+        return min(1.0, 2 * sum(math.comb(n, k) for k in range(most, n + 1)) / 2**n)
 
 
 @dataclass(frozen=True)
