@@ -48,7 +48,7 @@ void Engine::decode_step(const Step& s) {
     const size_t prepared = (layout_.input_bytes() + head_.layout.input_bytes() + widest * sizeof(float)) / 4 + 16;
     w.input.get(n * ((prepared + 15) / 16 * 16));
     w.scratch.get(2 * prepared + ff * 2 + 4 * widest);
-    w.head.get((n + 1) * hd + 16);
+    w.head.get(n * hd * size_t(2 * c_.kv_heads) + 16);
     w.scores.get(room);
     w.rope.get(n * size_t(c_.rope_dim) * 2 + 16);
     w.predictor.get(size_t(widest_rank_) + 3 * widest + size_t(c_.rope_dim) + 64);
@@ -98,16 +98,19 @@ void Engine::Decoder::run() {
     enter(Part::attention);
     attention(i);
     if (!c.parallel_residual) {
+      fetch_mlp(i);
       finish(e.attn_partials_, nullptr, layer.o_bias, layer.attn_post_norm, layer.attn_norm, layer.attn_norm_bias);
     }
     const auto start = Clock::now();
     prepare(layer.mlp_norm, layer.mlp_norm_bias);
     if (c.parallel_residual) {
       mlp(i, attn_partial);
+      fetch_attention(i + 1);
       finish(e.attn_partials_, layer.o_bias, layer.down_bias, nullptr, nullptr, nullptr);
     } else {
       for (int t = 0; t < s.n; ++t) std::memset(mlp_partial[t], 0, e.partial_floats_ * sizeof(float));
       mlp(i, mlp_partial);
+      fetch_attention(i + 1);
       finish(e.mlp_partials_, nullptr, layer.down_bias, layer.mlp_post_norm, layer.mlp_norm, layer.mlp_norm_bias);
     }
     if (thread == 0) e.counters.mlp_seconds[size_t(i)] += seconds_since(start);
@@ -173,6 +176,45 @@ void Engine::Decoder::finish(std::vector<float>& partials, const float* first_bi
     }
     if (first_bias) e.k_.add(branch, first_bias, c.d);
     e.add_branch(x[t], branch, bias, post_norm, norm_weight, norm_bias);
+  }
+}
+
+void Engine::Decoder::fetch(const Bundles& b, int bundle, int row, int units, size_t unit_bytes) const {
+  constexpr int kUnits = 16;
+  const Streams order(units);
+  const uint8_t* first = b.row(bundle, row).codes;
+  for (int i = 0; i < kUnits && i < units; ++i) {
+    const uint8_t* unit = first + size_t(order(i)) * unit_bytes;
+    for (size_t at = 0; at < unit_bytes; at += 64) __builtin_prefetch(unit + at, 0, 1);
+  }
+}
+
+// What this thread reads first of layer i's attention, or of the head behind the last layer.
+void Engine::Decoder::fetch_attention(int i) const {
+  if (i == c.layers) {
+    const Bundles& b = plan && plan->head_bits ? e.head_lead_ : e.head_;
+    const Range mine = share(b.count, 1, thread, threads);
+    if (s.logits && mine.begin < mine.end) fetch(b, mine.begin, 0, mine.end - mine.begin, b.stride);
+    return;
+  }
+  const Layer& layer = e.layers_[size_t(i)];
+  const Range mine = share(c.heads + 2 * c.kv_heads, 1, thread, threads);
+  const int queries = (mine.end < c.heads ? mine.end : c.heads) - mine.begin;
+  if (plan && plan->layers[size_t(i)].heads.rule != Rule::dense) return;
+  if (queries > 0) fetch(layer.heads, mine.begin, 0, queries * c.head_dim, layer.heads.layout.code_bytes);
+}
+
+void Engine::Decoder::fetch_mlp(int i) const {
+  const Layer& layer = e.layers_[size_t(i)];
+  const Rule rule = plan ? plan->layers[size_t(i)].neurons.rule : Rule::dense;
+  if (rule == Rule::dense && !layer.nested) {
+    const Range mine = share(c.ff, 4, thread, threads);
+    if (mine.begin < mine.end) fetch(layer.mlp, mine.begin, 0, mine.end - mine.begin, layer.mlp.stride);
+  } else if (layer.nested && (rule == Rule::dense || rule == Rule::sketch)) {
+    const Bundles& lead = layer.halves.lead;
+    const Range mine = share(e.own_neurons(), kScoredTogether, thread, threads);
+    const int n = mine.end - mine.begin < kTogether ? mine.end - mine.begin : kTogether;
+    if (n > 0) fetch(lead, mine.begin, 0, n, lead.stride);
   }
 }
 

@@ -24,33 +24,32 @@ void Engine::Decoder::attention(int i) {
     }
   }
 
-  // Units of work: query heads that a token chose, then keys, then values of groups that a token needs.
+  // Units of work: query heads that a token chose, then keys and values of groups that a token needs.
   w.units.clear();
   for (int u = 0; u < heads + 2 * groups; ++u) {
     bool wanted = false;
     for (int t = 0; t < s.n && !wanted; ++t) {
-      wanted = u < heads ? head_chosen(t, u) : group_needed(i, t, (u - heads) % groups);
+      wanted = u < heads ? head_chosen(t, u) : group_needed(i, t, (u - heads) / 2);
     }
     if (wanted) w.units.push_back(u);
   }
+  // Neighbours are read as one range, unless several tokens want different ones.
   const Range mine = share(int(w.units.size()), 1, thread, threads);
-  for (int j = mine.begin; j < mine.end; ++j) {
-    const int u = w.units[size_t(j)];
-    if (u >= heads) {
-      keys_or_values(i, (u - heads) % groups, u >= heads + groups);
-      continue;
+  const bool alike = !plan || s.n == 1;
+  for (int j = mine.begin; j < mine.end;) {
+    const int u = w.units[size_t(j)], most = u < heads ? heads - u : heads + 2 * groups - u;
+    int count = 1;
+    while (alike && count < most && j + count < mine.end && w.units[size_t(j + count)] == u + count) ++count;
+    if (u < heads) {
+      queries(i, u, count);
+    } else {
+      keys_and_values(i, u - heads, count);
     }
-    const void* in[kMaxTokens];
-    float* out[kMaxTokens];
-    int n = 0;
-    for (int t = 0; t < s.n; ++t) {
-      if (!head_chosen(t, u)) continue;
-      in[n] = input[t], out[n++] = e.q_.get(0) + size_t(t * heads + u) * size_t(hd);
-    }
-    dot(layer.heads, u, 0, hd, in, n, out);
-    for (int t = 0; t < s.n; ++t) {
-      if (head_chosen(t, u)) e.finish_query(layer, u, turn(i, t), e.q_.get(0) + size_t(t * heads + u) * size_t(hd));
-    }
+    j += count;
+  }
+  if (!plan || plan->layers[size_t(i)].heads.rule == Rule::dense) {
+    const Range attended = share(heads, 1, thread, threads);
+    if (attended.begin < attended.end) fetch(layer.o, attended.begin, 0, hd, layer.o.layout.code_bytes);
   }
   barrier();
 
@@ -121,25 +120,46 @@ bool Engine::Decoder::group_needed(int i, int t, int group) const {
   return false;
 }
 
-// Keys (or values) of a group: of this step's tokens, and before them those that were left out.
-void Engine::Decoder::keys_or_values(int i, int group, bool values) {
+// `count` query heads from `head` on, for the tokens that chose the first.
+void Engine::Decoder::queries(int i, int head, int count) {
+  const Layer& layer = e.layers_[size_t(i)];
   const int hd = c.head_dim;
-  float* room = w.head.get(0);
-  const void* in[kMaxTokens];
-  float* out[kMaxTokens];
+  const void* in[kMaxTokens] = {};
+  float* out[kMaxTokens] = {};
   int tokens[kMaxTokens], n = 0;
   for (int t = 0; t < s.n; ++t) {
-    if (!group_needed(i, t, group)) continue;
-    if (plan && plan->recompute) {
-      const int missing = s.caches[t]->missing(i, group, position[t]);
-      e.late_keys_or_values(w, *s.caches[t], i, group, values, position[t] - missing, position[t]);
-    }
-    in[n] = input[t], out[n] = room + n * hd, tokens[n++] = t;
+    if (!head_chosen(t, head)) continue;
+    in[n] = input[t], out[n] = e.q_.get(0) + size_t(t * c.heads + head) * size_t(hd), tokens[n++] = t;
   }
-  dot(e.layers_[size_t(i)].kv, group, values ? hd : 0, hd, in, n, out);
+  dot(layer.heads, head, 0, count * hd, in, n, out);
+  for (int j = 0; j < n; ++j) {
+    for (int h = 0; h < count; ++h) e.finish_query(layer, head + h, turn(i, tokens[j]), out[j] + h * hd);
+  }
+}
+
+// `count` units, keys and values of one group after the other, from `unit` on: of this step's tokens, and before them
+// of those that were left out.
+void Engine::Decoder::keys_and_values(int i, int unit, int count) {
+  const int hd = c.head_dim;
+  float* room = w.head.get(0);
+  const void* in[kMaxTokens] = {};
+  float* out[kMaxTokens] = {};
+  int tokens[kMaxTokens], n = 0;
+  for (int t = 0; t < s.n; ++t) {
+    if (!group_needed(i, t, unit / 2)) continue;
+    for (int u = unit; plan && plan->recompute && u < unit + count; ++u) {
+      const int missing = s.caches[t]->missing(i, u / 2, position[t]);
+      e.late_keys_or_values(w, *s.caches[t], i, u / 2, u % 2, position[t] - missing, position[t]);
+    }
+    in[n] = input[t], out[n] = room + n * count * hd, tokens[n++] = t;
+  }
+  dot(e.layers_[size_t(i)].kv, unit / 2, unit % 2 ? hd : 0, count * hd, in, n, out);
   for (int j = 0; j < n; ++j) {
     const int t = tokens[j];
-    e.put_key_or_value(*s.caches[t], i, group, values, position[t], turn(i, t), out[j]);
+    for (int u = 0; u < count; ++u) {
+      const int group = (unit + u) / 2;
+      e.put_key_or_value(*s.caches[t], i, group, (unit + u) % 2, position[t], turn(i, t), out[j] + u * hd);
+    }
   }
 }
 

@@ -51,6 +51,10 @@ struct Engine::Decoder {
   const float* turn(int layer, int token) const;
   void finish(std::vector<float>& partials, const float* first_bias, const float* bias, const float* post_norm,
               const float* norm_weight, const float* norm_bias);
+  // Asks for what the next stage reads first, so that it arrives while this thread waits for the others.
+  void fetch(const Bundles& b, int bundle, int row, int units, size_t unit_bytes) const;
+  void fetch_attention(int i) const;
+  void fetch_mlp(int i) const;
   // Dots and weighted sums of rows for several tokens.
   void dot(const Bundles& b, int bundle, int first, int n, const void* const* in, int tokens, float* const* out) const;
   void axpy(const Bundles& b, int bundle, int first, int n, const float* const* by, int tokens,
@@ -62,7 +66,8 @@ struct Engine::Decoder {
   void pick_heads(int i);
   bool head_chosen(int token, int head) const { return w.heads[size_t(token * c.heads + head)] != 0; }
   bool group_needed(int i, int token, int group) const;
-  void keys_or_values(int i, int group, bool values);
+  void queries(int i, int head, int count);
+  void keys_and_values(int i, int unit, int count);
   void attend_all(int i);
 
   // decode_mlp.cc

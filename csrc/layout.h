@@ -98,6 +98,18 @@ struct Bundles {
   }
 };
 
+// The order in which n rows are read: as kStreams sequences side by side. A core reads one sequence at 10 to 12 GB/s,
+// whatever is prefetched, because its prefetcher follows one sequence per page and starts anew at each page; four
+// sequences in pages of their own reach 18 to 20.
+struct Streams {
+  static constexpr int kStreams = 4;
+  int each, whole;
+  explicit Streams(int n) : each(n / kStreams), whole(each * kStreams) {}
+  int operator()(int i) const {
+    return i < whole ? int(unsigned(i) % kStreams) * each + int(unsigned(i) / kStreams) : i;
+  }
+};
+
 // Rows of matrices without neurons or heads (embedding, head, projections) go in bundles of this many.
 inline constexpr int kPlainRows = 16;
 

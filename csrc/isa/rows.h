@@ -21,7 +21,7 @@ struct Reading {
 
 template <Codec C, int Most = kTokens, typename RowAt>
 inline void dots(const RowLayout& layout, RowAt row, int n, const void* const* inputs, int tokens, float* const* outs) {
-  const Reading<kDotRows, RowAt> rows(row, n);
+  const Reading<2 * kDotRows, RowAt> rows(row, n);
   dot_rows<C, Most>(
       layout, [&](int i) { return rows.at(i); }, [&](int i) { return rows.ahead(i); }, rows.order, n, inputs, tokens,
       outs);

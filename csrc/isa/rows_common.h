@@ -14,6 +14,7 @@ using dejavu::kBlockGroups;
 using dejavu::kGroup;
 using dejavu::Row;
 using dejavu::RowLayout;
+using dejavu::Streams;
 using I = Vec::I;
 using H = Vec::H;
 
@@ -49,18 +50,6 @@ inline void each_tokens(int tokens, Body body) {
     with_count<Most>(tokens - t < Most ? tokens - t : Most, [&](auto count) { body(count, t); });
   }
 }
-
-// The order in which n rows are read: as kStreams sequences side by side. A core reads one sequence at 10 to 12 GB/s,
-// whatever is prefetched, because its prefetcher follows one sequence per page and starts anew at each page; four
-// sequences in pages of their own reach 18 to 20.
-struct Streams {
-  static constexpr int kStreams = 4;
-  int each, whole;
-  explicit Streams(int n) : each(n / kStreams), whole(each * kStreams) {}
-  int operator()(int i) const {
-    return i < whole ? int(unsigned(i) % kStreams) * each + int(unsigned(i) / kStreams) : i;
-  }
-};
 
 // The block's input for grouped codecs: int16 codes in stored order, scales and sums per group.
 struct GroupedInput {
