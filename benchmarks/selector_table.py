@@ -91,8 +91,7 @@ class Plans:
         config = subject.opened.config
         self.layers = config.n_layers
         self.inputs = BlockInputs(config, subject.opened.weights)
-        norms = subject.executor.down_norms
-        self.scores = Scores(config, subject.opened.weights, subject.codec, self.inputs, norms)
+        self.scores = Scores(config, subject.opened.weights, subject.codec, self.inputs)
         corpus = Corpus(args.calibration, seed=0)
         self.stream = TokenStream(corpus, subject.tokenizer, context=config.max_context)
         self.pieces = next(self.stream.batches(CALIBRATION_TOKENS))[0]

@@ -119,7 +119,6 @@ void Engine::BatchThread::mask_neurons(int i, int token) {
       const float* from = by_gate ? row(b.gate, token, c.ff) : hidden;
       float* sizes = w.predictor.get(0);
       for (int j = 0; j < own; ++j) sizes[j] = std::fabs(from[j]);
-      if (selector.rule == Rule::oracle) k.multiply(sizes, e.layers_[size_t(i)].down_norms, own);
       set_mask(selector, sizes, own, chosen);
     }
     for (int j = 0; j < own; ++j) {

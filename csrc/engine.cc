@@ -130,7 +130,6 @@ Engine::Engine(const Config& config, Codec codec, Codec head_codec, const Sectio
     l.gate_bias = read.vector(p + "gate.bias", size_t(c_.ff), false);
     l.up_bias = read.vector(p + "up.bias", size_t(c_.ff), false);
     l.down_bias = read.vector(p + "down.bias", width, false);
-    l.down_norms = read.vector(p + "down_norms", size_t(c_.ff), true);
     l.heads = read.bundles(p + "heads", layout_, hd, c_.heads);
     l.o = read.bundles(p + "o", RowLayout(head_codec, c_.d), hd, c_.heads);
     l.kv = read.bundles(p + "kv", layout_, 2 * hd, c_.kv_heads);

@@ -30,8 +30,6 @@ struct Layer {
   const float *attn_norm, *attn_norm_bias, *mlp_norm, *mlp_norm_bias, *attn_post_norm, *mlp_post_norm;
   const float *q_norm, *k_norm;
   const float *q_bias, *k_bias, *v_bias, *o_bias, *gate_bias, *up_bias, *down_bias;
-  // Of the neurons' down rows.
-  const float* down_norms;
   Bundles heads;        // per query head: head_dim rows of q
   Bundles o;            // per query head: head_dim rows of o (transposed), in the head's codec
   Bundles kv;           // per K/V head: head_dim rows of k, head_dim rows of v

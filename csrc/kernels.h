@@ -89,9 +89,8 @@ struct Kernels {
 
   void (*rms_norm)(const float* x, const float* weight, float eps, int n, float* out);
   void (*layer_norm)(const float* x, const float* weight, const float* bias, float eps, int n,
-                     float* out);                     // bias: or null
-  void (*add)(float* x, const float* y, int n);       // x += y
-  void (*multiply)(float* x, const float* y, int n);  // x *= y
+                     float* out);                // bias: or null
+  void (*add)(float* x, const float* y, int n);  // x += y
   void (*activate)(Activation, const float* gate, const float* up, int n,
                    float* out);                 // act(gate) * up (drelu: * relu(up)); up null: act(gate)
   void (*softmax)(float* x, int n);             // in place; -inf is allowed, not everywhere

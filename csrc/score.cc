@@ -60,7 +60,6 @@ void Engine::add_low(const Layer& layer, int part, const int32_t* neurons, int n
 void Engine::score_neurons(const Layer& layer, const Selector& selector, Range range, const void* input, float* gate,
                            float* up, float* scores) const {
   const bool sketch = selector.rule == Rule::sketch, gate_only = selector.rule == Rule::threshold && c_.gated;
-  const bool by_sign = sketch && !c_.gated && c_.activation.exact_zeros();
   const int rows = c_.gated ? 2 : 1;
   alignas(64) float parts[2 * kTogether], biased[2][kTogether];
   int32_t ids[kTogether];
@@ -85,13 +84,13 @@ void Engine::score_neurons(const Layer& layer, const Selector& selector, Range r
       k_.activate(c_.activation, biased[0], nullptr, n, out);
     } else if (c_.gated) {
       k_.activate(c_.activation, biased[0], biased[1], n, out);
-    } else if (by_sign) {  // the sign says who is active
+    } else if (sketch && c_.activation.exact_zeros()) {  // the sign says who is active, the size how surely
       for (int i = 0; i < n; ++i) out[i] = biased[1][i] - c_.activation.threshold;
+      continue;
     } else {
       k_.activate(c_.activation, biased[1], nullptr, n, out);
     }
-    if (!by_sign) absolute(out, n);
-    if (selector.rule != Rule::threshold) k_.multiply(out, layer.down_norms + begin, n);
+    absolute(out, n);
   }
 }
 

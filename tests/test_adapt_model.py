@@ -123,38 +123,6 @@ def test_masks_are_those_of_the_reference(kind: str, codec: Any, tmp_path: Path)
     assert np.median(off) < TOLERANCE
 
 
-@pytest.mark.parametrize("kind", ["sketch", "oracle"])
-def test_masks_count_the_down_rows_of_now(kind: str, tmp_path: Path) -> None:
-    opened = open_model(build_tiny_chat(tmp_path / "model"))
-    config, masters = opened.config, read_tensors(opened.config, opened.weights)
-    opened.close()
-    selector = {"sketch": Sketch(bits=4, threshold=0.0), "oracle": Oracle(threshold=0.0)}[kind]
-    masks = PlanMasks(config, [selector] * 2, [0.3] * 2, codec="int8", masters=masters, dtype=torch.float32)
-    batch = Batch.of([np.arange(40, dtype=np.int32)])
-
-    def scores() -> Any:
-        seen: dict[int, Any] = {}
-
-        def keep(layer: int, block: Any) -> Any:
-            seen[layer] = masks.scores(layer, block)
-            return block.hidden
-
-        Decoder(config, masters)(batch, keep)
-        assert not seen[0].requires_grad
-        return seen[0]
-
-    before = scores()
-    down = masters["layers.0.down.weight"]
-    down[:, 3] *= 100
-    down[:, 5] = 0
-    torch.testing.assert_close(scores(), before)
-    masks.refresh(0)
-    after = scores()
-    torch.testing.assert_close(after[:, 3], 100 * before[:, 3])
-    assert not after[:, 5].any()
-    torch.testing.assert_close(after[:, 6:], before[:, 6:])
-
-
 def test_thresholds_follow_the_target(tmp_path: Path) -> None:
     opened = open_model(build_tiny_chat(tmp_path / "model"))
     config = opened.config
@@ -240,7 +208,7 @@ def test_learns_in_every_kind_of_model(name: str, tiny_folder: Callable[[str], P
     batches = [Batch.of([tokens[:20], tokens[20:33]]), Batch.of([tokens[33:]])]
     fixed = {n: v.copy() for n, v in learner.values().items() if n not in learner.masters}
     losses = []
-    for _ in range(20):
+    for _ in range(12):
         passes = [MaskPass(masks, learning=True) for _ in batches]
         losses.append(learner.step(batches, passes, 0.03))
         masks.follow(passes)

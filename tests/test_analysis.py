@@ -222,9 +222,8 @@ def test_runs_are_not_made_twice() -> None:
 
 
 def test_static_plans_take_the_most_used() -> None:
-    executor = ReferenceExecutor(CONFIG, half_dead())
-    usage = Usage(CONFIG, executor.down_norms)
-    usage.add(executor.trace(np.arange(40, dtype=np.int32)))
+    usage = Usage(CONFIG)
+    usage.add(ReferenceExecutor(CONFIG, half_dead()).trace(np.arange(40, dtype=np.int32)))
     plan = build_plan("f" * 64, Run("both", "static", 0.25), usage, seed=0)
     for layer, (neurons, heads) in enumerate(zip(usage.neurons, usage.heads, strict=True)):
         assert set(plan.layers[layer].neurons.indices) == set(np.argsort(neurons)[-16:])  # type: ignore[union-attr]

@@ -67,13 +67,12 @@ def test_jaccard_is_intersection_over_union() -> None:
 
 
 def test_zeros_and_usage_count_exactly() -> None:
-    norms = np.array([[1, 1, 3, 0]], np.float32)
-    zeros, usage = Zeros(fake_config()), Usage(fake_config(), norms)
+    zeros, usage = Zeros(fake_config()), Usage(fake_config())
     for hidden in ([[0, 1, -2, 0], [0, 3, 0, 0]], [[0, 2, 0, 0]]):
         zeros.add(fake_trace(hidden))
         usage.add(fake_trace(hidden))
     assert zeros.result() == {"share": [8 / 12], "mean": 8 / 12, "never_active": [0.5]}
-    assert usage.neurons.tolist() == [[0, 2, 2, 0]]
+    assert usage.neurons.tolist() == [[0, 2, 2 / 3, 0]]
     assert usage.heads.tolist() == [[1]]
 
 
@@ -199,7 +198,7 @@ def test_blocks_lose_nothing_with_the_dead_half() -> None:
     executor = ReferenceExecutor(CONFIG, weights)
     tokens = np.random.default_rng(0).integers(0, 40, 30).astype(np.int32)
     trace = executor.trace(tokens)
-    usage = Usage(CONFIG, executor.down_norms)
+    usage = Usage(CONFIG)
     usage.add(trace)
     blocks = Blocks(CONFIG, weights, usage, seed=0)
     blocks.add(trace)
@@ -232,16 +231,14 @@ def test_blocks_lose_nothing_with_the_dead_half() -> None:
 def test_the_energy_a_share_keeps_is_measured() -> None:
     """The share for 90% really keeps about 90% of the energy (the curve is interpolated)."""
     weights = half_dead()
-    executor = ReferenceExecutor(CONFIG, weights)
-    trace = executor.trace(np.arange(40, dtype=np.int32))
-    usage = Usage(CONFIG, executor.down_norms)
+    trace = ReferenceExecutor(CONFIG, weights).trace(np.arange(40, dtype=np.int32))
+    usage = Usage(CONFIG)
     usage.add(trace)
     blocks = Blocks(CONFIG, weights, usage, seed=0)
     blocks.add(trace)
     for layer, share in enumerate(blocks.result()["blocks"]["neurons"]["share_for_energy"]["0.90"]):
         down, hidden = weights.read(f"layers.{layer}.down.weight"), trace.hidden[layer]
         output = hidden @ down.T + weights.read(f"layers.{layer}.down.bias")
-        sizes = np.abs(hidden) * np.linalg.norm(down, axis=0)
-        lost = (hidden * ~top_mask(sizes, round(share * 64))) @ down.T
+        lost = (hidden * ~top_mask(np.abs(hidden), round(share * 64))) @ down.T
         energy = (np.linalg.norm(lost, axis=1) ** 2 / np.linalg.norm(output, axis=1) ** 2).mean()
         assert energy == pytest.approx(0.1, abs=0.05)

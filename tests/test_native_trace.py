@@ -143,18 +143,15 @@ def test_recall_of_plans(tiny_folder: Folder) -> None:
     trace = executor.trace(tokens, want=("hidden", "chosen"))
     layer, token = 1, 5
     chosen = set(np.flatnonzero(trace.chosen[layer, token]))
-    norms = executor.down_norms
-    sizes = np.abs(trace.hidden[layer, token]) * norms[layer]
-    best = set(np.argsort(-sizes, kind="stable")[: len(chosen)])
-    one = recall(Slice(trace, token, norms), tokens)[layer]  # type: ignore[arg-type]
+    best = set(np.argsort(-np.abs(trace.hidden[layer, token]), kind="stable")[: len(chosen)])
+    one = recall(Slice(trace, token), tokens)[layer]  # type: ignore[arg-type]
     assert one == len(chosen & best) / len(best)
 
 
 class Slice:
     """An executor whose traces are one token of another's."""
 
-    def __init__(self, trace: Trace, token: int, norms: np.ndarray) -> None:
-        self.down_norms = norms
+    def __init__(self, trace: Trace, token: int) -> None:
         parts = {name: getattr(trace, name)[:, token : token + 1] for name in ("hidden", "chosen")}
         self._trace = dataclasses.replace(trace, **parts)
 
@@ -196,7 +193,6 @@ def test_bytes_that_a_plan_touches(nested: bool, tiny_folder: Folder) -> None:
             vocabulary=VocabularySketch(bits=4, exact=c.vocab_size),
         )
         native.set_plan(sketch)
-        norms = 4 * c.d_ff * layers
         touched = native.touched_bytes(0)
-        assert (touched["mlp"], touched["predictors"]) == (round((mlp - lead) / 2), lead + norms)
+        assert (touched["mlp"], touched["predictors"]) == (round((mlp - lead) / 2), lead)
         assert native.touched_bytes(0)["head"] == packed.places["head.lead"][1] + dense["head"]

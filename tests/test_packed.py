@@ -198,6 +198,6 @@ def test_synthetic_models_and_touched_bytes() -> None:
     every = sum(
         section.nbytes for section in sections(config, "int4") if section.name not in ("embed.weight",)
     )
-    norms = sum(s.nbytes for s in sections(config, "int4") if s.name.endswith(("norm.weight", "down_norms")))
+    norms = sum(s.nbytes for s in sections(config, "int4") if s.name.endswith("norm.weight"))
     assert touched["attention"] + touched["mlp"] + touched["head"] == every - norms
     assert touched["kv"] == 10 * kv_bytes_per_token(config, "f16") == 10 * 2 * 2 * 2 * 24 * 2

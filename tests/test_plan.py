@@ -268,7 +268,7 @@ LAYER = ("layers", 0)
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        (("schema",), 1, "schema 1; this version of dejavu reads schema 2"),
+        (("schema",), 2, "schema 2; this version of dejavu reads schema 1"),
         (("schema",), None, "schema None"),
         (("surprise",), 1, "unknown 'surprise'"),
         (("model",), 3, "model is 3; a str"),

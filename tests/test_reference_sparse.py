@@ -248,7 +248,6 @@ class Brute:
         self.codec = codec
         self.c = self.executor.config
         self.last = self.c.n_layers - 1
-        self.lengths = [math.hypot(*map(float, row)) for row in self.weight("down.weight").T]
 
     def weight(self, name: str) -> Array:
         return self.model.weights.read(f"layers.{self.last}.{name}")
@@ -273,11 +272,7 @@ class Brute:
             layer = self.last + (32768 if block == "attn" else 0)
             return [brute_hash(selector.seed, layer, t, j) for j in range(n)]
         if isinstance(selector, Oracle):
-            if block == "attn":
-                return list(trace.head_norm[self.last, t])
-            return [
-                abs(h) * length for h, length in zip(trace.hidden[self.last, t], self.lengths, strict=True)
-            ]
+            return list(np.abs(trace.hidden if block == "mlp" else trace.head_norm)[self.last, t])
         if isinstance(selector, Threshold):
             return list(np.abs(trace.gate[self.last, t]))
         y = self.input(block, trace, selector.lookahead, t)
@@ -291,10 +286,8 @@ class Brute:
         }[self.c.activation]
         u = self.linear("up", y, selector.bits)
         if self.c.gated:
-            found = np.abs(act(self.linear("gate", y, selector.bits)) * u)
-        else:
-            found = u if self.c.activation == "relu" else np.abs(act(u))
-        return [x * length for x, length in zip(found, self.lengths, strict=True)]
+            return list(np.abs(act(self.linear("gate", y, selector.bits)) * u))
+        return list(u if self.c.activation == "relu" else np.abs(act(u)))
 
 
 @pytest.mark.parametrize("rule", [{"density": 0.3}, {"threshold": 0.2}])

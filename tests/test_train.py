@@ -150,10 +150,10 @@ def test_cost_of_a_layer(subject: Subject) -> None:
     assert dense == 48 * 3 * row
     assert cost.neurons(Threshold(density=0.5), 0.5) == pytest.approx(48 * row * (1 + 0.5 * 2))
     assert cost.neurons(Sketch(bits=4, density=1.0), 1.0) == pytest.approx(
-        dense + 48 * 2 * 32 * 0.5 / 8 + 48 * 4
-    )  # scales lie with both halves; norms
+        dense + 48 * 2 * 32 * 0.5 / 8
+    )  # scales lie with both halves
     half = cost.neurons(Sketch(bits=2, density=0.5), 0.5)
-    assert half == pytest.approx(48 * (2 * 32 * 4.5 / 8 + 4 + 0.5 * (2 * 32 * 4.5 / 8 + row)))
+    assert half == pytest.approx(48 * (2 * 32 * 4.5 / 8 + 0.5 * (2 * 32 * 4.5 / 8 + row)))
     zeros = LowRank(a=np.zeros((5, 32)), b=np.zeros((5, 48)), bias=np.zeros(48), density=0.1)
     assert cost.neurons(zeros, 0.1) == pytest.approx(5 * 80 * 8.5 / 8 + 4 * 48 + 0.1 * dense)
 

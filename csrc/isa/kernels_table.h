@@ -20,7 +20,6 @@ const Kernels DEJAVU_TABLE = {
     rms_norm,
     layer_norm,
     ::add,
-    multiply,
     activate,
     ::softmax,
     softcap,

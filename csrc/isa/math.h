@@ -127,10 +127,6 @@ void add(float* x, const float* y, int n) {
   each(n, [&](int i, int lanes) { put(x + i, Vec::add(get(x + i, lanes), get(y + i, lanes)), lanes); });
 }
 
-void multiply(float* x, const float* y, int n) {
-  each(n, [&](int i, int lanes) { put(x + i, Vec::mul(get(x + i, lanes), get(y + i, lanes)), lanes); });
-}
-
 void softmax(float* x, int n) {
   float highest = x[0];
   int i = 0;

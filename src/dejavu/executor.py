@@ -79,10 +79,6 @@ class Executor(Protocol):
     def config(self) -> ModelConfig:
         """The model."""
 
-    @property
-    def down_norms(self) -> NDArray[np.float32]:
-        """The Euclidean norms of the neurons' down rows, [L, base_neurons]; see `dejavu.models.down_norms`."""
-
     def new_cache(self) -> Cache:
         """An empty cache."""
 

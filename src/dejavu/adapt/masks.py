@@ -16,7 +16,6 @@ from dejavu.adapt.leading import leading
 from dejavu.adapt.model import activate, gated
 from dejavu.codecs import mlp_codec
 from dejavu.errors import PlanError
-from dejavu.models.down_norms import column_norms
 from dejavu.plan import Dense, LowRank, Oracle, Sketch, Threshold
 
 if TYPE_CHECKING:
@@ -97,11 +96,8 @@ class PlanMasks:
         self.thresholds = [-math.inf] * len(self.selectors)
 
     def refresh(self, layer: int) -> None:
-        """Make the sketches of a layer, and the norms of its down rows, from the weights of now."""
+        """Make the sketches of a layer from the weights of now."""
         selector, c = self.selectors[layer], self._config
-        if isinstance(selector, Oracle | Sketch):
-            norms = column_norms(self._masters[f"layers.{layer}.down.weight"].numpy())  # [f]
-            self._known[f"{layer}.norms"] = torch.from_numpy(norms).to(self._dtype)
         if isinstance(selector, Sketch):
             codec = mlp_codec(self._codec, layer, c.n_layers)
             for part in ("gate", "up") if c.gated else ("up",):
@@ -137,18 +133,15 @@ class PlanMasks:
             if selector.hidden == "relu":
                 middle = middle.relu()
             return middle @ b + bias
-        if isinstance(selector, Oracle):
-            return block.hidden.abs().mul_(self._known[f"{layer}.norms"])
-        return block.gate.abs()  # a copy
+        return (block.hidden if isinstance(selector, Oracle) else block.gate).abs()  # a copy
 
     def _sketch(self, layer: int, y: Tensor, block: Block) -> Tensor:
-        c, p, norms = self._config, f"layers.{layer}.", self._known[f"{layer}.norms"]
+        c, p = self._config, f"layers.{layer}."
         up = block.decoder.linear(f"{p}up", y, self._known[f"{layer}.up"])  # [n, f]
         if c.gated:
             gate = block.decoder.linear(f"{p}gate", y, self._known[f"{layer}.gate"])  # [n, f]
-            return gated(activate(gate, c), up, c).abs_().mul_(norms)
-        scores = up - c.activation_threshold if c.exact_zeros else activate(up, c).abs_()
-        return scores.mul_(norms)
+            return gated(activate(gate, c), up, c).abs_()
+        return up - c.activation_threshold if c.exact_zeros else activate(up, c).abs_()
 
     def _ahead(self, layer: int, distance: int, block: Block) -> Tensor:
         """What a selector reads: the layer's norm of what enters the MLP `distance` layers before, [n, d]."""

@@ -19,7 +19,7 @@ from dejavu.errors import InputError, PlanError
 from dejavu.evaluation.perplexity import Document, measure_perplexity
 from dejavu.models.folder_writer import FloatCodec, config_json, write_folder
 from dejavu.models.loading import open_model
-from dejavu.plan import SCHEMA, AccessPlan, Dense, LayerPlan, Pick, Sketch
+from dejavu.plan import AccessPlan, Dense, LayerPlan, Pick, Sketch
 from dejavu.training.stream import TokenStream
 
 if TYPE_CHECKING:
@@ -99,7 +99,6 @@ def adapt_model(
     plain = {k: v for k, v in dataclasses.asdict(options).items() if k not in ("plan", "hours", "tokens")}
     settings = {
         "model": opened.weights.fingerprint,
-        "schema": SCHEMA,  # what scores mean
         "text": corpus.fingerprint,
         "options": plain,
         "selectors": [str(selector.kind) for selector in selectors],

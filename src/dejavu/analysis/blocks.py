@@ -14,8 +14,6 @@ import numpy as np
 from dejavu.analysis.attention import attend, norm
 from dejavu.analysis.heads import HeadConcentration
 from dejavu.analysis.sets import count_at, top_mask
-from dejavu.models.down_norms import column_norms
-from dejavu.reference.selection import contributions
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -114,7 +112,7 @@ class Blocks:
         output = hidden @ down  # [s, d]
         if "down" in c.biases:
             output += self._weights.read(prefix + "down.bias")
-        scores = {"oracle": contributions(hidden, column_norms(down.T)), "threshold": np.abs(gate)}
+        scores = {"oracle": np.abs(hidden), "threshold": np.abs(gate)}
         masks = self._masks("neurons", layer, scores)
         left_out = ((key, (hidden * ~mask) @ down) for key, mask in masks)
         return {**_losses(left_out, output), "added": self._added("mlp_post_norm", layer, x, output)}

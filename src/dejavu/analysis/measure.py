@@ -19,7 +19,6 @@ from dejavu.analysis.similarity import Similarity
 from dejavu.analysis.usage import Usage, Zeros
 from dejavu.analysis.verdict import verdict
 from dejavu.evaluation.perplexity import measure_perplexity
-from dejavu.reference.selection import contributions
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -65,7 +64,7 @@ def analyze(
     """
     config = executor.config
     executor.set_plan(None)
-    usage = Usage(config, executor.down_norms)
+    usage = Usage(config)
     for piece in pieces.calibration:
         usage.add(executor.trace(inputs(piece), want=("hidden", "head_norm")))
         progress(len(piece.tokens))
@@ -105,7 +104,7 @@ def _insides(
         trace = executor.trace(inputs(piece), want=("attn_input", "mlp_input", "gate", "hidden", "head_norm"))
         zeros.add(trace)
         similarity.add(trace)
-        neurons.add(contributions(trace.hidden, executor.down_norms[:, None]))
+        neurons.add(np.abs(trace.hidden))
         heads.add(trace.head_norm)
         if number in sampled:
             blocks.add(trace)

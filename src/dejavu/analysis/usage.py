@@ -6,8 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dejavu.reference.selection import contributions
-
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -16,10 +14,9 @@ if TYPE_CHECKING:
 
 
 class Usage:
-    """Mean scores over all tokens seen; `norms` [L, f] are those of the neurons' down rows."""
+    """Mean scores over all tokens seen."""
 
-    def __init__(self, config: ModelConfig, norms: NDArray[np.float32]) -> None:
-        self._norms = norms
+    def __init__(self, config: ModelConfig) -> None:
         self._tokens = 0
         self._neurons = np.zeros((config.n_layers, config.base_neurons), np.float64)
         self._heads = np.zeros((config.n_layers, config.n_heads), np.float64)
@@ -28,13 +25,12 @@ class Usage:
         """Take in one piece."""
         self._tokens += trace.hidden.shape[1]
         for layer, hidden in enumerate(trace.hidden):
-            sizes = contributions(hidden, self._norms[layer])  # [t, f]
-            self._neurons[layer] += sizes.sum(axis=0, dtype=np.float64)
+            self._neurons[layer] += np.abs(hidden).sum(axis=0, dtype=np.float64)
         self._heads += trace.head_norm.sum(axis=1, dtype=np.float64)
 
     @property
     def neurons(self) -> NDArray[np.float64]:
-        """Mean length of what each neuron adds, [L, f]."""
+        """Mean |h| per neuron, [L, f]."""
         return self._neurons / self._tokens
 
     @property

@@ -90,21 +90,7 @@ class Plain:
         return total
 
 
-@dataclass(frozen=True)
-class DownNorms:
-    """A section of float32 values: the norms of the down rows of ``count`` neurons; see `dejavu.models.down_norms`."""
-
-    name: str
-    layer: int
-    count: int
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the section."""
-        return 4 * self.count
-
-
-Section = Bundled | Leading | Rest | Plain | DownNorms
+Section = Bundled | Leading | Rest | Plain
 
 _IN_BUNDLES = ("q", "k", "v", "o", "gate", "up", "down")
 
@@ -160,13 +146,11 @@ def _layer(config: ModelConfig, codec: Codec, prefix: str, nested: bool) -> list
         Bundled(f"{prefix}kv", codec, config.n_kv_heads, 2 * hd, d),
     ]
     dots = 2 if config.gated else 1
-    layer = int(prefix.split(".")[1])
-    codec = mlp_codec(codec, layer, config.n_layers)
-    norms = DownNorms(f"{prefix}down_norms", layer, config.d_ff)
+    codec = mlp_codec(codec, int(prefix.split(".")[1]), config.n_layers)
     if not nested:
-        return [*attention, Bundled(f"{prefix}mlp", codec, config.d_ff, dots + 1, d), norms]
+        return [*attention, Bundled(f"{prefix}mlp", codec, config.d_ff, dots + 1, d)]
     rest = Rest(f"{prefix}mlp", codec, config.d_ff, dots, d)
-    return [*attention, Leading(f"{prefix}lead", codec, config.d_ff, dots, d, rest), rest, norms]
+    return [*attention, Leading(f"{prefix}lead", codec, config.d_ff, dots, d, rest), rest]
 
 
 def _aligned(n: int) -> int:

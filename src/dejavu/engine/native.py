@@ -109,13 +109,6 @@ class NativeExecutor:
                 model.weights.close()
         return cls(packed, kv_dtype=kv_dtype, threads=threads)
 
-    @property
-    def down_norms(self) -> NDArray[np.float32]:
-        """See `Executor.down_norms`."""
-        places = [self.packed.places[f"layers.{i}.down_norms"] for i in range(self.config.n_layers)]
-        found = [self.packed.buffer[offset : offset + size].view(np.float32) for offset, size in places]
-        return np.stack(found)[:, : self.config.base_neurons]  # [L, base]
-
     def new_cache(self) -> Any:
         """An empty KV cache for one sequence."""
         return self._engine.new_cache(self.kv_dtype)

@@ -8,9 +8,8 @@ import numpy as np
 
 from dejavu.engine.bundles import chunks
 from dejavu.engine.core import load_core
-from dejavu.engine.layout import Bundled, DownNorms, Plain, Rest
+from dejavu.engine.layout import Bundled, Plain, Rest
 from dejavu.errors import NumericsError
-from dejavu.models.down_norms import down_norms
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -44,8 +43,6 @@ def pack_sections(
     for section in wanted:
         if isinstance(section, Plain):
             _pack_plain(weights, section, places, put)
-        elif isinstance(section, DownNorms):
-            put(places[section.name][0], down_norms(weights, section.layer))
         elif isinstance(section, Bundled):
             _pack_bundles(config, weights, section, places, put, threads)
         elif not isinstance(section, Rest):  # which is written with the leading bits

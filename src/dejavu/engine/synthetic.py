@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dejavu.engine.layout import Bundled, DownNorms, Leading, Plain, offsets, sections
+from dejavu.engine.layout import Bundled, Leading, Plain, offsets, sections
 from dejavu.engine.native import NativeExecutor
 from dejavu.engine.packed import Packed, anonymous
 from dejavu.engine.packing import encode_bundles, split_bundles
@@ -48,8 +48,6 @@ def synthetic(
         if isinstance(section, Plain):
             value = 1.0 if section.name.endswith("norm.weight") else 0.0
             place[:] = np.full(size // 4, value, np.float32).view(np.uint8)
-        elif isinstance(section, DownNorms):
-            place[:] = np.ones(section.count, np.float32).view(np.uint8)
         elif isinstance(section, Bundled):
             _repeat(bundles(section, section.rows), place)
         elif isinstance(section, Leading):

@@ -59,13 +59,10 @@ def _neurons(packed: Packed, layer: int, selector: NeuronSelector, density: floa
     rows = 3 if packed.config.gated else 2
     if isinstance(selector, Dense):
         return lead + rest, 0.0
-    norms = _size(packed, f"layers.{layer}.down_norms")
     if isinstance(selector, Sketch):
-        return density * rest, lead + norms
+        return density * rest, lead
+    first = rows - 1 if isinstance(selector, Oracle) else 1 if isinstance(selector, Threshold) else 0
     row = (lead + rest) / rows
-    if isinstance(selector, Oracle):
-        return density * row, (rows - 1) * row + norms
-    first = 1 if isinstance(selector, Threshold) else 0
     return density * (rows - first) * row, first * row
 
 

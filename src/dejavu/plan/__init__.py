@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dejavu.plan.access_plan import SCHEMA, AccessPlan, KvPolicy, LayerPlan, VocabularySketch
+from dejavu.plan.access_plan import AccessPlan, KvPolicy, LayerPlan, VocabularySketch
 from dejavu.plan.choice import choose_plan
 from dejavu.plan.compensator import Compensator
 from dejavu.plan.selectors import (
@@ -19,7 +19,6 @@ from dejavu.plan.selectors import (
 )
 
 __all__ = [
-    "SCHEMA",
     "AccessPlan",
     "Compensator",
     "Dense",

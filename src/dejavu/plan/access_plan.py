@@ -25,8 +25,7 @@ if TYPE_CHECKING:
     from dejavu.codecs import Codec
     from dejavu.models.config import ModelConfig
 
-SCHEMA = 2
-"""2: scores of neurons count the length of the down row, which thresholds of schema 1 do not."""
+SCHEMA = 1
 
 
 @dataclass(frozen=True)

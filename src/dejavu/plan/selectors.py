@@ -84,7 +84,7 @@ class Random(Pick):
 class Oracle(Pick):
     """The size of what a neuron or head contributes, computed in full: the ceiling, for analysis.
 
-    Neurons: abs(h) |down row|. Heads: L2 norm of the mixed values, before the output rows.
+    Neurons: abs(h). Heads: L2 norm of the mixed values, before the output rows.
     """
 
     kind: ClassVar = "oracle"
@@ -131,10 +131,9 @@ class LowRank(Pick):
 
 @dataclass(frozen=True, kw_only=True)
 class Sketch(Pick):
-    """abs(act(g') * u') |down row|, g' and u' from the leading bits of the stored weights.
+    """abs(act(g') * u'), g' and u' from the leading bits of the stored weights; ungated with exact zeros: u' - threshold.
 
-    Ungated with exact zeros: (u' - threshold) |down row|, whose sign says who is active. No parameters, no training;
-    needs weights in int8 or int4.
+    Needs weights in int8 or int4. No parameters, no training.
     """
 
     kind: ClassVar = "sketch"

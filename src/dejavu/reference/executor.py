@@ -13,7 +13,6 @@ from dejavu.codecs import CODECS, Codec
 from dejavu.errors import InputError
 from dejavu.executor import KV_DTYPES, TRACE_FIELDS, KvDtype, Trace, TraceField
 from dejavu.models.alibi import alibi_slopes
-from dejavu.models.down_norms import down_norms
 from dejavu.models.rope import is_local, tables
 from dejavu.plan import Dense, LowRank, Oracle, Random, Sketch, Static, Threshold, VocabularySketch
 from dejavu.reference import selection
@@ -62,7 +61,6 @@ class ReferenceExecutor:
         self._slopes = alibi_slopes(config.n_heads) if config.position == "alibi" else None  # [H]
         self.codec = codec
         self._w = Tensors(config, weights, codec)
-        self._norms = np.stack([down_norms(weights, i) for i in range(config.n_layers)])  # [L, f]
         self._plan: AccessPlan | None = None
         self._stats: dict[str, Any] = {}
         self._counted = 0  # tokens behind the statistics
@@ -79,11 +77,6 @@ class ReferenceExecutor:
             plan.check_codec(self.codec)
         self._w.forget_leading()
         self._plan, self._stats, self._counted = plan, {}, 0
-
-    @property
-    def down_norms(self) -> Array:
-        """See `Executor.down_norms`."""
-        return self._norms[:, : self.config.base_neurons]  # [L, base]
 
     @property
     def last_stats(self) -> dict[str, Any]:
@@ -311,9 +304,7 @@ class ReferenceExecutor:
         elif isinstance(selector, Random):
             chosen[:, :n] = selection.pick(selection.random_scores(selector, i, run.positions, n), selector)
         elif isinstance(selector, Oracle):
-            chosen[:, :n] = selection.pick(
-                selection.contributions(hidden[:, :n], self.down_norms[i]), selector
-            )
+            chosen[:, :n] = selection.pick(np.abs(hidden[:, :n]), selector)
         elif isinstance(selector, Threshold):
             chosen[:, :n] = selection.pick(np.abs(gate[:, :n]), selector)
         elif isinstance(selector, LowRank):
@@ -330,7 +321,7 @@ class ReferenceExecutor:
         c, p = self.config, f"layers.{i}."
         up = self._linear(p + "up", y, bits=selector.bits)[:, : c.base_neurons]  # [t, base]
         gate = self._linear(p + "gate", y, bits=selector.bits)[:, : c.base_neurons] if c.gated else None
-        return selection.sketch_scores(gate, up, self.down_norms[i], c)  # [t, base]
+        return selection.sketch_scores(gate, up, c)  # [t, base]
 
     def _ahead(self, norm: str, i: int, distance: int, inputs: Sequence[Array]) -> Array:
         """What a selector reads: layer i's norm of what enters the block `distance` layers before, [t, d]."""

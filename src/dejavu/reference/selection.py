@@ -71,19 +71,14 @@ def low_rank_scores(selector: LowRank, y: Array) -> Array:
     return np.asarray(hidden @ selector.b + selector.bias, np.float32)  # [t, n]
 
 
-def contributions(hidden: Array, norms: Array) -> Array:
-    """The length of what each neuron adds to the block's output: h [..., n], the down rows' norms [n] -> [..., n]."""
-    return np.asarray(np.abs(hidden) * norms, np.float32)  # [..., n]
-
-
-def sketch_scores(gate: Array | None, up: Array, norms: Array, config: ModelConfig) -> Array:
-    """From the estimated products g' and u' [t, n] (gate None: ungated) and the norms of the down rows [n] -> [t, n]."""
+def sketch_scores(gate: Array | None, up: Array, config: ModelConfig) -> Array:
+    """From the estimated products g' and u' [t, n] (gate None: ungated) -> [t, n]."""
     kind, threshold = config.activation, config.activation_threshold
     if gate is not None:
-        return contributions(gated(activate(gate, kind, threshold), up, kind), norms)  # [t, n]
+        return np.asarray(np.abs(gated(activate(gate, kind, threshold), up, kind)))  # [t, n]
     if config.exact_zeros:
-        return np.asarray((up - np.float32(threshold)) * norms)  # [t, n]; the sign says who is active
-    return contributions(activate(up, kind), norms)  # [t, n]
+        return np.asarray(up - np.float32(threshold))  # [t, n]; the sign says who is active
+    return np.asarray(np.abs(activate(up, kind)))  # [t, n]
 
 
 def head_norms(mixed: Array) -> Array:

@@ -35,7 +35,7 @@ class Cost:
         if isinstance(selector, Sketch):
             lead = (STORED_BITS + _SCALE_BITS[self.codec]) / 8 * self.config.d_model  # of one row
             rest = lead if self.codec == "int8" else 0
-            return f * (first * lead + 4) + density * f * (first * rest + row)  # 4: the down row's norm
+            return f * first * lead + density * f * (first * rest + row)
         if isinstance(selector, Threshold):  # the first row of every neuron, the others of the selected
             return f * row + density * f * first * row
         return self._predictor(selector, f) + density * f * (first + 1) * row

@@ -27,7 +27,7 @@ class SetEvidence:
     Args:
         plan: selects.
         scores: computes what its selectors go by.
-        label_thresholds: per layer, what the contribution of an active neuron exceeds.
+        label_thresholds: per layer, what abs(h) of an active neuron exceeds.
         heads_densities: per layer, the share of heads that is active.
     """
 
@@ -54,8 +54,7 @@ class SetEvidence:
                 neurons, heads = self._tallies["neurons"][i], self._tallies["heads"][i]
                 if neurons is not None and isinstance(layer.neurons, Pick):
                     selected = pick(self._scores.neurons(layer.neurons, trace, i), layer.neurons)
-                    sizes = self._scores.contributions(trace, i)  # [t, f]
-                    neurons.add(selected, active_neurons(sizes, self._label_thresholds[i]))
+                    neurons.add(selected, active_neurons(trace.hidden[i], self._label_thresholds[i]))
                 if heads is not None and isinstance(layer.heads, Pick):
                     selected = pick(self._scores.heads(layer.heads, trace, i), layer.heads)
                     heads.add(selected, active_heads(trace.head_norm[i], self._heads_densities[i]))

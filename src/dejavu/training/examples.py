@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dejavu.reference.selection import contributions
 from dejavu.training.labels import active_heads, active_neurons, label_threshold
 from dejavu.training.quantiles import Quantiles
 
@@ -61,7 +60,6 @@ class Examples:
         self.config = executor.config
         self.targets = targets
         self._executor = executor
-        self._norms = executor.down_norms  # [L, f]
         self._inputs = inputs
         self._lookahead = lookahead
         self._densities = {target.block: target.density for target in targets}
@@ -72,7 +70,7 @@ class Examples:
             trace = self._trace(piece)
             for layer in layers:
                 if "neurons" in squares:
-                    sizes[layer].add(contributions(trace.hidden[layer], self._norms[layer]))
+                    sizes[layer].add(np.abs(trace.hidden[layer]))
                 for block, total in squares.items():
                     total[layer] += np.square(inputs(trace, layer, block, lookahead)).sum(axis=0)
         share = self._densities.get("neurons", 1.0)
@@ -102,5 +100,4 @@ class Examples:
     def _label(self, trace: Trace, layer: int, block: Block) -> Mask:
         if block == "heads":
             return active_heads(trace.head_norm[layer], self._densities[block])
-        sizes = contributions(trace.hidden[layer], self._norms[layer])  # [t, f]
-        return active_neurons(sizes, self._thresholds[layer])
+        return active_neurons(trace.hidden[layer], self._thresholds[layer])

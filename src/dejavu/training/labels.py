@@ -1,8 +1,8 @@
 """Labels: which neurons and heads count as active for a token. The ground truth of recall and precision.
 
-Neurons go by the length of what they add, abs(h) times the norm of the down row. In models with exact zeros (ReLU and its
-kin) it is not zero; in others above a threshold of their layer, set so that a share `density` of all (token, neuron) pairs
-is active. Heads: the `density` share of the layer's heads with the largest output norms at this token.
+Neurons of models with exact zeros (ReLU and its kin): h is not zero. Other neurons: abs(h) above a threshold of their
+layer, set so that a share `density` of all (token, neuron) pairs is active. Heads: the `density` share of the layer's heads
+with the largest output norms at this token.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 
 
 def label_threshold(config: ModelConfig, sizes: Quantiles, density: float) -> float:
-    """What the contribution of an active neuron exceeds, given all of its layer; 0 where there are exact zeros."""
+    """What abs(h) of an active neuron exceeds, given all abs(h) of its layer; 0 where there are exact zeros."""
     return 0.0 if config.exact_zeros else sizes.threshold(density)
 
 
-def active_neurons(sizes: Array, threshold: float) -> Mask:
-    """From contributions [t, f] (`dejavu.reference.selection.contributions`) to bool [t, f]."""
-    return np.asarray(sizes > np.float32(threshold))
+def active_neurons(hidden: Array, threshold: float) -> Mask:
+    """From hidden values [t, f] to bool [t, f]."""
+    return np.asarray(np.abs(hidden) > np.float32(threshold))
 
 
 def active_heads(head_norm: Array, density: float) -> Mask:

@@ -6,7 +6,7 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 from dejavu.errors import InputError
-from dejavu.plan import SCHEMA, AccessPlan, LayerPlan, Oracle, Sketch, Threshold
+from dejavu.plan import AccessPlan, LayerPlan, Oracle, Sketch, Threshold
 from dejavu.training.calibrate import Calibration, Family, calibrate
 from dejavu.training.compensator import fit_compensators
 from dejavu.training.cost import Cost
@@ -90,8 +90,7 @@ class _Recipe:
         weights = subject.opened.weights
         self._stream = TokenStream(corpus, subject.tokenizer, context=self._config.max_context)
         self._inputs = BlockInputs(self._config, weights)
-        norms = subject.executor.down_norms
-        self._scores = Scores(self._config, weights, subject.codec, self._inputs, norms)
+        self._scores = Scores(self._config, weights, subject.codec, self._inputs)
         self._cost = Cost(self._config, subject.codec)
 
     def run(self, checkpoint: Path, resume: bool, command: str) -> AccessPlan:
@@ -174,7 +173,6 @@ class _Recipe:
             resume=resume,
             settings={
                 "model": self._subject.fingerprint,
-                "schema": SCHEMA,  # what labels mean
                 "codec": self._subject.codec,
                 "text": self._corpus.fingerprint,
                 "seed": self._corpus.seed,
@@ -268,7 +266,7 @@ class _Recipe:
     ) -> SetEvidence:
         """The sets that `plan` selects against the labels at the same density."""
         heads = allotments["heads"].densities if "heads" in allotments else (1.0,) * self._config.n_layers
-        sizes = calibrations["neurons"][0]  # the oracle's scores
+        sizes = calibrations["neurons"][0]  # the oracle's scores: abs(h)
         zeros = self._config.exact_zeros
         labels = [
             0.0 if zeros else sizes.threshold(i, k) for i, k in enumerate(allotments["neurons"].densities)

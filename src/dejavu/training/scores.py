@@ -10,7 +10,7 @@ from dejavu.codecs import encode
 from dejavu.errors import InputError
 from dejavu.nested import estimate, leading_bits
 from dejavu.plan import LowRank, Oracle, Sketch, Threshold
-from dejavu.reference.selection import contributions, low_rank_scores, sketch_scores
+from dejavu.reference.selection import low_rank_scores, sketch_scores
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -33,24 +33,20 @@ class Scores:
         weights: its own tensors, without second copies of neurons; sketches read gate and up.
         codec: in which the weights are held.
         inputs: computes what selectors read.
-        norms: of the neurons' down rows, [L, f]: `Executor.down_norms`.
     """
 
-    def __init__(
-        self, config: ModelConfig, weights: Weights, codec: Codec, inputs: BlockInputs, norms: Array
-    ) -> None:
+    def __init__(self, config: ModelConfig, weights: Weights, codec: Codec, inputs: BlockInputs) -> None:
         self._config = config
         self._weights = weights
         self._codec = codec
         self._inputs = inputs
-        self._norms = norms
         self._codes: dict[str, Encoded] = {}
         self._estimates: dict[tuple[str, int], Array] = {}
 
     def neurons(self, selector: NeuronSelector, trace: Trace, layer: int) -> Array:
         """Scores of all neurons of `layer`, [t, f]."""
         if isinstance(selector, Oracle):
-            return self.contributions(trace, layer)
+            return np.asarray(np.abs(trace.hidden[layer]))
         if isinstance(selector, Threshold):
             return np.asarray(np.abs(trace.gate[layer]))
         if isinstance(selector, LowRank):
@@ -59,12 +55,8 @@ class Scores:
             y = self._inputs(trace, layer, "neurons", selector.lookahead)  # [t, d]
             gate = self._product(layer, "gate", selector.bits, y) if self._config.gated else None
             up = self._product(layer, "up", selector.bits, y)  # [t, f]
-            return sketch_scores(gate, up, self._norms[layer], self._config)
+            return sketch_scores(gate, up, self._config)
         raise InputError(f"selector {selector.kind} has no scores to calibrate")
-
-    def contributions(self, trace: Trace, layer: int) -> Array:
-        """What all neurons of `layer` add, [t, f]: the scores of the oracle, which labels are made of."""
-        return contributions(trace.hidden[layer], self._norms[layer])
 
     def heads(self, selector: HeadSelector, trace: Trace, layer: int) -> Array:
         """Scores of all heads of `layer`, [t, H]."""
