@@ -4,9 +4,7 @@
 //
 //   high4  scale * (16 high + 7.5 - 128)      low4  scale * (low - 7.5)      their sum is the int8 weight
 //
-// Blocks: the nibbles of 128 elements a, b, c, d (32 each, stored order) share 64 bytes, a and b in the lower halves,
-// in the order a0 b0 a1 b1 a2 ..., so that four neighbouring bytes belong to one group. Tail: a group's 16 bytes have
-// its first sixteen weights in the lower halves. The specification is dejavu/nested.py.
+// Nibbles lie as those of int4 (layout.h). The specification is dejavu/nested.py.
 #pragma once
 
 #include "layout.h"

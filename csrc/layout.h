@@ -14,6 +14,7 @@ enum class Codec : int { f32 = 0, bf16 = 1, int8 = 2, int4 = 3, high4 = 4, high3
 inline constexpr int kCodecCount = 8;
 inline constexpr bool is_grouped(Codec c) { return c >= Codec::int8; }
 inline constexpr bool is_half(Codec c) { return c >= Codec::high4; }
+inline constexpr bool is_nibbles(Codec c) { return c >= Codec::int4; }
 
 // Grouped codecs, all but f32 and bf16: groups of 32 weights share a float16 scale (int4: and a float16 minimum).
 inline constexpr int kGroup = 32;
@@ -23,8 +24,19 @@ inline constexpr int kGroup = 32;
 inline constexpr int kBlockGroups = 16;
 inline constexpr int kBlock = kGroup * kBlockGroups;
 
-// Halves (halves.h): elements of a block whose nibbles share bytes.
+// Codes of four bits (int4, and the halves of int8): the nibbles of 128 elements of a block a, b, c, d (32 each, stored
+// order) share 64 bytes, a and b in the lower halves, in the order a0 b0 a1 b1 a2 ...: four neighbouring bytes belong
+// to one group, and each word of sixteen bits holds one element of a, c, b and d. Tail: a group's 16 bytes have its
+// first sixteen weights in the lower halves.
 inline constexpr int kHalfChunk = 128;
+struct Nibble {
+  int byte, shift;
+};
+// Where element `o` of the blocks lies.
+inline constexpr Nibble nibble_of(int o) {
+  const int quarter = o % kHalfChunk / 32;
+  return {o / kHalfChunk * (kHalfChunk / 2) + o % 32 * 2 + quarter % 2, quarter / 2 * 4};
+}
 
 inline constexpr int block_to_natural(int o) { return (o % 32 / 2) * kGroup + o / 32 * 2 + o % 2; }
 

@@ -195,11 +195,12 @@ bool pack_row(const RowLayout& layout, const float* src, uint8_t* codes, uint8_t
       for (int u = 0; u < kGroup / 2; ++u) {  // unit u of the block holds weights 2u and 2u + 1 of every group
         for (int j = 0; j < 2; ++j) {
           uint8_t code = q[2 * u + j];
+          const int o = u * 32 + 2 * lane + j;
           if (int4) {
-            uint8_t& byte = out[u / 2 * 32 + 2 * lane + j];  // even units in the low nibble, odd ones in the high
-            byte = uint8_t(u % 2 ? (byte & 0x0f) | (code << 4) : (byte & 0xf0) | code);
+            const Nibble at = nibble_of(o);
+            out[at.byte] = uint8_t(out[at.byte] | code << at.shift);
           } else {
-            out[u * 32 + 2 * lane + j] = code;
+            out[o] = code;
           }
         }
       }
@@ -254,13 +255,9 @@ void unpack_row(const RowLayout& layout, Row row, float* dst) {
       continue;
     }
     std::memcpy(&minimum, row.scales + size_t(layout.groups + g) * 2, 2);
-    uint8_t byte, high;
-    if (o < layout.blocks * kBlock) {
-      byte = row.codes[o / 64 * 32 + o % 32], high = o / 32 % 2;
-    } else {
-      byte = row.codes[g * kGroup / 2 + o % 16], high = o % kGroup / 16;
-    }
-    dst[i] = half_to_float(scale) * float(high ? byte >> 4 : byte & 15) + half_to_float(minimum);
+    Nibble at = {g * kGroup / 2 + o % 16, o % kGroup / 16 * 4};
+    if (o < layout.blocks * kBlock) at = nibble_of(o);
+    dst[i] = half_to_float(scale) * float(row.codes[at.byte] >> at.shift & 15) + half_to_float(minimum);
   }
 }
 

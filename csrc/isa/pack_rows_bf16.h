@@ -20,6 +20,7 @@ struct RowReader {
 
   int unit(int o) const { return o < layout.blocks * kBlock ? 64 : 32; }
   const uint8_t* address(int o) const {
+    if (C == Codec::int4 && unit(o) == 64) return row.codes + size_t(o) / kHalfChunk * (kHalfChunk / 2);
     return row.codes + (C == Codec::bf16 ? size_t(o) * 2 : C == Codec::int8 ? size_t(o) : size_t(o) / 2);
   }
 
@@ -52,14 +53,17 @@ struct RowReader {
       for (int v = 0; v < (unit(o) == 64 ? 4 : 2); ++v) out[v] = _mm512_mul_ps(Vec::load_i8(p + v * 16), scale[v % 2]);
     } else if (unit(o) == 64) {
       for (int v = 0; v < 2; ++v) {
-        const __m512i codes = Vec::load_u8(p + v * 16);
-        out[v] = _mm512_fmadd_ps(Vec::low_nibble(codes), scale[v], minimum[v]);
-        out[v + 2] = _mm512_fmadd_ps(Vec::high_nibble(codes), scale[v], minimum[v]);
+        const __m512i codes = Vec::load_u16(p + v * 32);
+        const bool upper = o % kHalfChunk != 0;
+        const __m512 a = upper ? Vec::nibble<4>(codes) : Vec::nibble<0>(codes);
+        const __m512 b = upper ? Vec::nibble<12>(codes) : Vec::nibble<8>(codes);
+        out[v] = _mm512_fmadd_ps(a, scale[v], minimum[v]);
+        out[v + 2] = _mm512_fmadd_ps(b, scale[v], minimum[v]);
       }
     } else {
       const __m512i codes = Vec::load_u8(p);
-      out[0] = _mm512_fmadd_ps(Vec::low_nibble(codes), scale[0], minimum[0]);
-      out[1] = _mm512_fmadd_ps(Vec::high_nibble(codes), scale[0], minimum[0]);
+      out[0] = _mm512_fmadd_ps(Vec::nibble<0>(codes), scale[0], minimum[0]);
+      out[1] = _mm512_fmadd_ps(Vec::nibble<4>(codes), scale[0], minimum[0]);
     }
   }
 

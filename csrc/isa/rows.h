@@ -2,7 +2,6 @@
 #pragma once
 
 #include "rows_decode.h"
-#include "rows_half.h"
 #include "rows_mlp.h"
 #include "rows_prepare.h"
 
@@ -36,10 +35,10 @@ inline void axpys(const RowLayout& layout, RowAt row, int n, const float* const*
       tokens, outputs);
 }
 
-// One token's dots: halves have kernels of their own.
+// One token's dots: nibbles have kernels of their own.
 template <Codec C, typename RowAt>
 inline void dots_of_one(const RowLayout& layout, RowAt row, int n, const void* input, float* out) {
-  if constexpr (is_half(C)) {
+  if constexpr (is_nibbles(C)) {
     const Reading<4 * kHalfRows, RowAt> rows(row, n);
     half_rows<C>(
         layout, [&](int i) { return rows.at(i); }, [&](int i) { return rows.ahead(i); }, rows.order, n, input, out);

@@ -45,37 +45,39 @@ struct Scaled {
   F step;
 };
 
-// The step and the pairs of `a`; false where all are zero, or too small to leave a trace. Adds the minima's share.
-template <Codec C, int P>
-inline bool scale_coefficients(const RowLayout& layout, const Row* rows, int n, int g, int lanes, bool block,
-                               const float* coefficients, float* y, Scaled<P>* out) {
-  const int vectors = block ? kHalves : 1;
-  F products[2 * P][kHalves], highest = Vec::zero();
-  for (int v = 0; v < vectors; ++v) {
+// The step and the pairs of `by`, for a block or for `lanes` groups of the tail; false where all are zero, or too small
+// to leave a trace. Adds the minima's share.
+template <Codec C, int P, bool Block>
+inline bool scale_coefficients(const RowLayout& layout, const Row* rows, const float* by, int g, int lanes, float* y,
+                               Scaled<P>* out) {
+  constexpr int vectors = Block ? kHalves : 1;
+  const auto load = [&](const uint8_t* from) { return Block ? Vec::load_f16(from) : Vec::load_f16_n(from, lanes); };
+  F products[vectors][2 * P], highest = Vec::zero();
+  DEJAVU_UNROLL for (int v = 0; v < vectors; ++v) {
     const int at = g + v * W;
-    F minima = C == Codec::int4 ? get(y + layout.padded + at, lanes) : Vec::zero();
-    for (int r = 0; r < 2 * P; ++r) {
-      if (r >= n) {
-        products[r][v] = Vec::zero();
-        continue;
-      }
-      const F a = Vec::set1(coefficients[r]);
-      products[r][v] = Vec::mul(Vec::load_f16_n(rows[r].scales + at * 2, lanes), a);
-      highest = Vec::max(highest, Vec::abs(products[r][v]));
-      if constexpr (C == Codec::int4) {
-        minima = Vec::fma(Vec::load_f16_n(rows[r].scales + (layout.groups + at) * 2, lanes), a, minima);
-      }
+    DEJAVU_UNROLL for (int r = 0; r < 2 * P; ++r) {
+      products[v][r] = Vec::mul(load(rows[r].scales + at * 2), Vec::set1(by[r]));
+      highest = Vec::max(highest, Vec::abs(products[v][r]));
     }
-    if constexpr (C == Codec::int4) put(y + layout.padded + at, minima, lanes);
+    if constexpr (C == Codec::int4) {
+      float* minima = y + layout.padded + at;
+      F even = Block ? Vec::load(minima) : Vec::load_n(minima, lanes), odd = Vec::zero();
+      DEJAVU_UNROLL for (int r = 0; r < 2 * P; r += 2) {
+        even = Vec::fma(load(rows[r].scales + (layout.groups + at) * 2), Vec::set1(by[r]), even);
+        odd = Vec::fma(load(rows[r + 1].scales + (layout.groups + at) * 2), Vec::set1(by[r + 1]), odd);
+      }
+      put(minima, Vec::add(even, odd), Block ? W : lanes);
+    }
   }
   const float reach = Vec::maximum(highest);
   const bool any = reach > 1e-34f;
   const F inverse = Vec::set1(any ? 32767.0f / reach : 0.0f);
   out->step = Vec::set1(any ? reach / 32767.0f : 0.0f);
-  for (int p = 0; p < P; ++p) {
-    for (int v = 0; v < vectors; ++v) {
-      const I pairs = Vec::pack_words(Vec::mul(products[2 * p][v], inverse), Vec::mul(products[2 * p + 1][v], inverse));
-      if (block) {
+  DEJAVU_UNROLL for (int v = 0; v < vectors; ++v) {
+    DEJAVU_UNROLL for (int p = 0; p < P; ++p) {
+      const F even = Vec::mul(products[v][2 * p], inverse), odd = Vec::mul(products[v][2 * p + 1], inverse);
+      const I pairs = Vec::pack_words(even, odd);
+      if constexpr (Block) {
         Vec::spread_groups(pairs, &out->low[p][v], &out->high[p][v]);
       } else {
         Vec::store_i(out->pairs[p], pairs);
@@ -93,43 +95,79 @@ inline void add_unzipped(I l, I r, F step, float* y) {
   Vec::store(y + W, Vec::fma(b, step, Vec::load(y + W)));
 }
 
-// One unit of 32 elements (int4: the two units that share bytes): sums over row pairs in int32, then into the outputs.
-template <Codec C, int P, int T>
+// 32 elements of int8 rows: sums over row pairs in int32, then into the outputs.
+template <int P, int T>
 inline void axpy_unit(const uint8_t* const* codes, const Scaled<P>* scaled, float* const* outputs, size_t at) {
-  constexpr int units = C == Codec::int4 ? 2 : 1;
-  constexpr int together = 2 * units * T <= kAccumulators ? units : 1;  // units whose sums fit the registers
   for (int h = 0; h < kHalves; ++h) {
-    for (int u0 = 0; u0 < units; u0 += together) {
-      I acc[together][T][2];
-      DEJAVU_UNROLL for (int u = 0; u < together; ++u) {
-        DEJAVU_UNROLL for (int t = 0; t < T; ++t) acc[u][t][0] = acc[u][t][1] = Vec::zero_i();
-      }
-      for (int p = 0; p < P; ++p) {
-        const uint8_t *a = codes[2 * p] + h * 2 * W, *b = codes[2 * p + 1] + h * 2 * W;
-        const H x = C == Codec::int4 ? Vec::load_u8_h(a) : Vec::load_i8_h(a);
-        const H z = C == Codec::int4 ? Vec::load_u8_h(b) : Vec::load_i8_h(b);
-        DEJAVU_UNROLL for (int u = 0; u < together; ++u) {
-          H l, r;
-          if constexpr (C == Codec::int8) {
-            Vec::unzip_pairs(x, z, &l, &r);
-          } else if (u0 + u == 0) {
-            Vec::unzip_pairs(Vec::low_nibble_h(x), Vec::low_nibble_h(z), &l, &r);
-          } else {
-            Vec::unzip_pairs(Vec::high_nibble_h(x), Vec::high_nibble_h(z), &l, &r);
-          }
-          DEJAVU_UNROLL for (int t = 0; t < T; ++t) {
-            acc[u][t][0] = Vec::dot_h(acc[u][t][0], l, scaled[t].low[p][h]);
-            acc[u][t][1] = Vec::dot_h(acc[u][t][1], r, scaled[t].high[p][h]);
-          }
-        }
-      }
+    I acc[T][2];
+    DEJAVU_UNROLL for (int t = 0; t < T; ++t) acc[t][0] = acc[t][1] = Vec::zero_i();
+    for (int p = 0; p < P; ++p) {
+      H l, r;
+      Vec::unzip_pairs(Vec::load_i8_h(codes[2 * p] + h * 2 * W), Vec::load_i8_h(codes[2 * p + 1] + h * 2 * W), &l, &r);
       DEJAVU_UNROLL for (int t = 0; t < T; ++t) {
-        DEJAVU_UNROLL for (int u = 0; u < together; ++u) {
-          add_unzipped(acc[u][t][0], acc[u][t][1], scaled[t].step, outputs[t] + at + (u0 + u) * 32 + h * 2 * W);
+        acc[t][0] = Vec::dot_h(acc[t][0], l, scaled[t].low[p][h]);
+        acc[t][1] = Vec::dot_h(acc[t][1], r, scaled[t].high[p][h]);
+      }
+    }
+    DEJAVU_UNROLL for (int t = 0; t < T; ++t) {
+      add_unzipped(acc[t][0], acc[t][1], scaled[t].step, outputs[t] + at + h * 2 * W);
+    }
+  }
+}
+
+// A word of int4 codes holds four elements (layout.h). All but the last are multiplied where they are, as so many times
+// the code: 2 P * 15 * 256 * 32767 stays below 2^31.
+template <int Q>
+inline H field(H words) {
+  return Q == 0   ? Vec::masked_h<0x000f>(words)
+         : Q == 1 ? Vec::masked_h<0x0f00>(words)
+         : Q == 2 ? Vec::masked_h<0x00f0>(words)
+                  : Vec::nibble_h<12>(words);
+}
+constexpr float kField[4] = {1.0f, 1.0f / 256, 1.0f / 16, 1.0f};
+
+// Quarters [Q, Q + N) of 128 elements of int4 rows.
+template <int Q, int N, int P, int T>
+inline void axpy_quarters(const uint8_t* const* codes, const Scaled<P>* scaled, float* const* outputs, size_t at) {
+  static_assert(P <= 8, "int32 sums could overflow");
+  for (int h = 0; h < kHalves; ++h) {
+    I acc[N][T][2];
+    DEJAVU_UNROLL for (int q = 0; q < N; ++q) {
+      DEJAVU_UNROLL for (int t = 0; t < T; ++t) acc[q][t][0] = acc[q][t][1] = Vec::zero_i();
+    }
+    for (int p = 0; p < P; ++p) {
+      H l, r;
+      Vec::unzip_pairs(Vec::load_h((const int16_t*)(codes[2 * p] + h * 4 * W)),
+                       Vec::load_h((const int16_t*)(codes[2 * p + 1] + h * 4 * W)), &l, &r);
+      const auto add = [&](auto quarter) {
+        constexpr int q = decltype(quarter)::value;
+        const H low = field<Q + q>(l), high = field<Q + q>(r);
+        DEJAVU_UNROLL for (int t = 0; t < T; ++t) {
+          acc[q][t][0] = Vec::dot_h(acc[q][t][0], low, scaled[t].low[p][h]);
+          acc[q][t][1] = Vec::dot_h(acc[q][t][1], high, scaled[t].high[p][h]);
         }
+      };
+      add(Count<0>());
+      if constexpr (N > 1) add(Count<1>());
+      if constexpr (N > 2) add(Count<2>()), add(Count<3>());
+    }
+    DEJAVU_UNROLL for (int q = 0; q < N; ++q) {
+      DEJAVU_UNROLL for (int t = 0; t < T; ++t) {
+        add_unzipped(acc[q][t][0], acc[q][t][1], Vec::mul(scaled[t].step, Vec::set1(kField[Q + q])),
+                     outputs[t] + at + size_t((Q + q) * 32 + h * 2 * W));
       }
     }
   }
+}
+
+// 128 elements of int4 rows: as many quarters at once as the registers have room for their sums.
+template <int P, int T>
+inline void axpy_words(const uint8_t* const* codes, const Scaled<P>* scaled, float* const* outputs, size_t at) {
+  constexpr int N = 8 * T <= kAccumulators ? 4 : 4 * T <= kAccumulators ? 2 : 1;
+  axpy_quarters<0, N, P, T>(codes, scaled, outputs, at);
+  if constexpr (N == 1) axpy_quarters<1, N, P, T>(codes, scaled, outputs, at);
+  if constexpr (N <= 2) axpy_quarters<2, N, P, T>(codes, scaled, outputs, at);
+  if constexpr (N == 1) axpy_quarters<3, N, P, T>(codes, scaled, outputs, at);
 }
 
 // One group of the tail: natural order, the same coefficient everywhere.
@@ -139,10 +177,15 @@ inline void axpy_tail(const uint8_t* const* codes, int g, const Scaled<P>* scale
     I acc[T][2];
     DEJAVU_UNROLL for (int t = 0; t < T; ++t) acc[t][0] = acc[t][1] = Vec::zero_i();
     for (int p = 0; p < P; ++p) {
-      H a[kHalves], b[kHalves], l, r;
-      load_tail<C>(codes[2 * p], g, a);
-      load_tail<C>(codes[2 * p + 1], g, b);
-      Vec::unzip_pairs(a[h], b[h], &l, &r);
+      H l, r;
+      if constexpr (C == Codec::int4) {
+        const int byte = g * kGroup / 2 + h * W;
+        const H both = Vec::zip_bytes(codes[2 * p] + byte, codes[2 * p + 1] + byte);
+        l = Vec::nibble_h<0>(both), r = Vec::nibble_h<4>(both);
+      } else {
+        const int byte = g * kGroup + h * 2 * W;
+        Vec::unzip_pairs(Vec::load_i8_h(codes[2 * p] + byte), Vec::load_i8_h(codes[2 * p + 1] + byte), &l, &r);
+      }
       DEJAVU_UNROLL for (int t = 0; t < T; ++t) {
         const H c = Vec::set1_i(scaled[t].pairs[p][g]);
         acc[t][0] = Vec::dot_h(acc[t][0], l, c);
@@ -150,7 +193,14 @@ inline void axpy_tail(const uint8_t* const* codes, int g, const Scaled<P>* scale
       }
     }
     DEJAVU_UNROLL for (int t = 0; t < T; ++t) {
-      add_unzipped(acc[t][0], acc[t][1], scaled[t].step, outputs[t] + at + h * 2 * W);
+      if constexpr (C == Codec::int4) {  // the first and the second half of the group
+        float* y = outputs[t] + at + h * W;
+        Vec::store(y, Vec::fma(Vec::to_float(acc[t][0]), scaled[t].step, Vec::load(y)));
+        y += kGroup / 2;
+        Vec::store(y, Vec::fma(Vec::to_float(acc[t][1]), scaled[t].step, Vec::load(y)));
+      } else {
+        add_unzipped(acc[t][0], acc[t][1], scaled[t].step, outputs[t] + at + h * 2 * W);
+      }
     }
   }
 }
@@ -159,39 +209,51 @@ inline void axpy_tail(const uint8_t* const* codes, int g, const Scaled<P>* scale
 // rounded to int16 with one step, rows are interleaved in pairs, and products are summed in int32:
 // 2 P * 127 * 32767 stays below 2^31.
 template <Codec C, int P, int T>
-DEJAVU_NOINLINE void axpy_grouped(const RowLayout& layout, const Row* rows, const Row* next, int n,
+DEJAVU_NOINLINE void axpy_grouped(const RowLayout& layout, const Row* some, const Row* next, int n,
                                   const float* const* coefficients, float* const* outputs) {
   static_assert(P <= 64, "int32 sums could overflow");
-  constexpr int step_elements = C == Codec::int4 ? 64 : 32;  // of 32 bytes of codes
-  for (int g = 0; g < layout.groups;) {
-    const bool block = g / kBlockGroups < layout.blocks;
-    const int groups = block ? kBlockGroups : layout.groups - g < W ? layout.groups - g : W;
+  constexpr int step_elements = C == Codec::int4 ? kHalfChunk : 32, step_bytes = C == Codec::int4 ? 64 : 32;
+  Row rows[2 * P];  // those that are not there: the first, times zero
+  float by[T][2 * P];
+  for (int r = 0; r < 2 * P; ++r) {
+    rows[r] = some[r < n ? r : 0];
+    for (int t = 0; t < T; ++t) by[t][r] = r < n ? coefficients[t][r] : 0.0f;
+  }
+  Scaled<P> scaled[T];
+  const uint8_t* codes[2 * P];
+  const int tail = layout.blocks * kBlockGroups;
+  for (int g = 0; g < tail; g += kBlockGroups) {
     for (int r = 0; r < n; ++r) prefetch_scales<C>(layout, next[r], g);
-    Scaled<P> scaled[T];
     bool any = false;
     for (int t = 0; t < T; ++t) {
-      any |= scale_coefficients<C, P>(layout, rows, n, g, block ? W : groups, block, coefficients[t], outputs[t],
-                                      &scaled[t]);
+      any |= scale_coefficients<C, P, true>(layout, rows, by[t], g, W, outputs[t], &scaled[t]);
     }
-    const size_t first = size_t(g) * kGroup;
-    if (any) {
-      const uint8_t* codes[2 * P];
-      const size_t byte = first / (C == Codec::int4 ? 2 : 1);
-      for (int r = 0; r < 2 * P; ++r) codes[r] = rows[r < n ? r : 0].codes + byte;
-      if (block) {
-        for (int o = 0; o < kBlock; o += step_elements) {
-          if (o / step_elements % 2 == 0) {
-            for (int r = 0; r < n; ++r) Vec::prefetch(next[r].codes + (codes[r] - rows[r].codes));
-          }
-          axpy_unit<C, P, T>(codes, scaled, outputs, first + size_t(o));
-          for (int r = 0; r < 2 * P; ++r) codes[r] += 32;
-        }
-      } else {
-        for (int r = 0; r < n; ++r) Vec::prefetch(next[r].codes + byte);
-        for (int i = 0; i < groups; ++i) axpy_tail<C, P, T>(codes, i, scaled, outputs, first + size_t(i * kGroup));
+    if (!any) continue;
+    const size_t first = size_t(g) * kGroup, byte = first / (C == Codec::int4 ? 2 : 1);
+    for (int r = 0; r < 2 * P; ++r) codes[r] = rows[r].codes + byte;
+    for (int o = 0; o < kBlock; o += step_elements) {
+      if (step_bytes == 64 || o / step_elements % 2 == 0) {
+        for (int r = 0; r < n; ++r) Vec::prefetch(next[r].codes + byte + size_t(o / step_elements * step_bytes));
       }
+      if constexpr (C == Codec::int4) {
+        axpy_words<P, T>(codes, scaled, outputs, first + size_t(o));
+      } else {
+        axpy_unit<P, T>(codes, scaled, outputs, first + size_t(o));
+      }
+      for (int r = 0; r < 2 * P; ++r) codes[r] += step_bytes;
     }
-    g += groups;
+  }
+  for (int g = tail; g < layout.groups; g += W) {
+    const int groups = layout.groups - g < W ? layout.groups - g : W;
+    const size_t first = size_t(g) * kGroup, byte = first / (C == Codec::int4 ? 2 : 1);
+    for (int r = 0; r < n; ++r) Vec::prefetch(next[r].codes + byte);
+    bool any = false;
+    for (int t = 0; t < T; ++t) {
+      any |= scale_coefficients<C, P, false>(layout, rows, by[t], g, groups, outputs[t], &scaled[t]);
+    }
+    if (!any) continue;
+    for (int r = 0; r < 2 * P; ++r) codes[r] = rows[r].codes + byte;
+    for (int i = 0; i < groups; ++i) axpy_tail<C, P, T>(codes, i, scaled, outputs, first + size_t(i * kGroup));
   }
 }
 

@@ -9,9 +9,11 @@ using dejavu::Bundles;
 using dejavu::Codec;
 using dejavu::is_grouped;
 using dejavu::is_half;
+using dejavu::is_nibbles;
 using dejavu::kBlock;
 using dejavu::kBlockGroups;
 using dejavu::kGroup;
+using dejavu::kHalfChunk;
 using dejavu::Row;
 using dejavu::RowLayout;
 using dejavu::Streams;
@@ -53,9 +55,10 @@ inline void each_tokens(int tokens, Body body) {
 
 // The block's input for grouped codecs: int16 codes in stored order, scales and sums per group.
 struct GroupedInput {
-  const int16_t* codes;
-  const float* scales;
-  const float* sums;
+  const int16_t* codes = nullptr;
+  const float* scales = nullptr;
+  const float* sums = nullptr;
+  GroupedInput() = default;
   GroupedInput(const RowLayout& layout, const void* input)
       : codes((const int16_t*)input),
         scales((const float*)((const char*)input + size_t(layout.padded) * 2)),
@@ -97,16 +100,6 @@ template <Codec C>
 inline void prefetch_scales(const RowLayout& layout, const Row& row, int g) {
   Vec::prefetch(row.scales + g * 2);
   if constexpr (C == Codec::int4) Vec::prefetch(row.scales + (layout.groups + g) * 2);
-}
-
-// The codes of tail group g, natural order.
-template <Codec C>
-inline void load_tail(const uint8_t* codes, int g, H* w) {
-  if constexpr (C == Codec::int8) {
-    for (int h = 0; h < kHalves; ++h) w[h] = Vec::load_i8_h(codes + g * kGroup + h * 2 * W);
-  } else {
-    Vec::load_u4_h(codes + g * kGroup / 2, w);
-  }
 }
 
 }  // namespace

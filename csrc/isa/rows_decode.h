@@ -36,10 +36,13 @@ void decode(const RowLayout& layout, Row row, int begin, int end, float* out) {
       }
       for (; o < stop; o += 64) {
         for (int v = 0; v < kVectorsPerUnit; ++v) {
-          if constexpr (int4) {
-            const I w = Vec::load_u8(row.codes + o / 2 + v * W);
-            Vec::store(out + o + v * W, Vec::fma(Vec::low_nibble(w), s[v], m[v]));
-            Vec::store(out + o + 32 + v * W, Vec::fma(Vec::high_nibble(w), s[v], m[v]));
+          if constexpr (int4) {  // the lower (upper) halves of 64 bytes
+            const I w = Vec::load_u16(row.codes + o / kHalfChunk * (kHalfChunk / 2) + v * W * 2);
+            const bool upper = o % kHalfChunk != 0;
+            const F a = upper ? Vec::nibble<4>(w) : Vec::nibble<0>(w);
+            const F b = upper ? Vec::nibble<12>(w) : Vec::nibble<8>(w);
+            Vec::store(out + o + v * W, Vec::fma(a, s[v], m[v]));
+            Vec::store(out + o + 32 + v * W, Vec::fma(b, s[v], m[v]));
           } else {
             Vec::store(out + o + v * W, Vec::mul(Vec::load_i8(row.codes + o + v * W), s[v]));
             Vec::store(out + o + 32 + v * W, Vec::mul(Vec::load_i8(row.codes + o + 32 + v * W), s[v]));
@@ -54,8 +57,8 @@ void decode(const RowLayout& layout, Row row, int begin, int end, float* out) {
         const F m = Vec::set1(f16(row.scales + (layout.groups + g) * 2));
         for (int i = 0; i < kGroup / 2; i += W) {
           const I w = Vec::load_u8(row.codes + o / 2 + i);
-          Vec::store(out + o + i, Vec::fma(Vec::low_nibble(w), s, m));
-          Vec::store(out + o + 16 + i, Vec::fma(Vec::high_nibble(w), s, m));
+          Vec::store(out + o + i, Vec::fma(Vec::nibble<0>(w), s, m));
+          Vec::store(out + o + 16 + i, Vec::fma(Vec::nibble<4>(w), s, m));
         }
       } else {
         for (int i = 0; i < kGroup; i += W) Vec::store(out + o + i, Vec::mul(Vec::load_i8(row.codes + o + i), s));

@@ -2,7 +2,7 @@
 // however many rows and tokens are worked on together.
 #pragma once
 
-#include "rows_common.h"
+#include "rows_half.h"
 
 namespace {
 
@@ -41,22 +41,51 @@ DEJAVU_NOINLINE void dot_float(const RowLayout& layout, const Row* rows, const R
 // acc[r][t] += the products of half a block (lanes [h W, h W + W) of its 16 groups), `at` codes into the rows.
 template <Codec C, int R, int T>
 inline void dot_block(const Row* rows, const Row* next, const int16_t* const* x, size_t at, int h, I (*acc)[T]) {
-  constexpr int units = C == Codec::int4 ? 2 : 1;  // that share bytes
+  constexpr int units = C == Codec::int4 ? 4 : 1;  // of 32 elements, that share bytes
   for (int u = 0; u < 16; u += units) {
-    const size_t byte = (at + size_t(u * 32)) / units + size_t(h * 2 * W);
+    const size_t byte =
+        C == Codec::int4 ? (at + size_t(u * 32)) / 2 + size_t(h * 4 * W) : at + size_t(u * 32 + h * 2 * W);
     H packed[R];
     DEJAVU_UNROLL for (int r = 0; r < R; ++r) {
-      if (h == 0 && u % (2 * units) == 0) Vec::prefetch(next[r].codes + byte);
-      packed[r] = C == Codec::int4 ? Vec::load_u8_h(rows[r].codes + byte) : Vec::load_i8_h(rows[r].codes + byte);
+      if (h == 0 && (C == Codec::int4 || u % 2 == 0)) Vec::prefetch(next[r].codes + byte);
+      packed[r] =
+          C == Codec::int4 ? Vec::load_h((const int16_t*)(rows[r].codes + byte)) : Vec::load_i8_h(rows[r].codes + byte);
     }
     DEJAVU_UNROLL for (int v = 0; v < units; ++v) {
       H xv[T];
       DEJAVU_UNROLL for (int t = 0; t < T; ++t) xv[t] = Vec::load_h(x[t] + at + size_t((u + v) * 32 + h * 2 * W));
       DEJAVU_UNROLL for (int r = 0; r < R; ++r) {
         const H w = C != Codec::int4 ? packed[r]
-                    : v == 0         ? Vec::low_nibble_h(packed[r])
-                                     : Vec::high_nibble_h(packed[r]);
+                    : v == 0         ? Vec::nibble_h<0>(packed[r])
+                    : v == 1         ? Vec::nibble_h<8>(packed[r])
+                    : v == 2         ? Vec::nibble_h<4>(packed[r])
+                                     : Vec::nibble_h<12>(packed[r]);
         DEJAVU_UNROLL for (int t = 0; t < T; ++t) acc[r][t] = Vec::dot_h(acc[r][t], w, xv[t]);
+      }
+    }
+  }
+}
+
+// total[r][t] += the tail of int8 rows: groups in natural order, W at a time share a vector of scales.
+template <int R, int T>
+inline void dot_tail(const RowLayout& layout, const Row* rows, const Row* next, const GroupedInput* x, F (*total)[T]) {
+  for (int g0 = layout.blocks * kBlockGroups; g0 < layout.groups; g0 += W) {
+    const int n = layout.groups - g0 < W ? layout.groups - g0 : W;
+    for (int r = 0; r < R; ++r) {
+      Vec::prefetch(next[r].codes + size_t(g0) * kGroup);
+      const F s = Vec::load_f16_n(rows[r].scales + g0 * 2, n);
+      F step[T];
+      DEJAVU_UNROLL for (int t = 0; t < T; ++t) step[t] = Vec::mul(s, Vec::load_n(x[t].scales + g0, n));
+      for (int g = g0; g < g0 + n; ++g) {
+        H w[kHalves];
+        for (int h = 0; h < kHalves; ++h) w[h] = Vec::load_i8_h(rows[r].codes + g * kGroup + h * 2 * W);
+        DEJAVU_UNROLL for (int t = 0; t < T; ++t) {
+          I acc = Vec::zero_i();
+          for (int h = 0; h < kHalves; ++h) {
+            acc = Vec::dot_h(acc, w[h], Vec::load_h(x[t].codes + g * kGroup + h * 2 * W));
+          }
+          total[r][t] = Vec::fma(Vec::to_float(acc), Vec::broadcast(step[t], g - g0), total[r][t]);
+        }
       }
     }
   }
@@ -65,11 +94,11 @@ inline void dot_block(const Row* rows, const Row* next, const int16_t* const* x,
 template <Codec C, int R, int T>
 DEJAVU_NOINLINE void dot_grouped(const RowLayout& layout, const Row* rows, const Row* next, const void* const* inputs,
                                  float (*out)[R]) {
+  GroupedInput x[T];
   const int16_t* codes[T];
-  const float *scales[T], *sums[T];
   for (int t = 0; t < T; ++t) {
-    const GroupedInput x(layout, inputs[t]);
-    codes[t] = x.codes, scales[t] = x.scales, sums[t] = x.sums;
+    x[t] = GroupedInput(layout, inputs[t]);
+    codes[t] = x[t].codes;
   }
   F total[R][T];
   DEJAVU_UNROLL for (int r = 0; r < R; ++r) { DEJAVU_UNROLL for (int t = 0; t < T; ++t) total[r][t] = Vec::zero(); }
@@ -83,39 +112,23 @@ DEJAVU_NOINLINE void dot_grouped(const RowLayout& layout, const Row* rows, const
         if (h == 0) prefetch_scales<C>(layout, next[r], g);
         const F s = Vec::load_f16(rows[r].scales + g * 2);
         DEJAVU_UNROLL for (int t = 0; t < T; ++t) {
-          total[r][t] = Vec::fma(Vec::to_float(acc[r][t]), Vec::mul(s, Vec::load(scales[t] + g)), total[r][t]);
+          total[r][t] = Vec::fma(Vec::to_float(acc[r][t]), Vec::mul(s, Vec::load(x[t].scales + g)), total[r][t]);
         }
         if constexpr (C == Codec::int4) {
           const F m = Vec::load_f16(rows[r].scales + (layout.groups + g) * 2);
-          DEJAVU_UNROLL for (int t = 0; t < T; ++t) total[r][t] = Vec::fma(m, Vec::load(sums[t] + g), total[r][t]);
+          DEJAVU_UNROLL for (int t = 0; t < T; ++t) total[r][t] = Vec::fma(m, Vec::load(x[t].sums + g), total[r][t]);
         }
       }
     }
   }
-  // The tail: groups in natural order, W at a time share a vector of scales.
-  for (int g0 = layout.blocks * kBlockGroups; g0 < layout.groups; g0 += W) {
-    const int n = layout.groups - g0 < W ? layout.groups - g0 : W;
-    for (int r = 0; r < R; ++r) {
-      Vec::prefetch(next[r].codes + size_t(g0) * kGroup / (C == Codec::int4 ? 2 : 1));
-      const F s = Vec::load_f16_n(rows[r].scales + g0 * 2, n);
-      F step[T];
-      DEJAVU_UNROLL for (int t = 0; t < T; ++t) step[t] = Vec::mul(s, Vec::load_n(scales[t] + g0, n));
-      if constexpr (C == Codec::int4) {
-        const F m = Vec::load_f16_n(rows[r].scales + (layout.groups + g0) * 2, n);
-        DEJAVU_UNROLL for (int t = 0; t < T; ++t) total[r][t] = Vec::fma(m, Vec::load_n(sums[t] + g0, n), total[r][t]);
-      }
-      for (int g = g0; g < g0 + n; ++g) {
-        H w[kHalves];
-        load_tail<C>(rows[r].codes, g, w);
-        DEJAVU_UNROLL for (int t = 0; t < T; ++t) {
-          I acc = Vec::zero_i();
-          for (int h = 0; h < kHalves; ++h) {
-            acc = Vec::dot_h(acc, w[h], Vec::load_h(codes[t] + g * kGroup + h * 2 * W));
-          }
-          total[r][t] = Vec::fma(Vec::to_float(acc), Vec::broadcast(step[t], g - g0), total[r][t]);
-        }
-      }
+  if constexpr (C == Codec::int4) {
+    if (layout.blocks * kBlockGroups < layout.groups) {
+      Lone lone[T];
+      for (int t = 0; t < T; ++t) lone[t] = Lone(layout, x[t]);
+      add_tail<C, R, T>(layout, rows, next, x, lone, total);
     }
+  } else {
+    dot_tail<R, T>(layout, rows, next, x, total);
   }
   for (int r = 0; r < R; ++r) {
     for (int t = 0; t < T; ++t) out[t][r] = Vec::sum(total[r][t]);

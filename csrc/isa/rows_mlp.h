@@ -27,10 +27,15 @@ inline void mlp_step(const MlpManyArgs& a, const Streams& order, int i, int n) {
     for (int part = 0; part < dots; ++part) {
       float* outs[kMaxTokens];
       for (int t = 0; t < a.tokens; ++t) outs[t] = h[part][t] + r0;
-      dot_rows<C>(
-          bundles.layout, [&](int r) { return bundles.row(ids[r0 + r], part); },
-          [&](int r) { return bundles.row(following[r0 + r], part); }, [](int r) { return r; }, n - r0 < 4 ? n - r0 : 4,
-          a.inputs, a.tokens, outs);
+      const int together = n - r0 < 4 ? n - r0 : 4;
+      auto row = [&](int r) { return bundles.row(ids[r0 + r], part); };
+      auto ahead = [&](int r) { return bundles.row(following[r0 + r], part); };
+      auto place = [](int r) { return r; };
+      if (is_nibbles(C) && a.tokens == 1) {
+        half_rows<C>(bundles.layout, row, ahead, place, together, a.inputs[0], outs[0]);
+      } else {
+        dot_rows<C>(bundles.layout, row, ahead, place, together, a.inputs, a.tokens, outs);
+      }
     }
   }
   const float* hidden[kMaxTokens];

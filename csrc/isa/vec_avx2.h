@@ -59,8 +59,11 @@ struct Vec {
     return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)p)));
   }
   static I load_u8(const void* p) { return _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)p)); }
-  static F low_nibble(I x) { return to_float(_mm256_and_si256(x, _mm256_set1_epi32(15))); }
-  static F high_nibble(I x) { return to_float(_mm256_srli_epi32(x, 4)); }
+  static I load_u16(const void* p) { return _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p)); }
+  template <int shift>
+  static F nibble(I x) {
+    return to_float(_mm256_and_si256(_mm256_srli_epi32(x, shift), _mm256_set1_epi32(15)));
+  }
   static F to_float(I x) { return _mm256_cvtepi32_ps(x); }
   static I set1_i(int32_t x) { return _mm256_set1_epi32(x); }
   static void store_i(int32_t* p, I x) { _mm256_storeu_si256((__m256i*)p, x); }
@@ -69,9 +72,18 @@ struct Vec {
 
   static H load_h(const int16_t* p) { return _mm256_loadu_si256((const __m256i*)p); }
   static H load_i8_h(const void* p) { return _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i*)p)); }
-  static H load_u8_h(const void* p) { return _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i*)p)); }
-  static H low_nibble_h(H x) { return _mm256_and_si256(x, _mm256_set1_epi16(15)); }
-  static H high_nibble_h(H x) { return _mm256_srli_epi16(x, 4); }
+  template <int shift>
+  static H nibble_h(H x) {
+    return shift == 12 ? _mm256_srli_epi16(x, 12)
+                       : _mm256_and_si256(_mm256_srli_epi16(x, shift), _mm256_set1_epi16(15));
+  }
+  template <int mask>
+  static H masked_h(H x) {
+    return _mm256_and_si256(x, _mm256_set1_epi16(mask));
+  }
+  static H zip_bytes(const uint8_t* a, const uint8_t* b) {
+    return _mm256_or_si256(load_u8(a), _mm256_slli_epi32(load_u8(b), 16));
+  }
   static I dot_h(I acc, H a, H b) { return _mm256_add_epi32(acc, _mm256_madd_epi16(a, b)); }
 
   static F pairs(const float* p) {
@@ -101,11 +113,6 @@ struct Vec {
     return load_f16(h);
   }
   static F broadcast(F x, int lane) { return _mm256_permutevar8x32_ps(x, _mm256_set1_epi32(lane)); }
-  static void load_u4_h(const uint8_t* p, H* out) {
-    const __m256i x = _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i*)p));
-    out[0] = _mm256_and_si256(x, _mm256_set1_epi16(15));
-    out[1] = _mm256_srli_epi16(x, 4);
-  }
 
   static B load_b(const uint8_t* p) { return _mm256_loadu_si256((const __m256i*)p); }
   template <int mask>

@@ -50,8 +50,11 @@ struct Vec {
     return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p)));
   }
   static I load_u8(const void* p) { return _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)p)); }
-  static F low_nibble(I x) { return to_float(_mm512_and_si512(x, _mm512_set1_epi32(15))); }
-  static F high_nibble(I x) { return to_float(_mm512_srli_epi32(x, 4)); }
+  static I load_u16(const void* p) { return _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p)); }
+  template <int shift>
+  static F nibble(I x) {
+    return to_float(_mm512_and_si512(_mm512_srli_epi32(x, shift), _mm512_set1_epi32(15)));
+  }
   static F to_float(I x) { return _mm512_cvtepi32_ps(x); }
   static I set1_i(int32_t x) { return _mm512_set1_epi32(x); }
   static void store_i(int32_t* p, I x) { _mm512_storeu_si512(p, x); }
@@ -60,9 +63,18 @@ struct Vec {
 
   static H load_h(const int16_t* p) { return _mm512_loadu_si512(p); }
   static H load_i8_h(const void* p) { return _mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i*)p)); }
-  static H load_u8_h(const void* p) { return _mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i*)p)); }
-  static H low_nibble_h(H x) { return _mm512_and_si512(x, _mm512_set1_epi16(15)); }
-  static H high_nibble_h(H x) { return _mm512_srli_epi16(x, 4); }
+  template <int shift>
+  static H nibble_h(H x) {
+    return shift == 12 ? _mm512_srli_epi16(x, 12)
+                       : _mm512_and_si512(_mm512_srli_epi16(x, shift), _mm512_set1_epi16(15));
+  }
+  template <int mask>
+  static H masked_h(H x) {
+    return _mm512_and_si512(x, _mm512_set1_epi16(mask));
+  }
+  static H zip_bytes(const uint8_t* a, const uint8_t* b) {
+    return _mm512_or_si512(load_u8(a), _mm512_slli_epi32(load_u8(b), 16));
+  }
   static I dot_h(I acc, H a, H b) { return _mm512_dpwssd_epi32(acc, a, b); }
 
   static F pairs(const float* p) {  // p[0], p[0], p[1], p[1], ...
@@ -91,12 +103,6 @@ struct Vec {
   }
   static F load_f16_n(const void* p, int n) { return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask(n), p)); }
   static F broadcast(F x, int lane) { return _mm512_permutexvar_ps(_mm512_set1_epi32(lane), x); }
-  static void load_u4_h(const uint8_t* p, H* out) {
-    const __m256i x = _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i*)p));
-    const __m256i low = _mm256_and_si256(x, _mm256_set1_epi16(15)), high = _mm256_srli_epi16(x, 4);
-    out[0] = _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
-  }
-
   static B load_b(const uint8_t* p) { return _mm512_loadu_si512(p); }
   template <int mask>
   static B low_fields(B x) {

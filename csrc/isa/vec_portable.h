@@ -80,8 +80,19 @@ struct Vec {
     for (int i = 0; i < W; ++i) r.v[i] = ((const uint8_t*)p)[i];
     return r;
   }
-  static F low_nibble(const I& x) { DEJAVU_EACH(float(x.v[i] & 15)); }
-  static F high_nibble(const I& x) { DEJAVU_EACH(float(x.v[i] >> 4)); }
+  static I load_u16(const void* p) {
+    I r;
+    for (int i = 0; i < W; ++i) {
+      uint16_t word;
+      memcpy(&word, (const uint8_t*)p + 2 * i, 2);
+      r.v[i] = word;
+    }
+    return r;
+  }
+  template <int shift>
+  static F nibble(const I& x) {
+    DEJAVU_EACH(float(x.v[i] >> shift & 15));
+  }
   static F to_float(const I& x) { DEJAVU_EACH(float(x.v[i])); }
   static H set1_i(int32_t x) {  // seen as pairs of words
     H r;
@@ -106,19 +117,21 @@ struct Vec {
     for (int i = 0; i < 2 * W; ++i) r.v[i] = ((const int8_t*)p)[i];
     return r;
   }
-  static H load_u8_h(const void* p) {
+  template <int shift>
+  static H nibble_h(const H& x) {
     H r;
-    for (int i = 0; i < 2 * W; ++i) r.v[i] = ((const uint8_t*)p)[i];
+    for (int i = 0; i < 2 * W; ++i) r.v[i] = int16_t(uint16_t(x.v[i]) >> shift & 15);
     return r;
   }
-  static H low_nibble_h(const H& x) {
+  template <int mask>
+  static H masked_h(const H& x) {
     H r;
-    for (int i = 0; i < 2 * W; ++i) r.v[i] = int16_t(x.v[i] & 15);
+    for (int i = 0; i < 2 * W; ++i) r.v[i] = int16_t(x.v[i] & mask);
     return r;
   }
-  static H high_nibble_h(const H& x) {
+  static H zip_bytes(const uint8_t* a, const uint8_t* b) {  // W bytes of a and of b in turn, as words
     H r;
-    for (int i = 0; i < 2 * W; ++i) r.v[i] = int16_t(x.v[i] >> 4);
+    for (int i = 0; i < W; ++i) r.v[2 * i] = a[i], r.v[2 * i + 1] = b[i];
     return r;
   }
   static I dot_h(const I& acc, const H& a, const H& b) {  // lane i: acc + a[2i] b[2i] + a[2i+1] b[2i+1]
@@ -175,9 +188,6 @@ struct Vec {
     return load_f16(h);
   }
   static F broadcast(const F& x, int lane) { return set1(x.v[lane]); }
-  static void load_u4_h(const uint8_t* p, H* out) {  // 16 bytes -> 32 codes (16 / W vectors): low nibbles, then high
-    for (int i = 0; i < 16; ++i) out[0].v[i] = p[i] & 15, out[0].v[16 + i] = p[i] >> 4;
-  }
 
   static B load_b(const uint8_t* p) {
     B r;
