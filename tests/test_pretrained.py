@@ -12,7 +12,8 @@ import pytest
 from safetensors.numpy import save_file
 
 from dejavu.errors import DejavuError, InputError
-from dejavu.llm import LLM, natural_codec
+from dejavu.llm import LLM
+from dejavu.opening import natural_codec
 from dejavu.sampling import SamplingParams
 from scripted import PROMPTS, TOKENIZER, VOCAB, chat
 from tiny_tokenizer import CORPUS

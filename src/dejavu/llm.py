@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections import Counter, deque
+from collections import deque
 from contextlib import closing
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 
-from dejavu.codecs import CODECS
 from dejavu.errors import InputError
 from dejavu.models.loading import open_model
 from dejavu.models.sources import DEFAULT_MODEL, resolve
-from dejavu.plan.choice import OWN, choose_plan
-from dejavu.plan.storage import PLAN_NAME
+from dejavu.opening import made_for, natural_codec, open_native
+from dejavu.plan.choice import choose_plan
 from dejavu.refinement import refine
 from dejavu.sampling import SamplingParams
 from dejavu.sequences import Conversation, Request, Running
@@ -28,11 +27,9 @@ if TYPE_CHECKING:
 
     from dejavu.chat import ChatTemplate
     from dejavu.codecs import Codec
-    from dejavu.engine import NativeExecutor
     from dejavu.engine.break_even import BreakEven
     from dejavu.executor import Executor, KvDtype
     from dejavu.models.progress import Progress
-    from dejavu.models.weights import Weights
     from dejavu.outputs import Generation, StreamEvent
     from dejavu.plan import AccessPlan
 
@@ -358,60 +355,3 @@ class LLM:
         if source is None:
             raise InputError("this model has no chat template", fix="use generate or stream with a prompt")
         return ChatTemplate(source, bos_token=self.tokenizer.bos_token, eos_token=self.tokenizer.eos_token)
-
-
-def open_native(
-    path: Path, tokenizer: Tokenizer, plan: AccessPlan | None, *, fallback: bool, cache: bool, **options: Any
-) -> tuple[NativeExecutor, AccessPlan | None, BreakEven | None]:
-    """The native executor, what of `plan` is to run on it, and what was measured for that."""
-    from dejavu.engine import NativeExecutor
-    from dejavu.engine.break_even import SAMPLE, break_even
-    from dejavu.engine.native import break_even_path
-
-    def load(nested: bool) -> NativeExecutor:
-        return NativeExecutor.load(path, nested=nested, cache=cache, **options)
-
-    nested = plan is not None and plan.needs_nested
-    runs = load(nested)
-    if plan is None or not fallback:
-        return runs, plan, None
-    try:
-        runs.set_plan(plan)
-        tokens = np.array(tokenizer.encode(SAMPLE), np.int32)
-        memory = break_even_path(path) if cache else None
-        found = break_even(runs, plan, lambda: load(False) if nested else runs, tokens, memory)
-        left = found.apply(plan)
-    except BaseException:
-        runs.close()
-        raise
-    if left is None and nested:
-        runs.close()
-        runs = load(False)
-    elif left is None:
-        runs.set_plan(None)
-    return runs, left, found
-
-
-def made_for(plan: AccessPlan | Path | str, weights: Weights, model: Path) -> Codec | None:
-    """The codec that a given plan, or a model's own, was made for; None: there is none, or it does not say.
-
-    Plans that come with dejavu do not count: they follow the codec.
-    """
-    if plan == "auto" and not (model / OWN / PLAN_NAME).is_file():
-        return None
-    found = choose_plan(plan, weights, None, model)
-    codec = None if found is None else found.evidence.get("codec")
-    return next((known for known in CODECS if known == codec), None)
-
-
-def natural_codec(weights: Weights) -> Codec:
-    """The codec closest to how most of the linears are stored: 4 bits int4, 5 to 8 bits int8, floats bf16."""
-    entries: Counter[str] = Counter()
-    for name in weights.names():
-        shape = weights.shape(name)
-        if name.startswith("layers.") and len(shape) == 2:
-            entries[weights.source_type(name)] += shape[0] * shape[1]
-    kind = entries.most_common(1)[0][0] if entries else "F32"
-    if kind.startswith("Q4"):
-        return "int4"
-    return "int8" if kind.startswith("Q") else "bf16"

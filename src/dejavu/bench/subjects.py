@@ -14,10 +14,10 @@ from dejavu.bench.shapes import shape
 from dejavu.engine import NativeExecutor, synthetic
 from dejavu.errors import InputError
 from dejavu.inventory import inventory
-from dejavu.llm import natural_codec
 from dejavu.models.loading import open_model
 from dejavu.models.sources import resolve
 from dejavu.models.spec import LocalSpec, parse_spec
+from dejavu.opening import natural_codec
 from dejavu.plan import AccessPlan, choose_plan
 from dejavu.tokenizer import Tokenizer
 

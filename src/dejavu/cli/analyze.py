@@ -45,9 +45,9 @@ def analyze(
     from dejavu.cli.loading import open_llm
     from dejavu.cli.progress import make_progress, token_bar
     from dejavu.evaluation.perplexity import encode_documents
-    from dejavu.llm import natural_codec
     from dejavu.models.loading import open_model
     from dejavu.models.sources import resolve
+    from dejavu.opening import natural_codec
     from dejavu.texts import read_documents
 
     texts = read_documents(text)

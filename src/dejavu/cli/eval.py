@@ -102,9 +102,9 @@ def evaluate(
     from dejavu.evaluation.journal import Journal
     from dejavu.evaluation.record import SCHEMA, Setting, Workload, evaluate, plan_digest
     from dejavu.evaluation.tasks import read_tasks
-    from dejavu.llm import natural_codec
     from dejavu.models.loading import open_model
     from dejavu.models.sources import resolve
+    from dejavu.opening import natural_codec
     from dejavu.texts import read_documents
 
     names = [name for entry in tasks or [] for name in entry.split(",") if name]

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from dejavu.engine import NativeExecutor
-from dejavu.llm import natural_codec
 from dejavu.models.loading import open_model
 from dejavu.models.sources import resolve
+from dejavu.opening import natural_codec
 from dejavu.reference import ReferenceExecutor
 from dejavu.refinement import refine
 from dejavu.tokenizer import Tokenizer
