@@ -1,6 +1,7 @@
 // Kernels on vectors and on the KV cache, one by one, for parity tests; and the measurement of read bandwidth.
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
 
 #include <chrono>
 #include <cstdlib>
@@ -107,9 +108,12 @@ void bind_kernels(nb::module_& m) {
 
   m.def(
       "read_bandwidth",
-      [](int threads, size_t bytes, int repeats) {
-        if (threads < 1 || repeats < 1 || bytes < 4096)
-          throw std::invalid_argument("threads, repeats >= 1; bytes >= 4096");
+      [](int threads, size_t bytes, int repeats, std::vector<int> streams) {
+        if (threads < 1 || repeats < 1 || bytes < 4096 || streams.empty())
+          throw std::invalid_argument("threads, repeats >= 1; bytes >= 4096; streams not empty");
+        for (int n : streams) {
+          if (n != 1 && n != 4 && n != 8) throw std::invalid_argument("streams are 1, 4 or 8");
+        }
         bytes = bytes / 4096 * 4096;
         std::unique_ptr<char, void (*)(void*)> data(static_cast<char*>(std::aligned_alloc(4096, bytes)), std::free);
         if (!data) throw std::bad_alloc();
@@ -123,13 +127,13 @@ void bind_kernels(nb::module_& m) {
           const Range r = range(t);
           std::memset(data.get() + size_t(r.begin) * 4096, 1, size_t(r.end - r.begin) * 4096);
         });
-        for (int i = 0; i < 3 * repeats; ++i) {
-          const int streams = i % 3 == 0 ? 1 : i % 3 == 1 ? 4 : 8;
+        for (size_t i = 0; i < streams.size() * size_t(repeats); ++i) {
+          const int side_by_side = streams[i % streams.size()];
           const auto start = std::chrono::steady_clock::now();
           pool.run([&](int t) {
             const Range r = range(t);
             found[size_t(t) * 8] +=
-                k.read(data.get() + size_t(r.begin) * 4096, size_t(r.end - r.begin) * 4096, streams);
+                k.read(data.get() + size_t(r.begin) * 4096, size_t(r.end - r.begin) * 4096, side_by_side);
           });
           const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
           if (double(bytes) / seconds > best) best = double(bytes) / seconds;
@@ -137,9 +141,9 @@ void bind_kernels(nb::module_& m) {
         return best;
       },
       nb::arg("threads"), nb::arg("bytes") = size_t(512) << 20, nb::arg("repeats") = 5,
-      "Sequential read bandwidth in bytes per second: the best of `repeats` passes over `bytes` of memory with 1, 4 "
-      "and 8 "
-      "streams per thread each.");
+      nb::arg("streams") = std::vector<int>{1, 4, 8},
+      "Sequential read bandwidth in bytes per second: the best of `repeats` passes over `bytes` of memory with each of "
+      "`streams` sequences side by side per thread.");
 }
 
 }  // namespace dejavu

@@ -212,7 +212,8 @@ void Engine::Decoder::fetch_mlp(int i) const {
     if (mine.begin < mine.end) fetch(layer.mlp, mine.begin, 0, mine.end - mine.begin, layer.mlp.stride);
   } else if (layer.nested && (rule == Rule::dense || rule == Rule::sketch)) {
     const Bundles& lead = layer.halves.lead;
-    const Range mine = share(e.own_neurons(), kScoredTogether, thread, threads);
+    const Range mine = rule == Rule::dense ? share(c.ff, 4, thread, threads)
+                                           : share(e.own_neurons(), kScoredTogether, thread, threads);
     const int n = mine.end - mine.begin < kTogether ? mine.end - mine.begin : kTogether;
     if (n > 0) fetch(lead, mine.begin, 0, n, lead.stride);
   }

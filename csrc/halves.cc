@@ -18,8 +18,8 @@ Places places(const RowLayout& layout, int i) {
     const int group = o / kGroup * kGroup, at = i % (kGroup / 2);
     return {group + at, group + kGroup / 2 + at};
   }
-  const int at = i % 64, element = o / kHalfChunk * kHalfChunk + at % 2 * 32 + at / 2;
-  return {element, element + kHalfChunk / 2};
+  const int at = i % 64, element = o / kNibbleChunk * kNibbleChunk + at % 2 * 32 + at / 2;
+  return {element, element + kNibbleChunk / 2};
 }
 
 void split_row(const RowLayout& layout, const Row& from, const Row& high, const Row* low) {

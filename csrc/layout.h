@@ -28,14 +28,14 @@ inline constexpr int kBlock = kGroup * kBlockGroups;
 // order) share 64 bytes, a and b in the lower halves, in the order a0 b0 a1 b1 a2 ...: four neighbouring bytes belong
 // to one group, and each word of sixteen bits holds one element of a, c, b and d. Tail: a group's 16 bytes have its
 // first sixteen weights in the lower halves.
-inline constexpr int kHalfChunk = 128;
+inline constexpr int kNibbleChunk = 128;
 struct Nibble {
   int byte, shift;
 };
 // Where element `o` of the blocks lies.
 inline constexpr Nibble nibble_of(int o) {
-  const int quarter = o % kHalfChunk / 32;
-  return {o / kHalfChunk * (kHalfChunk / 2) + o % 32 * 2 + quarter % 2, quarter / 2 * 4};
+  const int quarter = o % kNibbleChunk / 32;
+  return {o / kNibbleChunk * (kNibbleChunk / 2) + o % 32 * 2 + quarter % 2, quarter / 2 * 4};
 }
 
 inline constexpr int block_to_natural(int o) { return (o % 32 / 2) * kGroup + o / 32 * 2 + o % 2; }
@@ -110,9 +110,8 @@ struct Bundles {
   }
 };
 
-// The order in which n rows are read: as kStreams sequences side by side. A core reads one sequence at 10 to 12 GB/s,
-// whatever is prefetched, because its prefetcher follows one sequence per page and starts anew at each page; four
-// sequences in pages of their own reach 18 to 20.
+// The order in which n rows are read: as kStreams sequences side by side, which come from memory about one and a half
+// times as fast as one (docs/architecture.md).
 struct Streams {
   static constexpr int kStreams = 4;
   int each, whole;

@@ -20,7 +20,7 @@ struct RowReader {
 
   int unit(int o) const { return o < layout.blocks * kBlock ? 64 : 32; }
   const uint8_t* address(int o) const {
-    if (C == Codec::int4 && unit(o) == 64) return row.codes + size_t(o) / kHalfChunk * (kHalfChunk / 2);
+    if (C == Codec::int4 && unit(o) == 64) return row.codes + size_t(o) / kNibbleChunk * (kNibbleChunk / 2);
     return row.codes + (C == Codec::bf16 ? size_t(o) * 2 : C == Codec::int8 ? size_t(o) : size_t(o) / 2);
   }
 
@@ -54,7 +54,7 @@ struct RowReader {
     } else if (unit(o) == 64) {
       for (int v = 0; v < 2; ++v) {
         const __m512i codes = Vec::load_u16(p + v * 32);
-        const bool upper = o % kHalfChunk != 0;
+        const bool upper = o % kNibbleChunk != 0;
         const __m512 a = upper ? Vec::nibble<4>(codes) : Vec::nibble<0>(codes);
         const __m512 b = upper ? Vec::nibble<12>(codes) : Vec::nibble<8>(codes);
         out[v] = _mm512_fmadd_ps(a, scale[v], minimum[v]);

@@ -39,8 +39,8 @@ inline void axpys(const RowLayout& layout, RowAt row, int n, const float* const*
 template <Codec C, typename RowAt>
 inline void dots_of_one(const RowLayout& layout, RowAt row, int n, const void* input, float* out) {
   if constexpr (is_nibbles(C)) {
-    const Reading<4 * kHalfRows, RowAt> rows(row, n);
-    half_rows<C>(
+    const Reading<4 * kNibbleRows, RowAt> rows(row, n);
+    nibble_rows<C>(
         layout, [&](int i) { return rows.at(i); }, [&](int i) { return rows.ahead(i); }, rows.order, n, input, out);
   } else {
     dots<C, 1>(layout, row, n, &input, 1, &out);

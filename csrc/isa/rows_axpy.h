@@ -212,7 +212,7 @@ template <Codec C, int P, int T>
 DEJAVU_NOINLINE void axpy_grouped(const RowLayout& layout, const Row* some, const Row* next, int n,
                                   const float* const* coefficients, float* const* outputs) {
   static_assert(P <= 64, "int32 sums could overflow");
-  constexpr int step_elements = C == Codec::int4 ? kHalfChunk : 32, step_bytes = C == Codec::int4 ? 64 : 32;
+  constexpr int step_elements = C == Codec::int4 ? kNibbleChunk : 32, step_bytes = C == Codec::int4 ? 64 : 32;
   Row rows[2 * P];  // those that are not there: the first, times zero
   float by[T][2 * P];
   for (int r = 0; r < 2 * P; ++r) {

@@ -13,7 +13,7 @@ using dejavu::is_nibbles;
 using dejavu::kBlock;
 using dejavu::kBlockGroups;
 using dejavu::kGroup;
-using dejavu::kHalfChunk;
+using dejavu::kNibbleChunk;
 using dejavu::Row;
 using dejavu::RowLayout;
 using dejavu::Streams;

@@ -37,8 +37,8 @@ void decode(const RowLayout& layout, Row row, int begin, int end, float* out) {
       for (; o < stop; o += 64) {
         for (int v = 0; v < kVectorsPerUnit; ++v) {
           if constexpr (int4) {  // the lower (upper) halves of 64 bytes
-            const I w = Vec::load_u16(row.codes + o / kHalfChunk * (kHalfChunk / 2) + v * W * 2);
-            const bool upper = o % kHalfChunk != 0;
+            const I w = Vec::load_u16(row.codes + o / kNibbleChunk * (kNibbleChunk / 2) + v * W * 2);
+            const bool upper = o % kNibbleChunk != 0;
             const F a = upper ? Vec::nibble<4>(w) : Vec::nibble<0>(w);
             const F b = upper ? Vec::nibble<12>(w) : Vec::nibble<8>(w);
             Vec::store(out + o + v * W, Vec::fma(a, s[v], m[v]));

@@ -32,7 +32,7 @@ inline void mlp_step(const MlpManyArgs& a, const Streams& order, int i, int n) {
       auto ahead = [&](int r) { return bundles.row(following[r0 + r], part); };
       auto place = [](int r) { return r; };
       if (is_nibbles(C) && a.tokens == 1) {
-        half_rows<C>(bundles.layout, row, ahead, place, together, a.inputs[0], outs[0]);
+        nibble_rows<C>(bundles.layout, row, ahead, place, together, a.inputs[0], outs[0]);
       } else {
         dot_rows<C>(bundles.layout, row, ahead, place, together, a.inputs, a.tokens, outs);
       }

@@ -12,19 +12,19 @@ using B = Vec::B;
 
 // A weight is scale * (unit * (nibble & mask) + offset), of int4 plus the group's minimum: what is not known is taken
 // to be in the middle.
-struct HalfForm {
+struct NibbleForm {
   int mask;
   float unit, offset;
 };
-constexpr HalfForm half_form(Codec c) {
-  return c == Codec::int4    ? HalfForm{15, 1, 0}
-         : c == Codec::low4  ? HalfForm{15, 1, -7.5f}
-         : c == Codec::high4 ? HalfForm{15, 16, 7.5f - 128}
-         : c == Codec::high3 ? HalfForm{14, 16, 15.5f - 128}
-                             : HalfForm{12, 16, 31.5f - 128};
+constexpr NibbleForm nibble_form(Codec c) {
+  return c == Codec::int4    ? NibbleForm{15, 1, 0}
+         : c == Codec::low4  ? NibbleForm{15, 1, -7.5f}
+         : c == Codec::high4 ? NibbleForm{15, 16, 7.5f - 128}
+         : c == Codec::high3 ? NibbleForm{14, 16, 15.5f - 128}
+                             : NibbleForm{12, 16, 31.5f - 128};
 }
 
-constexpr int kHalfRows = 4;
+constexpr int kNibbleRows = 4;
 
 // The last group where it has no neighbour, so that reading two stays within bounds: zeros follow it.
 struct Lone {
@@ -40,7 +40,7 @@ struct Lone {
 };
 
 template <int Mask, int R>
-inline void half_chunk(const uint8_t* const* at, const int16_t* x, I* high, I* low) {
+inline void dot_chunk(const uint8_t* const* at, const int16_t* x, I* high, I* low) {
   const H a = Vec::load_h(x), b = Vec::load_h(x + 32), c = Vec::load_h(x + 64), d = Vec::load_h(x + 96);
   const B ab_high = Vec::high_bytes(a, b), ab_low = Vec::low_bytes(a, b);
   const B cd_high = Vec::high_bytes(c, d), cd_low = Vec::low_bytes(c, d);
@@ -54,7 +54,7 @@ inline void half_chunk(const uint8_t* const* at, const int16_t* x, I* high, I* l
 // total += the sums of W groups from g on of a row whose codes gave `codes`.
 template <Codec C>
 inline F add_groups(const RowLayout& layout, const Row& row, const GroupedInput& x, int g, I codes, F total) {
-  constexpr HalfForm form = half_form(C);
+  constexpr NibbleForm form = nibble_form(C);
   const F s = Vec::load_f16(row.scales + g * 2), sums = Vec::load(x.sums + g), xs = Vec::load(x.scales + g);
   if constexpr (C == Codec::int4) {
     total = Vec::fma(Vec::to_float(codes), Vec::mul(s, xs), total);
@@ -68,7 +68,7 @@ inline F add_groups(const RowLayout& layout, const Row& row, const GroupedInput&
 template <Codec C, int R, int T>
 inline void add_tail(const RowLayout& layout, const Row* rows, const Row* next, const GroupedInput* in,
                      const Lone* lone, F (*total)[T]) {
-  constexpr HalfForm form = half_form(C);
+  constexpr NibbleForm form = nibble_form(C);
   for (int g0 = layout.blocks * kBlockGroups; g0 < layout.groups; g0 += W) {
     const int n = layout.groups - g0 < W ? layout.groups - g0 : W;
     F scales[R];
@@ -108,22 +108,22 @@ inline void add_tail(const RowLayout& layout, const Row* rows, const Row* next, 
 }
 
 template <Codec C, int R>
-DEJAVU_NOINLINE void dot_half(const RowLayout& layout, const Row* rows, const Row* next, const GroupedInput& in,
-                              const Lone& lone, float* out) {
+DEJAVU_NOINLINE void dot_nibbles(const RowLayout& layout, const Row* rows, const Row* next, const GroupedInput& in,
+                                 const Lone& lone, float* out) {
   F total[R][1];
   DEJAVU_UNROLL for (int r = 0; r < R; ++r) total[r][0] = Vec::zero();
   for (int b = 0; b < layout.blocks; ++b) {
     for (int h = 0; h < kHalves; ++h) {
       I high[R], low[R];
       DEJAVU_UNROLL for (int r = 0; r < R; ++r) high[r] = low[r] = Vec::zero_i();
-      for (int chunk = 0; chunk < kBlock / kHalfChunk; ++chunk) {
-        const size_t byte = size_t(b * kBlock + chunk * kHalfChunk) / 2 + size_t(h * 4 * W);
+      for (int chunk = 0; chunk < kBlock / kNibbleChunk; ++chunk) {
+        const size_t byte = size_t(b * kBlock + chunk * kNibbleChunk) / 2 + size_t(h * 4 * W);
         const uint8_t* at[R];
         DEJAVU_UNROLL for (int r = 0; r < R; ++r) {
           at[r] = rows[r].codes + byte;
           if (h == 0) Vec::prefetch(next[r].codes + byte);
         }
-        half_chunk<half_form(C).mask, R>(at, in.codes + b * kBlock + chunk * kHalfChunk + h * 2 * W, high, low);
+        dot_chunk<nibble_form(C).mask, R>(at, in.codes + b * kBlock + chunk * kNibbleChunk + h * 2 * W, high, low);
       }
       const int g = b * kBlockGroups + h * W;
       DEJAVU_UNROLL for (int r = 0; r < R; ++r) {
@@ -138,18 +138,19 @@ DEJAVU_NOINLINE void dot_half(const RowLayout& layout, const Row* rows, const Ro
 
 // out[place(i)] = at(i) . input for i < n; meanwhile the rows ahead(i) are fetched.
 template <Codec C, typename At, typename Ahead, typename Place>
-inline void half_rows(const RowLayout& layout, At at, Ahead ahead, Place place, int n, const void* input, float* out) {
+inline void nibble_rows(const RowLayout& layout, At at, Ahead ahead, Place place, int n, const void* input,
+                        float* out) {
   const GroupedInput x(layout, input);
   const Lone lone(layout, x);
-  Row rows[kHalfRows], next[kHalfRows];
-  float found[kHalfRows];
+  Row rows[kNibbleRows], next[kNibbleRows];
+  float found[kNibbleRows];
   for (int i = 0; i < n;) {
-    const int count = n - i < kHalfRows ? 1 : kHalfRows;
+    const int count = n - i < kNibbleRows ? 1 : kNibbleRows;
     for (int r = 0; r < count; ++r) rows[r] = at(i + r), next[r] = ahead(i + r);
-    if (count == kHalfRows) {
-      dot_half<C, kHalfRows>(layout, rows, next, x, lone, found);
+    if (count == kNibbleRows) {
+      dot_nibbles<C, kNibbleRows>(layout, rows, next, x, lone, found);
     } else {
-      dot_half<C, 1>(layout, rows, next, x, lone, found);
+      dot_nibbles<C, 1>(layout, rows, next, x, lone, found);
     }
     for (int r = 0; r < count; ++r) out[place(i + r)] = found[r];
     i += count;
