@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from dejavu.training.stream import Piece, TokenStream
 
 ANNEAL = 0.05
-"""Share of the run in which densities fall from 1 to their targets."""
+"""Share of a stage in which densities fall to their targets."""
 EVALUATE_STEPS = 50
 CHECKPOINT_STEPS = 100
 VALIDATION_TOKENS = 4096
@@ -70,8 +70,10 @@ class Measured:
 class State:
     """Where a run stands, for its reader."""
 
+    stage: str
+    """Which of several; empty: there is one."""
     done: float
-    """Share of the run."""
+    """Share of the whole run."""
     tokens: int
     tokens_per_s: float
     loss: float
@@ -81,7 +83,7 @@ class State:
     def __str__(self) -> str:
         mean = sum(self.densities) / len(self.densities)
         return (
-            f"{self.tokens} tokens, {self.tokens_per_s:.0f}/s, KL {self.loss:.4f}, density {mean:.3f} "
+            f"{self.stage}{self.tokens} tokens, {self.tokens_per_s:.0f}/s, KL {self.loss:.4f}, density {mean:.3f} "
             f"({min(self.densities):.2f}-{max(self.densities):.2f}), held-out KL {self.held_out.divergence:.4f}, "
             f"ppl ratio {self.held_out.ratio:.4f}"
         )
@@ -89,10 +91,12 @@ class State:
 
 @dataclass(frozen=True)
 class Distilled:
-    """What came of a run; the weights are the student's."""
+    """What came of a stage; the weights are the student's."""
 
+    stage: int
+    """Its number, from 0."""
     curve: tuple[Point, ...]
-    """The first one is before any training, with the masks at their targets; the last one has the final thresholds."""
+    """The first one is before the stage, with the masks at its targets; the last one has the final thresholds."""
     final: Measured
     """On other held-out text."""
     turns: float
@@ -105,22 +109,33 @@ def distill(
     stream: TokenStream,
     options: AdaptOptions,
     *,
+    stages: Sequence[Sequence[float]],
     checkpoint: Path,
     resume: bool = False,
     settings: dict[str, Any],
     report: Callable[[State], None] = lambda _: None,
-) -> Distilled:
-    """Train `student` under `masks`.
+) -> Iterator[Distilled]:
+    """Train `student` under `masks`, stage after stage, each for the same share of the run.
+
+    A stage begins with the weights of the one before and the densities that it ended at, and ends with weights that can be
+    used: it has a learning rate of its own that rises and falls. The moments of the optimiser are carried over, since
+    weights and loss are, and ten steps at a low rate renew the first of them.
 
     Args:
         student: learns.
         masks: on its weights.
         stream: the text.
         options: how long, and how.
-        checkpoint: file that is written every `CHECKPOINT_STEPS` steps and at the end; remove it when the result is safe.
-        resume: go on from `checkpoint`. With `options.tokens` the result is that of a run that was not interrupted.
+        stages: of each, the density of every layer.
+        checkpoint: file that is written every `CHECKPOINT_STEPS` steps and after each stage; remove it when the
+            results are safe.
+        resume: go on from `checkpoint`; begins with the stage that it is of. With `options.tokens` the result is that
+            of a run that was not interrupted.
         settings: what must be equal for that; kept in the checkpoint.
         report: told of every step.
+
+    Yields:
+        What came of each stage. Seconds until the next one is asked for do not count.
 
     Raises:
         InputError: too little text, or a checkpoint that is missing, in the way, or of other settings.
@@ -133,13 +148,23 @@ def distill(
             fix="add --resume to go on with it, or delete it to start anew",
         )
     stream.require(MIN_TOKENS)
-    run = _Run(student, masks, stream, options, checkpoint, settings)
-    if resume:
-        run.resume()
-    else:
-        run.begin()
-    run.learn(report)
-    return run.finish()
+    run = _Run(student, masks, stream, options, stages, checkpoint, settings)
+    first = run.resume() if resume else 0
+    for number in range(first, len(stages)):
+        if not (resume and number == first):
+            run.begin(number)
+        run.learn(report)
+        yield run.finish()
+
+
+@dataclass(frozen=True)
+class _Stage:
+    """A stage, and where the run stood when it began."""
+
+    number: int
+    steps: int
+    tokens: int
+    seconds: float
 
 
 class _Run:
@@ -149,6 +174,7 @@ class _Run:
         masks: PlanMasks,
         stream: TokenStream,
         options: AdaptOptions,
+        stages: Sequence[Sequence[float]],
         checkpoint: Path,
         settings: dict[str, Any],
     ) -> None:
@@ -156,38 +182,50 @@ class _Run:
         self._masks = masks
         self._stream = stream
         self._options = options
+        self._stages = stages
         self._checkpoint = checkpoint
         self._settings = settings
         self._held_out = _Validation(student, stream.validation(VALIDATION_TOKENS))
         self._tokens = 0
         self._position = Position()
         self._loss = 0.0
-        self._before = 0.0  # seconds of the runs before this one
+        self._spent = 0.0  # seconds, of the runs and stages before
         self._started = time.perf_counter()
+        self._stage = _Stage(0, 0, 0, 0.0)
         self._curve: list[Point] = []
 
-    def begin(self) -> None:
-        """Note what the masks cost before anything is learned."""
+    def begin(self, number: int) -> None:
+        """Begin a stage: note what its masks cost before anything is learned for them."""
+        if number:
+            self._started = time.perf_counter()
+        self._stage = _Stage(number, self._student.steps, self._tokens, self._spent)
+        self._aim()
+        self._curve = []
         self._settle(self._options.batch_tokens)
         self._note()
         self._masks.restart()
 
-    def resume(self) -> None:
-        """Take up where the checkpoint was written."""
+    def resume(self) -> int:
+        """Take up where the checkpoint was written. Returns the number of the stage."""
         arrays, state = load_checkpoint(self._checkpoint, self._settings)
+        self._stage = _Stage(**state["stage"])
+        self._aim()
         self._student.restore(arrays, state["steps"])
         self._tokens, self._position = state["tokens"], Position(**state["position"])
-        self._loss, self._before = state["loss"], state["seconds"]
+        self._loss, self._spent = state["loss"], state["seconds"]
         self._masks.thresholds = state["thresholds"]
         self._curve = [Point(**point) for point in state["curve"]]
         self._masks.refresh_all()
+        return self._stage.number
 
     def learn(self, report: Callable[[State], None]) -> None:
-        student, masks = self._student, self._masks
+        """Take the steps of the stage that are left, at least one in all."""
+        student, masks, stage = self._student, self._masks, self._stage
+        several = f"stage {stage.number + 1} of {len(self._stages)}, " if len(self._stages) > 1 else ""
         learned, began = 0, time.perf_counter()
         for pieces, after in self._stream.batches(self._options.batch_tokens, self._position):
             done = self._done
-            if done >= 1:
+            if done >= 1 and student.steps > stage.steps:
                 break
             batches = _dealt(pieces, student.workers.count)
             annealed = min(done / ANNEAL, 1.0)
@@ -199,7 +237,7 @@ class _Run:
                     f"the divergence is no longer finite after {self._tokens} tokens{kept}",
                     fix="adapt with a smaller --learning-rate; check the weights with `dejavu info MODEL`",
                 )
-            first = student.steps == 1
+            first = student.steps == stage.steps + 1
             self._loss += (1.0 if first else _SMOOTH) * (loss - self._loss)
             seen = sum(map(len, pieces))
             self._tokens, self._position, learned = self._tokens + seen, after, learned + seen
@@ -212,7 +250,8 @@ class _Run:
             rate = learned / (time.perf_counter() - began)
             report(
                 State(
-                    min(self._done, 1.0),
+                    several,
+                    (stage.number + min(self._done, 1.0)) / len(self._stages),
                     self._tokens,
                     rate,
                     self._loss,
@@ -220,7 +259,8 @@ class _Run:
                     self._curve[-1],
                 )
             )
-        self._save()
+        if learned:
+            self._save()
 
     def finish(self) -> Distilled:
         """Settle the thresholds for the final weights, and measure on more text."""
@@ -228,7 +268,14 @@ class _Run:
         self._note()
         pieces = self._stream.validation(FINAL_VALIDATION_TOKENS, skip=VALIDATION_TOKENS)
         last = _Validation(self._student, pieces) if pieces else self._held_out
-        return Distilled(tuple(self._curve), last.measure(self._masks), self._stream.turns(self._position))
+        final = last.measure(self._masks)
+        self._spent = self._seconds
+        return Distilled(self._stage.number, tuple(self._curve), final, self._stream.turns(self._position))
+
+    def _aim(self) -> None:
+        number = self._stage.number
+        start = self._stages[number - 1] if number else (1.0,) * len(self._stages[0])
+        self._masks.aim(self._stages[number], start=start)
 
     def _settle(self, tokens: int) -> None:
         masks, student, at_once = self._masks, self._student, self._student.workers.count
@@ -256,6 +303,7 @@ class _Run:
         self._masks.refresh_all()  # as a run that resumes has to
         state = {
             "settings": self._settings,
+            "stage": dataclasses.asdict(self._stage),
             "steps": self._student.steps,
             "tokens": self._tokens,
             "position": dataclasses.asdict(self._position),
@@ -268,13 +316,15 @@ class _Run:
 
     @property
     def _seconds(self) -> float:
-        return self._before + time.perf_counter() - self._started
+        return self._spent + time.perf_counter() - self._started
 
     @property
     def _done(self) -> float:
+        """Share of the stage."""
+        stage, stages = self._stage, len(self._stages)
         if self._options.tokens is not None:
-            return self._tokens / self._options.tokens
-        return self._seconds / (3600 * (self._options.hours or 1.0))
+            return stages * (self._tokens - stage.tokens) / self._options.tokens
+        return stages * (self._seconds - stage.seconds) / (3600 * (self._options.hours or 1.0))
 
 
 class _Validation:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from dejavu.models.loading import OpenModel
 
 PLAN_FOLDER = "plan"
+ADAPTATION_NAME = "adaptation.json"
+"""All figures of a run."""
 _COPIED = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -47,14 +49,14 @@ def add_tokenizer(folder: Path, opened: OpenModel) -> None:
 
 def write_card(folder: Path, base: str, opened: OpenModel, evidence: Mapping[str, Any]) -> None:
     """Write README.md, the curve as a picture, and all figures as adaptation.json."""
-    (folder / "adaptation.json").write_text(json.dumps(evidence, indent=1), encoding="utf-8")
+    (folder / ADAPTATION_NAME).write_text(json.dumps(evidence, indent=1), encoding="utf-8")
     (folder / "curve.svg").write_text(curve_svg(evidence["curve"]), encoding="utf-8")
     (folder / "README.md").write_text(_card(base, opened, evidence), encoding="utf-8")
 
 
 def curve_svg(curve: Sequence[Mapping[str, float]]) -> str:
     """Held-out perplexity ratio against tokens seen, a standalone SVG."""
-    after = [point for point in curve if point["tokens"]] or list(curve)
+    after = curve[1:] or curve
     series = [
         Series("masked, held-out", [p["tokens"] for p in after], [p["ratio"] for p in after]),
     ]
@@ -92,10 +94,17 @@ def _card(base: str, opened: OpenModel, evidence: Mapping[str, Any]) -> str:
         f"| {point['tokens']:,} | {point['seconds'] / 60:.0f} | {point['density']:.3f} | {point['ratio']:.4f} |"
         for point in _some(curve)
     ]
+    stages = evidence["stages"]
+    before = (
+        "Before the adaptation the same masks cost"
+        if len(stages) == 1
+        else f"With the weights that were adapted to density {stages[-2]:.3g} the same masks cost"
+    )
     recipe = {
         "loss": options["loss"],
         "masks": evidence["selectors"],
-        "mean density": f"{evidence['density']:.3f}",
+        "mean density": f"{evidence['density']:.3f}"
+        + (f", the last of {' > '.join(f'{density:.3g}' for density in stages)}" if len(stages) > 1 else ""),
         "learning rate": f"{options['learning_rate']:g} (attention {evidence['attention_share']:g} of it; embedding, "
         "head and norms frozen), AdamW, warm-up and cosine",
         "tokens": f"{evidence['tokens']:,} ({evidence['turns']:.2f} times through the text)",
@@ -133,7 +142,7 @@ def _card(base: str, opened: OpenModel, evidence: Mapping[str, Any]) -> str:
             "",
             f"On {native['tokens']:,} held-out tokens the native engine with the plan, weights in {options['codec']}, has "
             f"{native['ppl_ratio']:.4f} times the perplexity of the dense original in {native['base_codec']} at a "
-            f"density of {native['density']:.3f}. Before the adaptation the same masks cost {curve[0]['ratio']:.3f}.",
+            f"density of {native['density']:.3f}. {before} {curve[0]['ratio']:.3f}.",
             "",
             "![held-out perplexity ratio against tokens](curve.svg)",
             "",

@@ -43,7 +43,7 @@ class PlanMasks:
     Args:
         config: the model.
         selectors: per layer; what they pick is replaced by the thresholds here.
-        densities: per layer, the target.
+        densities: per layer, the target; they fall to it from 1, or from where `aim` says.
         codec: the weights' in deployment; sketches read its leading bits.
         masters: the weights, float32; sketches are made of them by `refresh`.
         dtype: of the products.
@@ -77,6 +77,7 @@ class PlanMasks:
         self._dtype = dtype
         self._threads = threads
         self.selectors = tuple(selectors)
+        self.starts = (1.0,) * config.n_layers
         self.targets = tuple(densities)
         self.thresholds = [-math.inf] * config.n_layers
         self._known: dict[str, Tensor] = {}
@@ -105,9 +106,13 @@ class PlanMasks:
                 found = leading(codec, rows, selector.bits, self._threads)
                 self._known[f"{layer}.{part}"] = torch.from_numpy(found).to(self._dtype)
 
+    def aim(self, densities: Sequence[float], *, start: Sequence[float]) -> None:
+        """Set other targets per layer, and the densities on the way from which they lie."""
+        self.starts, self.targets = tuple(start), tuple(densities)
+
     def target(self, layer: int, annealed: float) -> float:
-        """The density of a layer, the share `annealed` of the way from 1 to its target."""
-        return 1 - (1 - self.targets[layer]) * annealed
+        """The density of a layer, the share `annealed` of the way from its start to its target."""
+        return (1 - annealed) * self.starts[layer] + annealed * self.targets[layer]
 
     def follow(self, passes: Sequence[MaskPass]) -> None:
         """Move the thresholds towards the quantiles that `passes` found."""

@@ -20,12 +20,14 @@ class AdaptOptions:
 
     Attributes:
         density: of every layer's neurons, selected by sketches; or
-        plan: whose selectors and densities are used. Exactly one of the two.
+        plan: whose selectors and densities are used; or
+        frontier: densities as `density`, distinct, one after the other from the highest to the lowest in one run. Exactly
+            one of the three.
         bits: of the sketches.
         codec: of the weights in deployment.
         loss: on the next-token distributions of the dense and the masked model.
         match_hidden: weight of the loss on the residual streams; 0: none.
-        hours: how long to train; or
+        hours: how long to train, all densities together; or
         tokens: on how many. Exactly one of the two.
         learning_rate: of the MLPs, at its highest.
         batch_tokens: of a step, at least.
@@ -34,6 +36,7 @@ class AdaptOptions:
 
     density: float | None = None
     plan: AccessPlan | None = None
+    frontier: tuple[float, ...] | None = None
     bits: int = 4
     codec: Codec = "int8"
     loss: LossName = "forward-kl"
@@ -45,10 +48,16 @@ class AdaptOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if (self.density is None) == (self.plan is None):
-            raise InputError("either a density or a plan is needed, and not both", fix="add --density 0.33")
-        if self.density is not None and not 0 < self.density <= 1:
-            raise InputError(f"density is {self.density}; above 0 and up to 1 is possible")
+        if sum(x is not None for x in (self.density, self.plan, self.frontier)) != 1:
+            raise InputError(
+                "either a density, a plan or the densities of a frontier are needed, and only one of them",
+                fix="add --density 0.33, --plan PLAN or --frontier 0.5,0.33,0.2",
+            )
+        for density in self.densities:
+            if not 0 < density <= 1:
+                raise InputError(f"density is {density:g}; above 0 and up to 1 is possible")
+        if self.frontier is not None:
+            self._check_frontier(self.frontier)
         if (self.hours is None) == (self.tokens is None):
             raise InputError(
                 "either hours or a number of tokens is needed, and not both", fix="add --hours 2"
@@ -65,3 +74,34 @@ class AdaptOptions:
             raise InputError(
                 f"the weight of the hidden states is {self.match_hidden}; at least 0 is possible"
             )
+
+    @property
+    def densities(self) -> tuple[float, ...]:
+        """Of the stages of the run, from the gentlest to the strictest; empty: a plan says them."""
+        if self.frontier is not None:
+            return tuple(sorted(self.frontier, reverse=True))
+        return () if self.density is None else (self.density,)
+
+    def _check_frontier(self, frontier: tuple[float, ...]) -> None:
+        if not frontier:
+            raise InputError("a frontier of no densities", fix="add --frontier 0.5,0.33,0.2")
+        names = [f"{density:g}" for density in frontier]  # of the folders too
+        if len(set(names)) < len(names):
+            raise InputError(
+                f"the densities of a frontier must be distinct; these are {', '.join(names)}",
+                fix="give each density once",
+            )
+
+
+def parse_densities(text: str) -> tuple[float, ...]:
+    """Read "0.445,0.25".
+
+    Raises:
+        InputError: a part is not a number.
+    """
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError as error:
+        raise InputError(
+            f"--frontier: {text!r} is not a list of densities", fix="write such as --frontier 0.5,0.33,0.2"
+        ) from error

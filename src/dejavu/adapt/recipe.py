@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import platform
+import shutil
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,12 +12,12 @@ import torch
 
 from dejavu.adapt.distill import distill
 from dejavu.adapt.export import PLAN_FOLDER, add_tokenizer, base_name, write_card
+from dejavu.adapt.frontier import Frontier
 from dejavu.adapt.masks import PlanMasks
 from dejavu.adapt.student import ATTENTION, Student
-from dejavu.engine import NativeExecutor
+from dejavu.adapt.verify import Verifier
 from dejavu.engine.core import chosen_isa
 from dejavu.errors import InputError, PlanError
-from dejavu.evaluation.perplexity import Document, measure_perplexity
 from dejavu.models.folder_writer import FloatCodec, config_json, write_folder
 from dejavu.models.loading import open_model
 from dejavu.plan import AccessPlan, Dense, LayerPlan, Pick, Sketch
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from dejavu.adapt.distill import State
+    from dejavu.adapt.distill import Distilled, State
     from dejavu.adapt.options import AdaptOptions
     from dejavu.models.loading import OpenModel
     from dejavu.plan import NeuronSelector
@@ -34,8 +35,6 @@ if TYPE_CHECKING:
     from dejavu.training.corpus import Corpus
     from dejavu.training.progress import Progress
 
-VERIFY_TOKENS = 20_000
-"""Held-out text for the native engine's figures."""
 LARGEST_F16 = 60_000.0
 """Weights up to this are written as float16, which keeps more of them than bfloat16."""
 _FAST_BF16 = ("amx", "avx512bf16")
@@ -61,7 +60,8 @@ def adapt_model(
         tokenizer: belongs to it.
         corpus: the text.
         options: how.
-        output: folder that is made; ``output.checkpoint`` beside it keeps an interrupted run.
+        output: folder that is made, of the model; for a frontier of a model per density (see `Frontier`), each written as
+            soon as it is done. ``output.checkpoint`` beside it keeps an interrupted run.
         model: how the user named the model, for the card.
         resume: go on from the checkpoint.
         threads: for everything.
@@ -78,86 +78,167 @@ def adapt_model(
         NumericsError: the training leads to NaN; the last checkpoint stays.
         CacheError: a checkpoint or the output cannot be written.
     """
-    if output.exists():
-        raise InputError(f"{output} is there already", fix="give another -o, or remove it")
-    config_json(opened.config)  # or say now that it cannot be written
-    dtype = torch.bfloat16 if chosen_isa() in _FAST_BF16 else torch.float32
-    config = opened.config
-    selectors, densities = _wanted(opened, options)
-    stream = TokenStream(corpus, tokenizer, context=config.max_context)
-    student = Student(config, opened.weights, options, dtype, threads)
-    masks = PlanMasks(
-        config,
-        selectors,
-        densities,
-        codec=options.codec,
-        masters=student.masters,
-        dtype=dtype,
-        threads=threads,
-    )
     checkpoint = output.with_name(f"{output.name}.checkpoint")
-    plain = {k: v for k, v in dataclasses.asdict(options).items() if k not in ("plan", "hours", "tokens")}
-    settings = {
-        "model": opened.weights.fingerprint,
-        "text": corpus.fingerprint,
-        "options": plain,
-        "selectors": [str(selector.kind) for selector in selectors],
-        "densities": list(densities),
-    }
-    distilled = distill(
-        student,
-        masks,
-        stream,
-        options,
-        checkpoint=checkpoint,
-        resume=resume,
-        settings=settings,
-        report=_reporter(options, progress),
-    )
-    last = distilled.curve[-1]
-    evidence: dict[str, Any] = {
-        "command": command,
-        "base": base_name(model),
-        "machine": platform.machine(),
-        "options": plain,
-        "selectors": " and ".join(sorted({_describe(selector) for selector in selectors})),
-        "attention_share": ATTENTION,
-        "density": sum(densities) / len(densities),
-        "documents": len(corpus.training),
-        "tokens": last.tokens,
-        "turns": distilled.turns,
-        "seconds": last.seconds,
-        "tokens_per_s": last.tokens / max(last.seconds, 1e-9),
-        "ppl_ratio": distilled.final.ratio,
-        "divergence": distilled.final.divergence,
-        "densities": list(distilled.final.densities),
-        "curve": [dataclasses.asdict(point) for point in distilled.curve],
-    }
-    held_out = _documents(stream)
-
-    def add_files(folder: Path) -> None:
-        add_tokenizer(folder, opened)
-        plan = _plan(folder, masks)
-        evidence["native"] = _verify(opened, folder, plan, held_out, options, threads, progress)
-        name = f"adapted, density {evidence['native']['density']:.2f}"
-        dataclasses.replace(plan, name=name, evidence=_for_plan(evidence)).save(folder / PLAN_FOLDER)
-        write_card(folder, evidence["base"], opened, evidence)
-
-    values = student.values()
-    largest = max(float(np.abs(value).max()) for value in values.values())
-    codec: FloatCodec = "f16" if largest <= LARGEST_F16 else "f32"
-    write_folder(output, config, values.__getitem__, codec=codec, add_files=add_files)
+    _check_output(output, checkpoint, resume=resume and options.frontier is not None)
+    config_json(opened.config)  # or say now that it cannot be written
+    stream = TokenStream(corpus, tokenizer, context=opened.config.max_context)
+    recipe = _Recipe(opened, corpus, stream, options, base_name(model), threads, command, progress)
+    if options.frontier is None:
+        evidence = recipe.distil(checkpoint, resume, [output])
+    else:
+        frontier = Frontier(opened, stream, options, output, base_name(model), threads, progress)
+        recipe.distil(checkpoint, resume, [frontier.folder(density) for density in options.densities])
+        evidence = frontier.measure(recipe.verifier, command)
     checkpoint.unlink(missing_ok=True)
     return evidence
 
 
-def _wanted(opened: OpenModel, options: AdaptOptions) -> tuple[tuple[NeuronSelector, ...], tuple[float, ...]]:
-    """Selector and density of each layer."""
+def _check_output(output: Path, checkpoint: Path, *, resume: bool) -> None:
+    """Raise `InputError` if the output is in the way; where it is gone on with, remove what was written by half."""
+    if output.exists() and not (resume and checkpoint.exists()):
+        left = "go on with it by --resume, or " if checkpoint.exists() else ""
+        raise InputError(f"{output} is there already", fix=f"{left}give another -o, or remove it")
+    for part in output.glob(".*.tmp"):
+        shutil.rmtree(part, ignore_errors=True)
+
+
+class _Recipe:
+    def __init__(
+        self,
+        opened: OpenModel,
+        corpus: Corpus,
+        stream: TokenStream,
+        options: AdaptOptions,
+        base: str,
+        threads: int,
+        command: str,
+        progress: Progress,
+    ) -> None:
+        self._opened = opened
+        self._corpus = corpus
+        self._stream = stream
+        self._options = options
+        self._base = base
+        self._threads = threads
+        self._command = command
+        self._progress = progress
+        self._plain = {
+            name: list(value) if isinstance(value, tuple) else value  # as JSON gives it back
+            for name, value in dataclasses.asdict(options).items()
+            if name not in ("plan", "hours", "tokens")
+        }
+        self.verifier = Verifier(opened.path, stream, options.codec, threads, progress)
+
+    def distil(self, checkpoint: Path, resume: bool, folders: Sequence[Path]) -> dict[str, Any]:
+        """Write a model to each of `folders`, one per stage; those that are there stay. Returns the last one's figures."""
+        opened, options, config = self._opened, self._options, self._opened.config
+        selectors, stages = _wanted(opened, options)
+        dtype = torch.bfloat16 if chosen_isa() in _FAST_BF16 else torch.float32
+        student = Student(config, opened.weights, options, dtype, self._threads)
+        masks = PlanMasks(
+            config,
+            selectors,
+            stages[0],
+            codec=options.codec,
+            masters=student.masters,
+            dtype=dtype,
+            threads=self._threads,
+        )
+        settings = {
+            "model": opened.weights.fingerprint,
+            "text": self._corpus.fingerprint,
+            "options": self._plain,
+            "selectors": [str(selector.kind) for selector in selectors],
+            "densities": [list(densities) for densities in stages],
+        }
+        evidence: dict[str, Any] = {}
+        for distilled in distill(
+            student,
+            masks,
+            self._stream,
+            options,
+            stages=stages,
+            checkpoint=checkpoint,
+            resume=resume,
+            settings=settings,
+            report=_Reporter(options, self._progress),
+        ):
+            folder = folders[distilled.stage]
+            if not folder.exists():  # or a run that was interrupted after it had written it
+                evidence = self._evidence(distilled, masks, stages)
+                self._write(folder, student, masks, evidence)
+        return evidence
+
+    def _evidence(
+        self, distilled: Distilled, masks: PlanMasks, stages: Sequence[Sequence[float]]
+    ) -> dict[str, Any]:
+        last = distilled.curve[-1]
+        return {
+            "command": self._command,
+            "base": self._base,
+            "machine": platform.machine(),
+            "options": self._plain,
+            "stages": [sum(densities) / len(densities) for densities in stages[: distilled.stage + 1]],
+            "selectors": " and ".join(sorted({_describe(selector) for selector in masks.selectors})),
+            "attention_share": ATTENTION,
+            "density": sum(masks.targets) / len(masks.targets),
+            "documents": len(self._corpus.training),
+            "tokens": last.tokens,
+            "turns": distilled.turns,
+            "seconds": last.seconds,
+            "tokens_per_s": last.tokens / max(last.seconds, 1e-9),
+            "ppl_ratio": distilled.final.ratio,
+            "divergence": distilled.final.divergence,
+            "densities": list(distilled.final.densities),
+            "curve": [dataclasses.asdict(point) for point in distilled.curve],
+        }
+
+    def _write(self, target: Path, student: Student, masks: PlanMasks, evidence: dict[str, Any]) -> None:
+        """Write the student with its plan and card to `target`, whole or not at all; completes `evidence`."""
+
+        def add_files(folder: Path) -> None:
+            add_tokenizer(folder, self._opened)
+            plan = _plan(folder, masks)
+            evidence["native"] = self.verifier.measure(folder, plan)
+            name = f"adapted, density {evidence['native']['density']:.2f}"
+            dataclasses.replace(plan, name=name, evidence=_for_plan(evidence)).save(folder / PLAN_FOLDER)
+            write_card(folder, self._base, self._opened, evidence)
+
+        values = student.values()
+        largest = max(float(np.abs(value).max()) for value in values.values())
+        codec: FloatCodec = "f16" if largest <= LARGEST_F16 else "f32"
+        write_folder(target, self._opened.config, values.__getitem__, codec=codec, add_files=add_files)
+
+
+class _Reporter:
+    """Turns states into movements of a bar: of tokens, or of seconds where the time is given; of all stages to come."""
+
+    def __init__(self, options: AdaptOptions, progress: Progress) -> None:
+        timed = options.tokens is None
+        self._name = "distilling (seconds)" if timed else "distilling"
+        self._total = round(3600 * (options.hours or 0)) if timed else options.tokens or 0
+        self._progress = progress
+        self._stage: str | None = None
+        self._shown = 0
+
+    def __call__(self, state: State) -> None:
+        now = min(round(state.done * self._total), self._total)
+        if state.stage != self._stage:  # the first, or something else was shown between them
+            self._stage, self._shown = state.stage, now
+            self._progress.start(self._name, self._total - now)
+        self._progress.advance(now - self._shown, str(state))
+        self._shown = now
+
+
+def _wanted(
+    opened: OpenModel, options: AdaptOptions
+) -> tuple[tuple[NeuronSelector, ...], list[tuple[float, ...]]]:
+    """Selectors of the layers, and of each stage their densities."""
     layers = opened.config.n_layers
-    if options.density is not None:
-        return (Sketch(bits=options.bits, threshold=0.0),) * layers, (options.density,) * layers
     plan = options.plan
-    assert plan is not None  # noqa: S101
+    if plan is None:
+        sketches = (Sketch(bits=options.bits, threshold=0.0),) * layers
+        return sketches, [(density,) * layers for density in options.densities]
     plan.check_fits(opened.config, opened.weights.fingerprint)
     if any(not isinstance(x.heads, Dense) or x.compensator is not None for x in plan.layers):
         raise PlanError(
@@ -177,26 +258,11 @@ def _wanted(opened: OpenModel, options: AdaptOptions) -> tuple[tuple[NeuronSelec
                 fix="train it anew: dejavu train MODEL --text FILE -o PLAN",
             )
         densities.append(found)
-    return tuple(x.neurons for x in plan.layers), tuple(densities)
+    return tuple(x.neurons for x in plan.layers), [tuple(densities)]
 
 
 def _describe(selector: NeuronSelector) -> str:
     return f"{selector.bits}-bit sketches" if isinstance(selector, Sketch) else str(selector.kind)
-
-
-def _reporter(options: AdaptOptions, progress: Progress) -> Any:
-    """Turns states into movements of a bar: of tokens, or of seconds where the time is given."""
-    total = options.tokens if options.tokens is not None else round(3600 * (options.hours or 0))
-    progress.start("distilling" if options.tokens is not None else "distilling (seconds)", total)
-    shown = 0
-
-    def report(state: State) -> None:
-        nonlocal shown
-        now = min(round(state.done * total), total)
-        progress.advance(now - shown, str(state))
-        shown = now
-
-    return report
 
 
 def _plan(folder: Path, masks: PlanMasks) -> AccessPlan:
@@ -214,50 +280,6 @@ def _plan(folder: Path, masks: PlanMasks) -> AccessPlan:
             selector = Dense()
         layers.append(LayerPlan(neurons=selector))
     return AccessPlan(model=fingerprint, layers=tuple(layers))
-
-
-def _documents(stream: TokenStream) -> list[Document]:
-    """Held-out documents that the curve was not taken on, where there are enough of them."""
-    from dejavu.adapt.distill import VALIDATION_TOKENS
-
-    pieces = stream.validation(VERIFY_TOKENS, skip=VALIDATION_TOKENS) or stream.validation(VERIFY_TOKENS)
-    return [Document(tuple(piece.tolist())) for piece in pieces]
-
-
-def _verify(
-    opened: OpenModel,
-    folder: Path,
-    plan: AccessPlan,
-    documents: Sequence[Document],
-    options: AdaptOptions,
-    threads: int,
-    progress: Progress,
-) -> dict[str, Any]:
-    """Perplexity of the adapted model by its plan against the dense original, on the native engine."""
-    tokens = sum(document.scored for document in documents)
-    progress.start("verifying", 2 * tokens)
-    base = NativeExecutor.load(opened.path, codec="bf16", threads=threads, cache=False)
-    try:
-        dense = measure_perplexity(base, documents, progress=progress.advance)
-    finally:
-        base.close()
-    adapted = NativeExecutor.load(
-        folder, codec=options.codec, nested=plan.needs_nested, threads=threads, cache=False
-    )
-    try:
-        adapted.set_plan(plan)
-        masked = measure_perplexity(adapted, documents, path="masked", progress=progress.advance)
-        neurons = adapted.last_stats["neurons"]
-    finally:
-        adapted.close()
-    return {
-        "tokens": tokens,
-        "base_codec": "bf16",
-        "base_ppl": dense.perplexity,
-        "ppl_ratio": masked.ratio(dense),
-        "density": sum(neurons) / len(neurons),
-        "densities": neurons,
-    }
 
 
 def _for_plan(evidence: dict[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from dejavu.cli import options
-from dejavu.cli.output import print_fields, print_json, print_note
+from dejavu.cli.output import print_fields, print_json, print_note, print_table
 
 
 class LossChoice(str, Enum):
@@ -43,6 +43,13 @@ def adapt(
         Path | None,
         typer.Option(help="Or: a plan of this model, whose selectors and densities to adapt to."),
     ] = None,
+    frontier: Annotated[
+        str | None,
+        typer.Option(
+            help="Or: several densities such as 0.5,0.33,0.2, a model for each of them by one run, and a picture of "
+            "quality against speed."
+        ),
+    ] = None,
     bits: Annotated[int, typer.Option(min=2, max=4, help="Leading bits that neurons are chosen by.")] = 4,
     loss: Annotated[
         LossChoice, typer.Option(help="Between the predictions of the dense and the masked model.")
@@ -50,7 +57,7 @@ def adapt(
     match_hidden: Annotated[
         float, typer.Option(help="Weight of the distance between their residual streams; 0: none.")
     ] = 0.0,
-    hours: Annotated[float | None, typer.Option(help="How long to train.")] = None,
+    hours: Annotated[float | None, typer.Option(help="How long to train, all densities together.")] = None,
     tokens: Annotated[int | None, typer.Option(min=1, help="Or: on how many tokens.")] = None,
     learning_rate: Annotated[float, typer.Option(help="At its highest, of the MLPs.")] = 2e-4,
     batch_tokens: Annotated[int, typer.Option(min=1, help="Tokens of a step, at least.")] = 1024,
@@ -64,12 +71,14 @@ def adapt(
     """Teach a model to live with sparse MLPs: distil it from itself under the masks that it will run on.
 
     Writes a folder in Hugging Face layout with the plan beside the weights, a model card with the recipe and the curve,
-    and what the native engine measured on held-out text.
+    and what the native engine measured on held-out text. With --frontier a folder per density, written as soon as it is
+    done, and a comparison with the original.
     """
     from dejavu.training.missing import import_torch
 
     import_torch("adapting a model", "")
-    from dejavu.adapt.options import AdaptOptions
+    from dejavu.adapt.frontier_card import HEADERS, frontier_rows
+    from dejavu.adapt.options import AdaptOptions, parse_densities
     from dejavu.adapt.recipe import adapt_model
     from dejavu.cli.progress import make_progress, stage_bars
     from dejavu.engine.native import default_threads
@@ -82,6 +91,7 @@ def adapt(
     wanted = AdaptOptions(
         density=density,
         plan=AccessPlan.load(plan) if plan else None,
+        frontier=parse_densities(frontier) if frontier is not None else None,
         bits=bits,
         codec=codec.value,
         loss=loss.value,
@@ -114,8 +124,12 @@ def adapt(
     if json:
         print_json({"model": model, "output": str(output), **evidence})
         return
-    print_fields(_summary(evidence))
     folder = shlex.quote(str(output))
+    if frontier is not None:
+        print_table(HEADERS, frontier_rows(evidence))
+        print_note(f"next: see {folder}/README.md and {folder}/frontier.svg")
+        return
+    print_fields(_summary(evidence))
     print_note(f'next: dejavu generate "Hello" -m {folder}')
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dejavu.report.axes import Axis
 from dejavu.report.bars import bar_chart
-from dejavu.report.figures import frontier, look_ahead_ablation
+from dejavu.report.figures import frontier, look_ahead_ablation, side_by_side
 from dejavu.report.heat import heat_map
 from dejavu.report.intervals import Interval, interval_chart
 from dejavu.report.lines import Series, line_chart
@@ -29,5 +29,6 @@ __all__ = [
     "look_ahead_ablation",
     "row_chart",
     "scatter_chart",
+    "side_by_side",
     "standalone_svg",
 ]

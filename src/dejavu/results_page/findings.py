@@ -31,11 +31,12 @@ def adaptation_chart(document: Document) -> tuple[str, str]:
 def adaptation_sentences(document: Document) -> list[str]:
     """What it came to."""
     native, first = document["native"], document["curve"][0]
+    before = "Before the last stage of the run" if len(document.get("stages", ())) > 1 else "Before"
     return [
         f"After {document['tokens']:,} tokens in {document['seconds'] / 3600:.2f} hours, the adapted model with "
         f"{100 * native['density']:.0f}% of its neurons has {native['ppl_ratio']:.4f} times the perplexity of the dense "
         f"original in {native['base_codec']}, on {native['tokens']:,} held-out tokens, native engine, weights in "
-        f"{document['options']['codec']}. Before, the same masks cost {first['ratio']:.4f}."
+        f"{document['options']['codec']}. {before}, the same masks cost {first['ratio']:.4f}."
     ]
 
 
