@@ -33,7 +33,7 @@ def frontier_svg(found: Mapping[str, Any]) -> str:
         [
             Group(
                 LABELS[kind],
-                [Point(r["tokens_per_s"], r["ppl_ratio"], f"{r['target']:g}") for r in rows[kind]],
+                [Point(r["tokens_per_s"], r["ppl_ratio"], _label(r)) for r in rows[kind]],
             )
             for kind in rows
         ],
@@ -109,6 +109,10 @@ def _use(row: Mapping[str, Any], found: Mapping[str, Any]) -> str:
         return f'dejavu generate "Hello" -m FOLDER/{row["model"]}'
     plan = "off" if row["plan"] is None else f"FOLDER/{row['plan']}"
     return f'dejavu generate "Hello" -m {found["base"]} --codec {found["codec"]} --plan {plan}'
+
+
+def _label(row: Mapping[str, Any]) -> str:
+    return "dense" if row["plan"] is None else f"{row['target']:g}"
 
 
 def _by_kind(found: Mapping[str, Any]) -> Rows:
