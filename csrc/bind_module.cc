@@ -40,5 +40,6 @@ NB_MODULE(_core, m) {
   dejavu::bind_rows(m);
   dejavu::bind_halves(m);
   dejavu::bind_kernels(m);
+  dejavu::bind_learn(m);
   dejavu::bind_engine(m);
 }

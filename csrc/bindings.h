@@ -28,6 +28,7 @@ void bind_gemm(nb::module_& m);
 void bind_rows(nb::module_& m);
 void bind_halves(nb::module_& m);
 void bind_kernels(nb::module_& m);
+void bind_learn(nb::module_& m);
 void bind_engine(nb::module_& m);
 
 }  // namespace dejavu

@@ -7,6 +7,7 @@
 
 #include "isa.h"
 #include "layout.h"
+#include "learn.h"
 
 namespace dejavu {
 
@@ -115,6 +116,8 @@ struct Kernels {
   void (*transpose)(const float* src, size_t src_ld, int rows, int cols, float* dst, size_t dst_ld);
   // Reads every byte once, as 1, 4 or 8 sequences side by side: measures read bandwidth.
   uint64_t (*read)(const void* data, size_t bytes, int streams);
+
+  LearnKernels learn[2];  // float32, bf16
 };
 
 const Kernels& kernels(Isa isa);

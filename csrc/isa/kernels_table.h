@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "attention.h"
+#include "learn.h"
 #include "math.h"
 #include "rows.h"
 
@@ -31,5 +32,6 @@ const Kernels DEJAVU_TABLE = {
     DEJAVU_KV(load_value),
     transpose,
     ::read,
+    {learn_kernels<float>(), learn_kernels<uint16_t>()},
 };
 }  // namespace dejavu

@@ -74,6 +74,16 @@ struct Vec {
     }
     return r;
   }
+  static void store_bf16(void* p, const F& x) {  // rounded to nearest even; NaN stays NaN
+    uint16_t h[W];
+    for (int i = 0; i < W; ++i) {
+      uint32_t bits;
+      memcpy(&bits, &x.v[i], 4);
+      const bool nan = (bits & 0x7fffffffu) > 0x7f800000u;
+      h[i] = uint16_t(nan ? (bits >> 16) | 0x40u : (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
+    }
+    memcpy(p, h, sizeof h);
+  }
   static F load_i8(const void* p) { DEJAVU_EACH(float(((const int8_t*)p)[i])); }
   static I load_u8(const void* p) {
     I r;

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
+from dejavu.adapt.operations import divergence_slope
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -27,8 +29,6 @@ ROWS = 512
 """Tokens whose logits are in memory at a time."""
 _CACHED = 1 << 18
 """Logits that are compared at a time, so that what is between stays in the cache."""
-_MEASURED = 4
-"""Of so many such parts, the forward KL of one is measured: its gradient, which is exact for all, needs no logarithm."""
 
 
 class Head:
@@ -74,7 +74,7 @@ class Head:
 
 
 def divergence(student: Tensor, teacher: Tensor, head: Head, loss: Loss) -> Tensor:
-    """Mean over tokens, nats; forward KL without softcap: over a part of them, with the gradient of all.
+    """Mean over tokens, nats.
 
     `student` and `teacher`: what the head multiplies, [n, E]; only `student` gets a gradient.
     """
@@ -85,24 +85,21 @@ def divergence(student: Tensor, teacher: Tensor, head: Head, loss: Loss) -> Tens
 class _Divergence(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, student: Tensor, teacher: Tensor, head: Head, loss: Loss) -> Tensor:
-        total, seen = 0.0, 0
+        total = 0.0
         slopes = []
         for ours, theirs in zip(torch.split(student, ROWS), torch.split(teacher, ROWS), strict=True):
             s, t, slope = head.space(len(ours))  # [rows, V] each
             head.logits(ours, s)
             head.logits(theirs, t)
-            step = max(1, _CACHED // s.shape[1])
-            for number, at in enumerate(range(0, len(s), step)):
-                rows = slice(at, at + step)
-                if loss == "forward-kl" and not head.cap and number % _MEASURED:
-                    q, p = (torch.softmax(x[rows], dim=-1, dtype=torch.float32) for x in (s, t))
-                    slope[rows] = q.sub_(p)
-                else:
+            if loss == "forward-kl" and not head.cap:
+                total += divergence_slope(s, t, slope)
+            else:
+                step = max(1, _CACHED // s.shape[1])
+                for rows in (slice(at, at + step) for at in range(0, len(s), step)):
                     total += _compare(s[rows], t[rows], head.cap, loss, slope[rows])
-                    seen += len(s[rows])
             slopes.append((slope @ head.weight).float())
         ctx.save_for_backward(torch.cat(slopes).div_(len(student)))
-        return torch.tensor(total / seen)
+        return torch.tensor(total / len(student))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:

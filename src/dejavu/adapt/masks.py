@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from dejavu.adapt.leading import leading
-from dejavu.adapt.model import activate, gated
+from dejavu.adapt.operations import choose, column_major, hidden_values
 from dejavu.codecs import mlp_codec
 from dejavu.errors import PlanError
 from dejavu.plan import Dense, LowRank, Oracle, Sketch, Threshold
@@ -104,7 +104,7 @@ class PlanMasks:
             for part in ("gate", "up") if c.gated else ("up",):
                 rows = self._masters[f"layers.{layer}.{part}.weight"].numpy()
                 found = leading(codec, rows, selector.bits, self._threads)
-                self._known[f"{layer}.{part}"] = torch.from_numpy(found).to(self._dtype)
+                self._known[f"{layer}.{part}"] = column_major(torch.from_numpy(found).to(self._dtype))
 
     def aim(self, densities: Sequence[float], *, start: Sequence[float]) -> None:
         """Set other targets per layer, and the densities on the way from which they lie."""
@@ -138,15 +138,15 @@ class PlanMasks:
             if selector.hidden == "relu":
                 middle = middle.relu()
             return middle @ b + bias
-        return (block.hidden if isinstance(selector, Oracle) else block.gate).abs()  # a copy
+        return (block.hidden() if isinstance(selector, Oracle) else block.gate).abs()  # a copy
 
     def _sketch(self, layer: int, y: Tensor, block: Block) -> Tensor:
         c, p = self._config, f"layers.{layer}."
         up = block.decoder.linear(f"{p}up", y, self._known[f"{layer}.up"])  # [n, f]
         if c.gated:
             gate = block.decoder.linear(f"{p}gate", y, self._known[f"{layer}.gate"])  # [n, f]
-            return gated(activate(gate, c), up, c).abs_()
-        return up - c.activation_threshold if c.exact_zeros else activate(up, c).abs_()
+            return hidden_values(gate, up, c).abs_()
+        return up - c.activation_threshold if c.exact_zeros else hidden_values(up, None, c).abs_()
 
     def _ahead(self, layer: int, distance: int, block: Block) -> Tensor:
         """What a selector reads: the layer's norm of what enters the MLP `distance` layers before, [n, d]."""
@@ -188,7 +188,7 @@ class MaskPass:
         masks = self._masks
         density = masks.target(layer, self._annealed)
         if isinstance(masks.selectors[layer], Dense) or density >= DENSE_FROM:
-            return block.hidden
+            return block.hidden()
         with torch.no_grad():
             scores = masks.scores(layer, block)  # [n, f]
             if self._collect is not None:
@@ -197,9 +197,8 @@ class MaskPass:
             if self._learning or threshold == -math.inf:
                 found = self.quantiles[layer] = _quantile(scores, density)
                 threshold = found if threshold == -math.inf else threshold
-            chosen = scores.gt_(threshold)  # [n, f], 0 or 1
-            self.densities[layer] = float(chosen.mean(dtype=torch.float32))
-        return block.hidden * chosen
+            self.densities[layer] = choose(scores, threshold) / scores.numel()
+        return block.hidden(scores)  # which are 0 or 1 now
 
 
 def _quantile(scores: Tensor, density: float) -> float:

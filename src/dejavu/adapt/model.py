@@ -7,7 +7,6 @@ products are in the type of the weights.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -15,7 +14,7 @@ import numpy as np
 import torch
 from torch.nn import functional as nn
 
-from dejavu.adapt.operations import rms_norm, rotate
+from dejavu.adapt.operations import causal_softmax, gather, hidden_values, linear, rms_norm, rotate, spread
 from dejavu.errors import UnsupportedModelError
 from dejavu.models.alibi import alibi_slopes
 from dejavu.models.rope import depends_on_length, is_local, tables
@@ -45,10 +44,12 @@ class Batch:
     """int64 [n]"""
     lengths: tuple[int, ...]
     """Tokens of each document; they add up to n."""
-    groups: tuple[Tensor, ...]
-    """For attention, documents of about the same length: int64 [b, T], the places of their tokens, padded with any."""
+    shapes: tuple[tuple[int, int], ...]
+    """For attention, groups of b documents of about the same length, padded to T: [b, T] of each."""
+    rows: Tensor
+    """int64 [m]: the tokens that stand in the groups, one after the other, each document padded with its last."""
     places: Tensor
-    """int64 [n]: where each token stands in the groups, one after the other."""
+    """int64 [n]: where each token stands in `rows`."""
 
     @classmethod
     def of(cls, pieces: Sequence[Piece]) -> Batch:
@@ -56,24 +57,23 @@ class Batch:
         lengths = tuple(map(len, pieces))
         starts = np.cumsum((0, *lengths))
         widths = [-(-length // _STEP) * _STEP for length in lengths]
-        places, groups, base = np.empty(starts[-1], np.int64), [], 0
+        places, rows, base = np.empty(starts[-1], np.int64), [], 0
         for width in sorted(set(widths)):
-            rows = []
             for i in (i for i, w in enumerate(widths) if w == width):
                 span = np.arange(width)
                 rows.append(starts[i] + np.minimum(span, lengths[i] - 1))
                 places[starts[i] : starts[i + 1]] = base + span[: lengths[i]]
                 base += width
-            groups.append(torch.from_numpy(np.stack(rows)))
+        shapes = tuple((widths.count(width), width) for width in sorted(set(widths)))
         tokens = torch.from_numpy(np.concatenate(pieces).astype(np.int64))
-        return cls(tokens, lengths, tuple(groups), torch.from_numpy(places))
+        return cls(tokens, lengths, shapes, torch.from_numpy(np.concatenate(rows)), torch.from_numpy(places))
 
 
 class Masks(Protocol):
     """Decides which neurons run."""
 
     def __call__(self, layer: int, block: Block) -> Tensor:
-        """`block.hidden` [n, f] with zeros where a neuron does not run."""
+        """`block.hidden()` [n, f] with zeros where a neuron does not run."""
 
 
 @dataclass(frozen=True)
@@ -85,10 +85,19 @@ class Block:
     """Of this layer and those before it: the residual stream entering the MLP, float32 [n, d]."""
     y: Tensor
     """Its normed input [n, d]."""
-    gate: Tensor
-    """act(g); ungated: as `hidden` [n, f]."""
-    hidden: Tensor
-    """act(g) * u; ungated: act(u) [n, f]."""
+    products: Tensor
+    """g; ungated: u [n, f]."""
+    up: Tensor | None
+    """u [n, f]; ungated: None."""
+
+    @property
+    def gate(self) -> Tensor:
+        """act(g); ungated: act(u) [n, f]."""
+        return hidden_values(self.products, None, self.decoder.config)
+
+    def hidden(self, chosen: Tensor | None = None) -> Tensor:
+        """act(g) * u; ungated: act(u) [n, f]. `chosen` [n, f]: 1 for neurons that run, 0 for the others."""
+        return hidden_values(self.products, self.up, self.decoder.config, chosen)
 
 
 def read_tensors(config: ModelConfig, weights: Weights) -> dict[str, Tensor]:
@@ -107,12 +116,13 @@ class Decoder:
     Args:
         config: the model.
         tensors: by dejavu's names; linears in the type of the products, everything else float32.
+        turned: transposes of weights of linears, by the weights' names; see `linear`. None: views of them.
 
     Raises:
         UnsupportedModelError: RoPE frequencies that depend on the length of a text.
     """
 
-    def __init__(self, config: ModelConfig, tensors: Tensors) -> None:
+    def __init__(self, config: ModelConfig, tensors: Tensors, turned: Tensors | None = None) -> None:
         if config.position == "rope" and depends_on_length(config):
             raise UnsupportedModelError(
                 f"{config.family}: models with rope type 'dynamic' cannot be adapted",
@@ -120,8 +130,9 @@ class Decoder:
             )
         self.config = config
         self._w = tensors
+        self._turned = turned or {}
         self._slopes = torch.from_numpy(alibi_slopes(config.n_heads)) if config.position == "alibi" else None
-        self._biases: dict[tuple[int, int], Tensor] = {}
+        self._biases: dict[int, Tensor] = {}
 
     def __call__(
         self, batch: Batch, masks: Masks | None = None, streams: list[Tensor] | None = None
@@ -152,17 +163,19 @@ class Decoder:
             x = self.norm("final_norm", x)  # [n, d]
         return x @ w["embed.proj_out"].T if c.d_embed else x
 
-    def norm(self, name: str, x: Tensor) -> Tensor:
-        """[n, d] -> [n, d], float32."""
+    def norm(self, name: str, x: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        """[n, d] -> [n, d], of type `dtype`."""
         c, weight = self.config, self._w[name + ".weight"]
         if c.norm == "rms":
-            return rms_norm(x, weight, c.norm_eps)
-        return nn.layer_norm(x, weight.shape, weight, self._w[name + ".bias"], c.norm_eps)
+            return rms_norm(x, weight, c.norm_eps, dtype)
+        return nn.layer_norm(x, weight.shape, weight, self._w[name + ".bias"], c.norm_eps).to(dtype)
 
     def linear(self, name: str, x: Tensor, weight: Tensor | None = None) -> Tensor:
         """[n, in] -> [n, out], by the tensor of that name or by `weight` in its place."""
+        turned = self._turned.get(name + ".weight") if weight is None else None
         weight = self._w[name + ".weight"] if weight is None else weight
-        return nn.linear(x.to(weight.dtype), weight, self._w.get(name + ".bias"))
+        turned = weight.detach().T if turned is None else turned
+        return linear(x.to(weight.dtype), weight, turned, self._w.get(name + ".bias"))
 
     def _layer(
         self,
@@ -174,16 +187,17 @@ class Decoder:
         masks: Masks | None,
     ) -> Tensor:
         c, p = self.config, f"layers.{i}."
+        dtype = self._w[p + "up.weight"].dtype
         if not c.pre_norm:
             x = self.norm(p + "attn_norm", x + self._attention(i, x, batch, turns))
             inputs.append(x)
             return self.norm(p + "mlp_norm", x + self._mlp(i, x, inputs, masks))
-        branch = self._attention(i, self.norm(p + "attn_norm", x), batch, turns)
+        branch = self._attention(i, self.norm(p + "attn_norm", x, dtype), batch, turns)
         if c.post_norms:
             branch = self.norm(p + "attn_post_norm", branch.float())
         after = x + branch
         inputs.append(x if c.parallel_residual else after)
-        branch = self._mlp(i, self.norm(p + "mlp_norm", inputs[i]), inputs, masks)
+        branch = self._mlp(i, self.norm(p + "mlp_norm", inputs[i], dtype), inputs, masks)
         if c.post_norms:
             branch = self.norm(p + "mlp_post_norm", branch.float())
         return after + branch
@@ -191,11 +205,10 @@ class Decoder:
     def _mlp(self, i: int, y: Tensor, inputs: Sequence[Tensor], masks: Masks | None) -> Tensor:
         c, p = self.config, f"layers.{i}."
         y = y.to(self._w[p + "up.weight"].dtype)
-        hidden = gate = activate(self.linear(p + ("gate" if c.gated else "up"), y), c)  # [n, f]
-        if c.gated:
-            hidden = gated(gate, self.linear(p + "up", y), c)  # [n, f]
-        if masks is not None:
-            hidden = masks(i, Block(self, inputs, y, gate, hidden))  # [n, f]
+        products = self.linear(p + ("gate" if c.gated else "up"), y)  # [n, f]
+        up = self.linear(p + "up", y) if c.gated else None  # [n, f]
+        block = Block(self, inputs, y, products, up)
+        hidden = block.hidden() if masks is None else masks(i, block)  # [n, f]
         return self.linear(p + "down", hidden)  # [n, d]
 
     def _attention(
@@ -207,17 +220,20 @@ class Decoder:
         k = self.linear(p + "k", y).view(n, c.n_kv_heads, c.head_dim)  # [n, K, e]
         v = self.linear(p + "v", y).view(n, c.n_kv_heads, c.head_dim)  # [n, K, e]
         if c.qk_norm:
-            q = rms_norm(q.float(), self._w[p + "q_norm.weight"], c.norm_eps).to(v.dtype)
-            k = rms_norm(k.float(), self._w[p + "k_norm.weight"], c.norm_eps).to(v.dtype)
+            q = rms_norm(q.float(), self._w[p + "q_norm.weight"], c.norm_eps, v.dtype)
+            k = rms_norm(k.float(), self._w[p + "k_norm.weight"], c.norm_eps, v.dtype)
         if c.position == "rope":
             cos, sin = turns[is_local(c, i)]
             q, k = rotate(q, cos, sin), rotate(k, cos, sin)
-        groups = []
-        for group in batch.groups:  # [b, T]
-            rows = group.view(-1)
-            parts = (x.index_select(0, rows).view(*group.shape, -1, c.head_dim) for x in (q, k, v))
-            groups.append(self._attend(i, *parts).view(len(rows), -1))
-        mixed = torch.cat(groups).index_select(0, batch.places)  # [n, H e]
+        sizes = [b * t for b, t in batch.shapes]
+        parts = [
+            torch.split(spread(x, batch.rows, batch.places), sizes) for x in (q, k, v)
+        ]  # [b T, H or K, e]
+        groups = [
+            self._attend(i, *(x.view(*shape, -1, c.head_dim) for x in group)).view(-1, c.n_heads * c.head_dim)
+            for shape, *group in zip(batch.shapes, *parts, strict=True)
+        ]
+        mixed = gather(torch.cat(groups), batch.places)  # [n, H e]
         return self.linear(p + "o", mixed)  # [n, d]
 
     def _attend(self, i: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -226,27 +242,24 @@ class Decoder:
         shared = c.n_heads // c.n_kv_heads
         q = q.view(b, t, c.n_kv_heads, shared, -1).permute(0, 2, 3, 1, 4)  # [b, K, H/K, T, e]
         q = q.reshape(b, c.n_kv_heads, shared * t, -1)  # [b, K, H/K T, e]
-        scores = (q * c.scale) @ k.permute(0, 2, 3, 1)  # [b, K, H/K T, T]
+        scores, scale = q @ k.permute(0, 2, 3, 1), c.scale  # [b, K, H/K T, T]
         if c.attn_softcap:
-            scores = c.attn_softcap * torch.tanh(scores / c.attn_softcap)
+            scores, scale = c.attn_softcap * torch.tanh(scores * (scale / c.attn_softcap)), 1.0
+        scores = scores.view(b, c.n_kv_heads, shared, t, t)
+        if self._slopes is not None:
+            scores, scale = scores * scale + self._bias(t).to(q.dtype), 1.0
         window = c.sliding_window if c.windowed(i) else 0
-        bias = self._bias(t, window).to(q.dtype)
-        weights = scores.view(b, c.n_kv_heads, shared, t, t).add_(bias).softmax(dim=-1)
-        weights = weights.view(b, c.n_kv_heads, shared * t, t)
+        weights = causal_softmax(scores, window, scale).view(b, c.n_kv_heads, shared * t, t)
         mixed = weights @ v.transpose(1, 2)  # [b, K, H/K T, e]
         return mixed.view(b, c.n_heads, t, -1).transpose(1, 2).reshape(b, t, -1)
 
-    def _bias(self, t: int, window: int) -> Tensor:
-        """Added to the scores of t tokens: what is not seen, and ALiBi; [t, t] or [K, H/K, t, t]."""
-        if (t, window) not in self._biases:
-            here, there = torch.arange(t)[:, None], torch.arange(t)[None, :]
-            seen = (there <= here) & (there > here - (window or t))  # [t, t]
-            bias = torch.zeros(t, t).masked_fill(~seen, -math.inf)
-            if self._slopes is not None:
-                slopes = self._slopes.view(self.config.n_kv_heads, -1, 1, 1)
-                bias = bias + slopes * (there - here)  # [K, H/K, t, t]
-            self._biases[t, window] = bias
-        return self._biases[t, window]
+    def _bias(self, t: int) -> Tensor:
+        """ALiBi's, added to the scores of t tokens [K, H/K, t, t]."""
+        if t not in self._biases:
+            assert self._slopes is not None  # noqa: S101
+            apart = torch.arange(t)[None, :] - torch.arange(t)[:, None]  # [t, t]
+            self._biases[t] = self._slopes.view(self.config.n_kv_heads, -1, 1, 1) * apart
+        return self._biases[t]
 
     def _turns(self, batch: Batch, positions: Tensor) -> dict[bool, tuple[Tensor, Tensor]]:
         """Cos and sin of RoPE [n, 1, r/2], by `is_local`."""
@@ -260,24 +273,3 @@ class Decoder:
             cos, sin = (torch.from_numpy(x)[positions][:, None] for x in tables(c, span, local=local))
             found[local] = cos, sin
         return found
-
-
-def activate(x: Tensor, config: ModelConfig) -> Tensor:
-    """The MLP's activation; see `ModelConfig.activation`."""
-    kind, threshold = config.activation, config.activation_threshold
-    if kind in ("relu", "drelu"):
-        return nn.relu(x)
-    if kind == "relu2":
-        return nn.relu(x).square()
-    if kind == "fatrelu":
-        return x * (x > threshold)
-    if kind == "shifted_relu":
-        return nn.relu(x - threshold)
-    if kind == "silu":
-        return nn.silu(x)
-    return nn.gelu(x, approximate="none" if kind == "gelu" else "tanh")
-
-
-def gated(gate: Tensor, up: Tensor, config: ModelConfig) -> Tensor:
-    """Hidden values from `activate` of the gate's products and from up's products."""
-    return gate * (nn.relu(up) if config.activation == "drelu" else up)

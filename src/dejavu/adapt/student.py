@@ -15,6 +15,7 @@ import torch
 
 from dejavu.adapt.divergence import Head, divergence
 from dejavu.adapt.model import Decoder, is_linear, read_tensors
+from dejavu.adapt.operations import column_major
 from dejavu.adapt.workers import Workers
 
 if TYPE_CHECKING:
@@ -85,14 +86,17 @@ class Student:
         original = read_tensors(config, weights)
         self.masters = {name: t.clone() for name, t in original.items() if is_linear(name)}
         self._fixed = fixed = {name: t for name, t in original.items() if not is_linear(name)}
-        taught = {name: original[name].to(dtype) for name in self.masters}
+        taught = {name: column_major(original[name].to(dtype)) for name in self.masters}
         # A copy even where the type is the same: gradients are the copy's.
         self._used = {n: t.to(dtype, copy=True).requires_grad_() for n, t in self.masters.items()}
+        self._turned = {n: t.detach().T.contiguous() for n, t in self._used.items() if t.ndim == 2}
         self.head = Head.of(config, fixed, dtype)
         self.teacher = Decoder(config, fixed | taught)
-        self.decoder = Decoder(config, fixed | self._used)
+        self.decoder = Decoder(config, fixed | self._used, self._turned)
         names = list(self.masters)
-        self._shares = [_Share(names[i::threads], self.masters, self._used) for i in range(threads)]
+        self._shares = [
+            _Share(names[i::threads], self.masters, self._used, self._turned) for i in range(threads)
+        ]
         self.steps = 0
 
     def step(self, batches: Sequence[Batch], passes: Sequence[Masks], done: float) -> float:
@@ -164,9 +168,14 @@ class _Share:
     """Some of the weights with their optimiser."""
 
     def __init__(
-        self, names: Sequence[str], masters: Mapping[str, Tensor], used: Mapping[str, Tensor]
+        self,
+        names: Sequence[str],
+        masters: Mapping[str, Tensor],
+        used: Mapping[str, Tensor],
+        turned: Mapping[str, Tensor],
     ) -> None:
         self._tensors = {name: (masters[name], used[name]) for name in names}
+        self._turned = [(turned[name], used[name]) for name in names if name in turned]
         parts: dict[float, list[Tensor]] = {1.0: [], ATTENTION: []}
         for name, (master, _) in self._tensors.items():
             master.grad = torch.zeros_like(master)
@@ -216,6 +225,8 @@ class _Share:
     def _publish(self) -> None:
         for master, used in self._tensors.values():
             used.copy_(master)
+        for turned, used in self._turned:
+            turned.copy_(used.T)
 
 
 def schedule(done: float) -> float:
