@@ -148,7 +148,7 @@ void bind_halves(nb::module_& m) {
         for (int i = 0; i < n; ++i) {
           if (list.data()[i] < 0 || list.data()[i] >= count) throw std::invalid_argument("neuron out of range");
         }
-        rows.dot_list(from, row, list.data(), n, input.data(), out.data());
+        rows.dot_list(from, row, 1, list.data(), n, input.data(), out.data());
       },
       nb::arg("isa"), nb::arg("codec"), nb::arg("lead").noconvert(), nb::arg("rest").noconvert(), nb::arg("dots"),
       nb::arg("bits"), nb::arg("row"), nb::arg("list").noconvert(), nb::arg("x").noconvert(),

@@ -306,22 +306,20 @@ void bind_rows(nb::module_& m) {
 
   m.def(
       "dot_list",
-      [](const std::string& isa, const std::string& codec, Bytes packed, int rows, int row, List list, FloatRows x,
+      [](const std::string& isa, const std::string& codec, Bytes packed, int rows, int first, List list, FloatRows x,
          FloatRowsOut out) {
         const Bundles b = view(codec, int(x.shape(1)), rows, packed);
         const Kernels& k = kernels(parse_isa(isa));
-        const int n = int(list.shape(0)), tokens = check_tokens(x.shape(0), out.shape(0));
-        if (int(out.shape(1)) != n) throw std::invalid_argument("out is not [tokens, listed]");
-        check_list(b, row, list);
+        const int n = int(list.shape(0)), together = int(out.shape(1));
+        if (x.shape(0) != 1 || int(out.shape(0)) != n || together < 1) throw std::invalid_argument("wrong shapes");
+        check_list(b, first, list);
+        check_list(b, first + together - 1, list);
         const Inputs inputs(k, b, x);
-        const RowKernels& kernel = k.rows[int(b.layout.codec)];
-        if (tokens == 1) return kernel.dot_list(b, row, list.data(), n, inputs.pointers[0], out.data());
-        const auto outs = row_pointers(out.data(), out.shape(0), out.shape(1));
-        kernel.dot_list_many(b, row, list.data(), n, inputs.pointers.data(), tokens, outs.data());
+        k.rows[int(b.layout.codec)].dot_list(b, first, together, list.data(), n, inputs.pointers[0], out.data());
       },
-      nb::arg("isa"), nb::arg("codec"), nb::arg("packed").noconvert(), nb::arg("rows"), nb::arg("row"),
+      nb::arg("isa"), nb::arg("codec"), nb::arg("packed").noconvert(), nb::arg("rows"), nb::arg("first"),
       nb::arg("list").noconvert(), nb::arg("x").noconvert(), nb::arg("out").noconvert(),
-      "out[t, i] = row(list[i], row) . x[t]");
+      "out[i, r] = row(list[i], first + r) . x[0]");
 
   m.def(
       "axpy_list",

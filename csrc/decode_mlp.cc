@@ -149,36 +149,25 @@ void Engine::Decoder::listed_mlp(int i, float* const* output) {
 }
 
 // output += what the neurons at [begin, end) of token t's list (of all neurons, where there is none) give; at most
-// kTogether of them. What scoring already computed of gate and up is completed, not computed again.
+// kTogether of them.
 void Engine::Decoder::sum_neurons(const Layer& layer, const Selector& selector, int t, int begin, int end,
                                   float* output) {
-  const int parts = c.gated ? 2 : 1, own = e.own_neurons();
+  const int parts = c.gated ? 2 : 1;
   int n = end - begin;
   if (n <= 0) return;
   const int32_t* list = selector.rule == Rule::dense ? nullptr : chosen[t];
-  // Leading bits that scoring has read for this very input.
-  const bool led = selector.rule == Rule::sketch && selector.lookahead == 0 && selector.bits == 4;
-  alignas(64) float gate[kTogether], up[kTogether];
+  alignas(64) float gate[kTogether], up[kTogether], dots[2 * kTogether];
   int32_t ids[kTogether];
-  int scored = 0;  // of the list, neurons that have a score; second copies, the last ones, have none
-  for (int j = 0; j < n; ++j) {
-    ids[j] = list ? list[begin + j] : begin + j;
-    scored += ids[j] < own;
-  }
-  for (int part = 0; part < parts; ++part) {
-    const bool is_up = part == parts - 1;
-    float* values = is_up ? up : gate;
-    int from = 0;
-    if (led || selector.rule == Rule::oracle || (selector.rule == Rule::threshold && part == 0)) {
-      const float* known = (is_up ? e.up_ : e.gate_).get(0) + size_t(t) * size_t(c.ff);
-      for (; from < scored; ++from) values[from] = known[ids[from]];
-      if (led) e.add_low(layer, part, ids, scored, input[t], values);
-    }
-    e.dot_part(layer, part, ids + from, n - from, input[t], values + from);
-    if (!is_up && selector.rule != Rule::oracle && c.activation.exact_zeros()) {
-      n = open_gates(layer, ids, gate, n);
-      for (scored = 0; scored < n && ids[scored] < own;) ++scored;
-    }
+  for (int j = 0; j < n; ++j) ids[j] = list ? list[begin + j] : begin + j;
+  // Where a closed gate makes up needless, or the gate is known and up is not, the gate comes first.
+  if (c.gated && (c.activation.exact_zeros() || selector.rule == Rule::threshold)) {
+    neuron_dots(layer, selector, t, 0, 1, ids, n, gate);
+    if (c.activation.exact_zeros()) n = open_gates(layer, ids, gate, n);
+    neuron_dots(layer, selector, t, 1, 1, ids, n, up);
+  } else {
+    neuron_dots(layer, selector, t, 0, parts, ids, n, dots);
+    for (int j = 0; c.gated && j < n; ++j) gate[j] = dots[j * parts];
+    for (int j = 0; j < n; ++j) up[j] = dots[j * parts + parts - 1];
   }
   for (int j = 0; j < n; ++j) {
     if (layer.gate_bias) gate[j] += layer.gate_bias[ids[j]];
@@ -193,6 +182,26 @@ void Engine::Decoder::sum_neurons(const Layer& layer, const Selector& selector, 
   }
   const Bundles& down = layer.nested ? layer.halves.down : layer.mlp;
   e.mlp_rows(layer).axpy_list(down, layer.nested ? 0 : parts, ids, kept, h, output);
+}
+
+// out[i * rows + r] = the dot of row first + r (gate, then up) of the i-th neuron of `ids`. What scoring computed of it
+// is completed, not computed again.
+void Engine::Decoder::neuron_dots(const Layer& layer, const Selector& selector, int t, int first, int rows,
+                                  const int32_t* ids, int n, float* out) {
+  // Leading bits that scoring has read for this very input.
+  const bool led = selector.rule == Rule::sketch && selector.lookahead == 0 && selector.bits == 4;
+  const bool gate_first = c.gated && first == 0;
+  const int own = e.own_neurons();  // second copies, the last ones, have no scores
+  int from = 0;
+  if (led || selector.rule == Rule::oracle || (selector.rule == Rule::threshold && first == 0)) {
+    const size_t at = size_t(t) * size_t(c.ff);
+    const float *gate = e.gate_.get(0) + at, *up = e.up_.get(0) + at;
+    for (; from < n && ids[from] < own; ++from) {
+      for (int r = 0; r < rows; ++r) out[from * rows + r] = (gate_first && r == 0 ? gate : up)[ids[from]];
+    }
+    if (led) e.add_low(layer, first, rows, ids, from, input[t], out);
+  }
+  e.exact_dots(layer, first, rows, ids + from, n - from, input[t], out + from * rows);
 }
 
 // Moves the neurons whose gate lets anything through to the front and counts them: of the others up is not read either.

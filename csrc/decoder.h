@@ -76,6 +76,8 @@ struct Engine::Decoder {
   void choose_apart(int i);
   void dense_mlp(int i, float* const* output);
   void listed_mlp(int i, float* const* output);
+  void neuron_dots(const Layer& layer, const Selector& selector, int token, int first, int rows, const int32_t* ids,
+                   int n, float* out);
   int open_gates(const Layer& layer, int32_t* ids, float* gate, int n);
   void sum_neurons(const Layer& layer, const Selector& selector, int token, int begin, int end, float* output);
   void compensate(int i, float* const* output);

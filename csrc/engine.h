@@ -154,10 +154,12 @@ class Engine {
   // Scores, or what stands in for skipped neurons; `range` begins with a bundle of b's columns.
   void output_of(const LowRank& map, Range range, const float* hidden, float* output) const;
   const RowKernels& leading_rows(const Bundles& lead, int bits) const;
-  // Exact dots of row `part` (0: gate, or up where there is no gate) of the listed neurons; at most kTogether.
-  void dot_part(const Layer& layer, int part, const int32_t* neurons, int n, const void* input, float* out) const;
+  // out[i * rows + r]: the exact dot of row first + r (gate, then up) of the i-th listed neuron; at most kTogether.
+  void exact_dots(const Layer& layer, int first, int rows, const int32_t* neurons, int n, const void* input,
+                  float* out) const;
   // out += what the leading halves left out.
-  void add_low(const Layer& layer, int part, const int32_t* neurons, int n, const void* input, float* out) const;
+  void add_low(const Layer& layer, int first, int rows, const int32_t* neurons, int n, const void* input,
+               float* out) const;
   // oracle, threshold, sketch: scores [begin, end) and what was computed on the way, without biases: gate and up, exact
   // (threshold: gate alone) or from the leading bits (sketch). Pointers are to the first of all neurons.
   void score_neurons(const Layer& layer, const Selector& selector, Range range, const void* input, float* gate,

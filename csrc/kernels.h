@@ -73,11 +73,10 @@ struct RowKernels {
                     float* const* outputs);
   // Without masks, or where a token's list is the union, the bits of `mlp`.
   void (*mlp_many)(const MlpManyArgs&);
-  // The same over row `row` of each bundle of a list.
-  void (*dot_list)(const Bundles&, int row, const int32_t* list, int n, const void* input, float* out);
+  // out[i * rows + r] = row(list[i], first + r) . x for i < n, r < rows
+  void (*dot_list)(const Bundles&, int first, int rows, const int32_t* list, int n, const void* input, float* out);
+  // axpy over row `row` of each bundle of a list.
   void (*axpy_list)(const Bundles&, int row, const int32_t* list, int n, const float* coefficients, float* output);
-  void (*dot_list_many)(const Bundles&, int row, const int32_t* list, int n, const void* const* inputs, int tokens,
-                        float* const* outs);
   void (*axpy_list_many)(const Bundles&, int row, const int32_t* list, int n, const float* const* coefficients,
                          int tokens, float* const* outputs);
   // Weights [begin, end) of a row in stored order; begin and end are multiples of 64, or `padded`.

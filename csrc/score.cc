@@ -42,53 +42,56 @@ void Engine::output_of(const LowRank& map, Range range, const float* hidden, flo
   }
 }
 
-void Engine::dot_part(const Layer& layer, int part, const int32_t* neurons, int n, const void* input,
-                      float* out) const {
-  const Bundles& rows = layer.nested ? layer.halves.lead : layer.mlp;
-  k_.rows[int(rows.layout.codec)].dot_list(rows, part, neurons, n, input, out);
-  if (layer.nested) add_low(layer, part, neurons, n, input, out);
+void Engine::exact_dots(const Layer& layer, int first, int rows, const int32_t* neurons, int n, const void* input,
+                        float* out) const {
+  const Bundles& from = layer.nested ? layer.halves.lead : layer.mlp;
+  k_.rows[int(from.layout.codec)].dot_list(from, first, rows, neurons, n, input, out);
+  if (layer.nested) add_low(layer, first, rows, neurons, n, input, out);
 }
 
-void Engine::add_low(const Layer& layer, int part, const int32_t* neurons, int n, const void* input, float* out) const {
+void Engine::add_low(const Layer& layer, int first, int rows, const int32_t* neurons, int n, const void* input,
+                     float* out) const {
   const Bundles& low = layer.halves.low;
   if (!low.count) return;
-  float rest[kTogether];
-  k_.rows[int(Codec::low4)].dot_list(low, part, neurons, n, input, rest);
-  k_.add(out, rest, n);
+  float rest[2 * kTogether];
+  k_.rows[int(Codec::low4)].dot_list(low, first, rows, neurons, n, input, rest);
+  k_.add(out, rest, n * rows);
 }
 
 void Engine::score_neurons(const Layer& layer, const Selector& selector, Range range, const void* input, float* gate,
                            float* up, float* scores) const {
+  constexpr int kLed = 1024;  // neurons whose leading bits are read in one go
   const bool sketch = selector.rule == Rule::sketch, gate_only = selector.rule == Rule::threshold && c_.gated;
-  const int rows = c_.gated ? 2 : 1;
-  alignas(64) float parts[2 * kTogether], biased[2][kTogether];
+  const int rows = c_.gated && !gate_only ? 2 : 1, most = sketch ? kLed : kTogether;
+  alignas(64) float dots[2 * kLed], g[kLed], u[kLed];
   int32_t ids[kTogether];
-  for (int begin = range.begin; begin < range.end; begin += kTogether) {
-    const int n = range.end - begin < kTogether ? range.end - begin : kTogether;
-    float *g = gate + begin, *u = up + begin, *out = scores + begin;
+  for (int begin = range.begin; begin < range.end; begin += most) {
+    const int n = range.end - begin < most ? range.end - begin : most;
+    float* out = scores + begin;
     if (sketch) {
       const Bundles& lead = layer.halves.lead;
-      leading_rows(lead, selector.bits).dot(lead, begin, 0, n * rows, input, parts);
-      for (int i = 0; i < n; ++i) {
-        if (c_.gated) g[i] = parts[i * rows];
-        u[i] = parts[i * rows + rows - 1];
-      }
+      leading_rows(lead, selector.bits).dot(lead, begin, 0, n * rows, input, dots);
     } else {
       for (int i = 0; i < n; ++i) ids[i] = begin + i;
-      if (c_.gated) dot_part(layer, 0, ids, n, input, g);
-      if (!gate_only) dot_part(layer, rows - 1, ids, n, input, u);
+      exact_dots(layer, 0, rows, ids, n, input, dots);
     }
-    for (int i = 0; c_.gated && i < n; ++i) biased[0][i] = g[i] + (layer.gate_bias ? layer.gate_bias[begin + i] : 0);
-    for (int i = 0; !gate_only && i < n; ++i) biased[1][i] = u[i] + (layer.up_bias ? layer.up_bias[begin + i] : 0);
+    for (int i = 0; c_.gated && i < n; ++i) {
+      gate[begin + i] = dots[i * rows];
+      g[i] = dots[i * rows] + (layer.gate_bias ? layer.gate_bias[begin + i] : 0);
+    }
+    for (int i = 0; !gate_only && i < n; ++i) {
+      up[begin + i] = dots[i * rows + rows - 1];
+      u[i] = dots[i * rows + rows - 1] + (layer.up_bias ? layer.up_bias[begin + i] : 0);
+    }
     if (gate_only) {
-      k_.activate(c_.activation, biased[0], nullptr, n, out);
+      k_.activate(c_.activation, g, nullptr, n, out);
     } else if (c_.gated) {
-      k_.activate(c_.activation, biased[0], biased[1], n, out);
+      k_.activate(c_.activation, g, u, n, out);
     } else if (sketch && c_.activation.exact_zeros()) {  // the sign says who is active, the size how surely
-      for (int i = 0; i < n; ++i) out[i] = biased[1][i] - c_.activation.threshold;
+      for (int i = 0; i < n; ++i) out[i] = u[i] - c_.activation.threshold;
       continue;
     } else {
-      k_.activate(c_.activation, biased[1], nullptr, n, out);
+      k_.activate(c_.activation, u, nullptr, n, out);
     }
     absolute(out, n);
   }

@@ -111,21 +111,22 @@ def test_lists_give_the_bits_of_rows_one_by_one(isa: str, codec: str, width: int
     w = weights((21, 3, width))
     data = packed(codec, w)
     x, c = inputs(tokens, width), inputs(tokens, 21)
-    together = packed(codec, np.ascontiguousarray(w[:, 1][None]))  # row 1 of all bundles as one bundle
+    in_order = packed(codec, np.ascontiguousarray(w.reshape(1, 63, width)))  # all rows as one bundle
     for chosen in LISTS:
         listed, n = np.array(chosen, np.int32), len(chosen)
-        out, expected = np.full((tokens, n), POISON), np.full((tokens, 21), POISON)
-        _core.dot_list(isa, codec, data, 3, 1, listed, x, out)
-        _core.dot_many(isa, codec, together, 21, 0, 0, x, expected)
-        np.testing.assert_array_equal(out, expected[:, chosen])
+        for first, rows in (1, 1), (0, 2), (0, 3):
+            out, expected = np.full((n, rows), POISON), np.full((1, 63), POISON)
+            _core.dot_list(isa, codec, data, 3, first, listed, x[:1], out)
+            _core.dot_many(isa, codec, in_order, 63, 0, 0, x[:1], expected)
+            np.testing.assert_array_equal(out, expected.reshape(21, 3)[chosen, first : first + rows])
 
         part = np.ascontiguousarray(c[:, :n])
         y = np.ones((tokens, width), np.float32)
         expected = y.copy()
         _core.axpy_list(isa, codec, data, 3, 1, listed, part, y)
         if n:
-            in_order = packed(codec, np.ascontiguousarray(w[chosen, 1][None]))
-            _core.axpy_many(isa, codec, in_order, n, 0, 0, part, expected)
+            alone = packed(codec, np.ascontiguousarray(w[chosen, 1][None]))
+            _core.axpy_many(isa, codec, alone, n, 0, 0, part, expected)
         np.testing.assert_array_equal(y, expected)
 
 
@@ -141,7 +142,9 @@ def test_wrong_sizes_are_refused_before_memory_is_read() -> None:
             "portable", "int8", data, 3, 0, 0, np.zeros((9, 3), np.float32), np.zeros((9, 64), np.float32)
         )
     with pytest.raises(ValueError, match="out of range"):
-        _core.dot_list("portable", "int8", data, 3, 3, np.zeros(3, np.int32), x, out)
+        _core.dot_list(
+            "portable", "int8", data, 3, 2, np.zeros(3, np.int32), x[:1], np.zeros((3, 2), np.float32)
+        )
     with pytest.raises(ValueError, match="out of range"):
         _core.axpy_list("portable", "int8", data, 3, 0, np.array([0, 2, 1], np.int32), out, x)
     with pytest.raises(ValueError, match="masks"):

@@ -7,20 +7,32 @@
 
 namespace {
 
-// Rows `row(i)`, i < n, in the order of Streams; those that are fetched meanwhile come kAhead after.
+// Rows `row(i)`, i < n, in the order of Streams; those that are fetched meanwhile come kAhead after. To be asked for
+// at(0), ahead(0), at(1), ahead(1) ...: each address is made once.
 template <int kAhead, typename RowAt>
-struct Reading {
-  RowAt row;
-  int n;
-  Streams order;
-  Reading(RowAt row_, int n_) : row(row_), n(n_), order(n_) {}
-  Row at(int i) const { return row(order(i)); }
-  Row ahead(int i) const { return row(order(i + kAhead < n ? i + kAhead : i)); }
+class Reading {
+ public:
+  const Streams order;
+
+  Reading(RowAt row, int n) : order(n), row_(row), n_(n) {
+    for (int i = 0; i < kAhead && i < n; ++i) known_[i] = row_(order(i));
+  }
+  Row at(int i) const { return known_[unsigned(i) % kAhead]; }
+  Row ahead(int i) {
+    Row& place = known_[unsigned(i) % kAhead];
+    if (i + kAhead < n_) place = row_(order(i + kAhead));
+    return place;
+  }
+
+ private:
+  RowAt row_;
+  int n_;
+  Row known_[kAhead];
 };
 
 template <Codec C, int Most = kTokens, typename RowAt>
 inline void dots(const RowLayout& layout, RowAt row, int n, const void* const* inputs, int tokens, float* const* outs) {
-  const Reading<2 * kDotRows, RowAt> rows(row, n);
+  Reading<4 * kDotRows, RowAt> rows(row, n);
   dot_rows<C, Most>(
       layout, [&](int i) { return rows.at(i); }, [&](int i) { return rows.ahead(i); }, rows.order, n, inputs, tokens,
       outs);
@@ -29,7 +41,7 @@ inline void dots(const RowLayout& layout, RowAt row, int n, const void* const* i
 template <Codec C, typename RowAt>
 inline void axpys(const RowLayout& layout, RowAt row, int n, const float* const* coefficients, int tokens,
                   float* const* outputs) {
-  const Reading<kSumRows, RowAt> rows(row, n);
+  Reading<kSumRows, RowAt> rows(row, n);
   axpy_rows<C>(
       layout, [&](int i) { return rows.at(i); }, [&](int i) { return rows.ahead(i); }, rows.order, n, coefficients,
       tokens, outputs);
@@ -39,7 +51,7 @@ inline void axpys(const RowLayout& layout, RowAt row, int n, const float* const*
 template <Codec C, typename RowAt>
 inline void dots_of_one(const RowLayout& layout, RowAt row, int n, const void* input, float* out) {
   if constexpr (is_nibbles(C)) {
-    const Reading<4 * kNibbleRows, RowAt> rows(row, n);
+    Reading<4 * kNibbleRows, RowAt> rows(row, n);
     nibble_rows<C>(
         layout, [&](int i) { return rows.at(i); }, [&](int i) { return rows.ahead(i); }, rows.order, n, input, out);
   } else {
@@ -79,12 +91,6 @@ void axpy_many(const Bundles& bundles, int bundle, int first, int n, const float
 }
 
 template <Codec C>
-void dot_list_many(const Bundles& bundles, int row, const int32_t* list, int n, const void* const* inputs, int tokens,
-                   float* const* outs) {
-  dots<C>(bundles.layout, [&](int i) { return bundles.row(list[i], row); }, n, inputs, tokens, outs);
-}
-
-template <Codec C>
 void axpy_list_many(const Bundles& bundles, int row, const int32_t* list, int n, const float* const* coefficients,
                     int tokens, float* const* outputs) {
   axpys<C>(bundles.layout, [&](int i) { return bundles.row(list[i], row); }, n, coefficients, tokens, outputs);
@@ -106,8 +112,11 @@ void axpy_list(const Bundles& bundles, int row, const int32_t* list, int n, cons
 }
 
 template <Codec C>
-void dot_list(const Bundles& bundles, int row, const int32_t* list, int n, const void* input, float* out) {
-  dots_of_one<C>(bundles.layout, [&](int i) { return bundles.row(list[i], row); }, n, input, out);
+void dot_list(const Bundles& bundles, int first, int rows, const int32_t* list, int n, const void* input, float* out) {
+  const unsigned each = unsigned(rows);
+  dots_of_one<C>(
+      bundles.layout, [&](int i) { return bundles.row(list[unsigned(i) / each], first + int(unsigned(i) % each)); },
+      n * rows, input, out);
 }
 
 // Halves of int8 rows have dots alone, with one token.
@@ -131,7 +140,6 @@ constexpr dejavu::RowKernels row_kernels() {
           mlp_many<C>,
           dot_list<C>,
           axpy_list<C>,
-          dot_list_many<C>,
           axpy_list_many<C>,
           decode<C>};
 }

@@ -6,8 +6,9 @@
 
 namespace {
 
-// Rows that are worked on together: their chains of additions hide each other's latency and share loads of x.
-constexpr int kDotRows = W == 16 ? 8 : 4;
+// Rows that are worked on together: their chains of additions hide each other's latency and share loads of x. The
+// addresses of eight, and of the eight that are fetched, would not fit the registers.
+constexpr int kDotRows = 4;
 // Tokens at once, grouped codecs: four rows by four tokens load half as often as two by eight.
 constexpr int kDotTokens = 4;
 constexpr int rows_at_once(int tokens) {
