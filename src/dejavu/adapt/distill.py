@@ -76,6 +76,8 @@ class State:
     """Share of the whole run."""
     tokens: int
     tokens_per_s: float
+    objective: str
+    """What the loss is."""
     loss: float
     densities: Sequence[float]
     held_out: Point
@@ -83,9 +85,9 @@ class State:
     def __str__(self) -> str:
         mean = sum(self.densities) / len(self.densities)
         return (
-            f"{self.stage}{self.tokens} tokens, {self.tokens_per_s:.0f}/s, KL {self.loss:.4f}, density {mean:.3f} "
-            f"({min(self.densities):.2f}-{max(self.densities):.2f}), held-out KL {self.held_out.divergence:.4f}, "
-            f"ppl ratio {self.held_out.ratio:.4f}"
+            f"{self.stage}{self.tokens} tokens, {self.tokens_per_s:.0f}/s, {self.objective} {self.loss:.4f}, "
+            f"density {mean:.3f} ({min(self.densities):.2f}-{max(self.densities):.2f}), held-out "
+            f"KL {self.held_out.divergence:.4f}, ppl ratio {self.held_out.ratio:.4f}"
         )
 
 
@@ -254,6 +256,7 @@ class _Run:
                     (stage.number + min(self._done, 1.0)) / len(self._stages),
                     self._tokens,
                     rate,
+                    student.objective,
                     self._loss,
                     _mean([p.densities for p in passes]),
                     self._curve[-1],

@@ -64,7 +64,7 @@ def curve_svg(curve: Sequence[Mapping[str, float]]) -> str:
         "Adaptation",
         series,
         x=Axis("tokens seen"),
-        y=Axis("perplexity ratio to the original"),
+        y=Axis("perplexity ratio to the original", log=True),
         mark=curve[0]["ratio"],
         description=f"Perplexity ratio against tokens; the dotted line is the ratio before, {curve[0]['ratio']:.3f}",
     )
@@ -94,13 +94,15 @@ def _card(base: str, opened: OpenModel, evidence: Mapping[str, Any]) -> str:
         f"| {point['tokens']:,} | {point['seconds'] / 60:.0f} | {point['density']:.3f} | {point['ratio']:.4f} |"
         for point in _some(curve)
     ]
-    stages = evidence["stages"]
-    before = (
-        "Before the adaptation the same masks cost"
-        if len(stages) == 1
-        else f"With the weights that were adapted to density {stages[-2]:.3g} the same masks cost"
-    )
+    stages, regression = evidence["stages"], evidence["regression"]
+    if len(stages) > 1:
+        before = f"With the weights that were adapted to density {stages[-2]:.3g} the same masks cost"
+    elif regression is not None:
+        before = "With the new activation and no training it was"
+    else:
+        before = "Before the adaptation the same masks cost"
     recipe = {
+        **({} if regression is None else {"first": _regression(regression, options)}),
         "loss": options["loss"],
         "masks": evidence["selectors"],
         "mean density": f"{evidence['density']:.3f}"
@@ -136,7 +138,9 @@ def _card(base: str, opened: OpenModel, evidence: Mapping[str, Any]) -> str:
             f'dejavu generate "Hello" -m FOLDER --codec {options["codec"]} --plan FOLDER/{PLAN_FOLDER}',
             "```",
             "",
-            "Without the plan all neurons run, which is not what the weights were trained for.",
+            "Without the plan all neurons run, which is not what the weights were trained for."
+            if regression is None
+            else "The activation makes exact zeros; by the plan they are left out, without it they are computed.",
             "",
             "## Quality",
             "",
@@ -157,6 +161,13 @@ def _card(base: str, opened: OpenModel, evidence: Mapping[str, Any]) -> str:
             "All figures are in `adaptation.json`.",
             "",
         ]
+    )
+
+
+def _regression(point: Mapping[str, Any], options: Mapping[str, Any]) -> str:
+    return (
+        f"--activation {options['activation']}: each MLP by itself learned to give what the original's gives, on "
+        f"{point['tokens']:,} tokens; the perplexity ratio was {point['ratio']:.3f} then, at density {point['density']:.3f}"
     )
 
 

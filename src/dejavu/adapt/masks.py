@@ -7,6 +7,7 @@ to the quantile of its scores.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,7 @@ from dejavu.adapt.leading import leading
 from dejavu.adapt.operations import choose, column_major, hidden_values
 from dejavu.codecs import mlp_codec
 from dejavu.errors import PlanError
-from dejavu.plan import Dense, LowRank, Oracle, Sketch, Threshold
+from dejavu.plan import Dense, LowRank, Oracle, Pick, Sketch, Threshold
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -114,8 +115,16 @@ class PlanMasks:
         """The density of a layer, the share `annealed` of the way from its start to its target."""
         return (1 - annealed) * self.starts[layer] + annealed * self.targets[layer]
 
+    def runs_all(self, layer: int, annealed: float) -> bool:
+        """Whether a layer has no threshold."""
+        return isinstance(self.selectors[layer], Dense) or self.target(layer, annealed) >= DENSE_FROM
+
+    def wanted(self, layer: int, scores: Tensor, annealed: float) -> float:
+        """The threshold that `scores` call for."""
+        return quantile(scores, self.target(layer, annealed))
+
     def follow(self, passes: Sequence[MaskPass]) -> None:
-        """Move the thresholds towards the quantiles that `passes` found."""
+        """Move the thresholds towards those that `passes` found."""
         for layer, before in enumerate(self.thresholds):
             found = sorted(p.quantiles[layer] for p in passes if layer in p.quantiles)
             if found:
@@ -126,6 +135,15 @@ class PlanMasks:
         """Set the threshold of a layer to the quantile of `scores`, for its target."""
         if scores.count:
             self.thresholds[layer] = scores.threshold(self.targets[layer])
+
+    def deployed(self) -> tuple[NeuronSelector, ...]:
+        """The selectors of a plan that does what the masks do."""
+        return tuple(
+            dataclasses.replace(selector, density=None, threshold=threshold)
+            if isinstance(selector, Pick) and threshold > -math.inf
+            else Dense()
+            for selector, threshold in zip(self.selectors, self.thresholds, strict=True)
+        )
 
     def scores(self, layer: int, block: Block) -> Tensor:
         """What the selector of a layer goes by, [n, f]."""
@@ -139,6 +157,10 @@ class PlanMasks:
                 middle = middle.relu()
             return middle @ b + bias
         return (block.hidden() if isinstance(selector, Oracle) else block.gate).abs()  # a copy
+
+    def hidden(self, block: Block, chosen: Tensor, threshold: float) -> Tensor:
+        """What the neurons hold, [n, f], of which those with 1 in `chosen` [n, f] have a score above the threshold."""
+        return block.hidden(chosen)
 
     def _sketch(self, layer: int, y: Tensor, block: Block) -> Tensor:
         c, p = self._config, f"layers.{layer}."
@@ -181,13 +203,12 @@ class MaskPass:
         self.densities = [1.0] * len(masks.selectors)
         """Of each layer."""
         self.quantiles: dict[int, float] = {}
-        """By layer: what the target share of its scores exceeds."""
+        """By layer: the threshold that its scores call for."""
 
     def __call__(self, layer: int, block: Block) -> Tensor:
         """See `dejavu.adapt.model.Masks`."""
         masks = self._masks
-        density = masks.target(layer, self._annealed)
-        if isinstance(masks.selectors[layer], Dense) or density >= DENSE_FROM:
+        if masks.runs_all(layer, self._annealed):
             return block.hidden()
         with torch.no_grad():
             scores = masks.scores(layer, block)  # [n, f]
@@ -195,13 +216,13 @@ class MaskPass:
                 self._collect[layer].add(scores.float().numpy())
             threshold = masks.thresholds[layer]
             if self._learning or threshold == -math.inf:
-                found = self.quantiles[layer] = _quantile(scores, density)
+                found = self.quantiles[layer] = masks.wanted(layer, scores, self._annealed)
                 threshold = found if threshold == -math.inf else threshold
             self.densities[layer] = choose(scores, threshold) / scores.numel()
-        return block.hidden(scores)  # which are 0 or 1 now
+        return masks.hidden(block, scores, threshold)  # scores are 0 or 1 now
 
 
-def _quantile(scores: Tensor, density: float) -> float:
+def quantile(scores: Tensor, density: float) -> float:
     """What about a share `density` of the scores exceeds."""
     flat = scores.reshape(-1)[:: max(1, scores.numel() // SAMPLE) | 1]  # odd: no neuron is always left out
     rank = min(max(round((1 - density) * len(flat)), 1), len(flat))

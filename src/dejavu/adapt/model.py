@@ -191,18 +191,19 @@ class Decoder:
         if not c.pre_norm:
             x = self.norm(p + "attn_norm", x + self._attention(i, x, batch, turns))
             inputs.append(x)
-            return self.norm(p + "mlp_norm", x + self._mlp(i, x, inputs, masks))
+            return self.norm(p + "mlp_norm", x + self.mlp(i, x, inputs, masks))
         branch = self._attention(i, self.norm(p + "attn_norm", x, dtype), batch, turns)
         if c.post_norms:
             branch = self.norm(p + "attn_post_norm", branch.float())
         after = x + branch
         inputs.append(x if c.parallel_residual else after)
-        branch = self._mlp(i, self.norm(p + "mlp_norm", inputs[i], dtype), inputs, masks)
+        branch = self.mlp(i, self.norm(p + "mlp_norm", inputs[i], dtype), inputs, masks)
         if c.post_norms:
             branch = self.norm(p + "mlp_post_norm", branch.float())
         return after + branch
 
-    def _mlp(self, i: int, y: Tensor, inputs: Sequence[Tensor], masks: Masks | None) -> Tensor:
+    def mlp(self, i: int, y: Tensor, inputs: Sequence[Tensor], masks: Masks | None) -> Tensor:
+        """The MLP of layer i on its normed input, [n, d] -> [n, d]; `inputs`: see `Block`."""
         c, p = self.config, f"layers.{i}."
         y = y.to(self._w[p + "up.weight"].dtype)
         products = self.linear(p + ("gate" if c.gated else "up"), y)  # [n, f]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 from dejavu.errors import InputError
 
@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from dejavu.codecs import Codec
     from dejavu.plan import AccessPlan
 
+ActivationName = Literal["keep", "relu", "shifted", "fatrelu"]
 LossName = Literal["forward-kl", "reverse-kl", "mixed"]
 
 
@@ -23,6 +24,8 @@ class AdaptOptions:
         plan: whose selectors and densities are used; or
         frontier: densities as `density`, distinct, one after the other from the highest to the lowest in one run. Exactly
             one of the three.
+        activation: "keep": the model's own, and neurons are selected; others: of a twin whose gates close by themselves, as
+            often as the densities say (see `dejavu.adapt.twin`).
         bits: of the sketches.
         codec: of the weights in deployment.
         loss: on the next-token distributions of the dense and the masked model.
@@ -37,6 +40,7 @@ class AdaptOptions:
     density: float | None = None
     plan: AccessPlan | None = None
     frontier: tuple[float, ...] | None = None
+    activation: ActivationName = "keep"
     bits: int = 4
     codec: Codec = "int8"
     loss: LossName = "forward-kl"
@@ -56,6 +60,17 @@ class AdaptOptions:
         for density in self.densities:
             if not 0 < density <= 1:
                 raise InputError(f"density is {density:g}; above 0 and up to 1 is possible")
+        if self.activation not in get_args(ActivationName):
+            raise InputError(
+                f"activation {self.activation!r} is none that a model can be adapted to; "
+                f"{', '.join(get_args(ActivationName))} are",
+                fix="add --activation relu",
+            )
+        if self.plan is not None and self.activation != "keep":
+            raise InputError(
+                f"a plan selects neurons of a model that keeps its activation; with {self.activation} gates select them",
+                fix="give --density in the place of --plan",
+            )
         if self.frontier is not None:
             self._check_frontier(self.frontier)
         if (self.hours is None) == (self.tokens is None):

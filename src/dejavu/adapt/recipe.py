@@ -13,19 +13,24 @@ import torch
 from dejavu.adapt.distill import distill
 from dejavu.adapt.export import PLAN_FOLDER, add_tokenizer, base_name, write_card
 from dejavu.adapt.frontier import Frontier
+from dejavu.adapt.gates import Gates
 from dejavu.adapt.masks import PlanMasks
+from dejavu.adapt.regress import Regressor, first_checkpoint, joined, split
 from dejavu.adapt.student import ATTENTION, Student
+from dejavu.adapt.twin import Twin
 from dejavu.adapt.verify import Verifier
 from dejavu.engine.core import chosen_isa
 from dejavu.errors import InputError, PlanError
 from dejavu.models.folder_writer import FloatCodec, config_json, write_folder
 from dejavu.models.loading import open_model
-from dejavu.plan import AccessPlan, Dense, LayerPlan, Pick, Sketch
+from dejavu.plan import AccessPlan, Dense, LayerPlan, Sketch
 from dejavu.training.stream import TokenStream
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
+
+    from numpy.typing import NDArray
 
     from dejavu.adapt.distill import Distilled, State
     from dejavu.adapt.options import AdaptOptions
@@ -61,7 +66,8 @@ def adapt_model(
         corpus: the text.
         options: how.
         output: folder that is made, of the model; for a frontier of a model per density (see `Frontier`), each written as
-            soon as it is done. ``output.checkpoint`` beside it keeps an interrupted run.
+            soon as it is done. ``output.checkpoint`` beside it keeps an interrupted run (of a twin, with
+            ``output.regression.checkpoint``).
         model: how the user named the model, for the card.
         resume: go on from the checkpoint.
         threads: for everything.
@@ -89,7 +95,8 @@ def adapt_model(
         frontier = Frontier(opened, stream, options, output, base_name(model), threads, progress)
         recipe.distil(checkpoint, resume, [frontier.folder(density) for density in options.densities])
         evidence = frontier.measure(recipe.verifier, command)
-    checkpoint.unlink(missing_ok=True)
+    for part in (checkpoint, first_checkpoint(checkpoint)):
+        part.unlink(missing_ok=True)
     return evidence
 
 
@@ -127,23 +134,15 @@ class _Recipe:
             for name, value in dataclasses.asdict(options).items()
             if name not in ("plan", "hours", "tokens")
         }
+        self._dtype = torch.bfloat16 if chosen_isa() in _FAST_BF16 else torch.float32
+        self._twin = None if options.activation == "keep" else Twin.of(opened.config, options.activation)
+        self._begun: Distilled | None = None
         self.verifier = Verifier(opened.path, stream, options.codec, threads, progress)
 
     def distil(self, checkpoint: Path, resume: bool, folders: Sequence[Path]) -> dict[str, Any]:
         """Write a model to each of `folders`, one per stage; those that are there stay. Returns the last one's figures."""
-        opened, options, config = self._opened, self._options, self._opened.config
+        opened, options = self._opened, self._options
         selectors, stages = _wanted(opened, options)
-        dtype = torch.bfloat16 if chosen_isa() in _FAST_BF16 else torch.float32
-        student = Student(config, opened.weights, options, dtype, self._threads)
-        masks = PlanMasks(
-            config,
-            selectors,
-            stages[0],
-            codec=options.codec,
-            masters=student.masters,
-            dtype=dtype,
-            threads=self._threads,
-        )
         settings = {
             "model": opened.weights.fingerprint,
             "text": self._corpus.fingerprint,
@@ -151,6 +150,15 @@ class _Recipe:
             "selectors": [str(selector.kind) for selector in selectors],
             "densities": [list(densities) for densities in stages],
         }
+        if self._twin is None:
+            student = self._student(Student, options)
+            masks = self._masks(selectors, stages[0], student)
+        else:
+            self._begun, start = self._regress(self._twin, first_checkpoint(checkpoint), resume, settings)
+            resume, options = resume and checkpoint.exists(), split(options)[1]
+            student = self._student(Student, options, start)
+            del start
+            masks = Gates(self._twin, stages[0])
         evidence: dict[str, Any] = {}
         for distilled in distill(
             student,
@@ -161,7 +169,7 @@ class _Recipe:
             checkpoint=checkpoint,
             resume=resume,
             settings=settings,
-            report=_Reporter(options, self._progress),
+            report=_Reporter(options, self._progress, "distilling"),
         ):
             folder = folders[distilled.stage]
             if not folder.exists():  # or a run that was interrupted after it had written it
@@ -169,17 +177,66 @@ class _Recipe:
                 self._write(folder, student, masks, evidence)
         return evidence
 
+    def _student(
+        self,
+        kind: type[Student],
+        options: AdaptOptions,
+        start: Mapping[str, NDArray[np.float32]] | None = None,
+    ) -> Student:
+        twin = None if self._twin is None else self._twin.config
+        opened = self._opened
+        return kind(
+            opened.config, opened.weights, options, self._dtype, self._threads, twin=twin, start=start
+        )
+
+    def _masks(
+        self, selectors: Sequence[NeuronSelector], densities: Sequence[float], student: Student
+    ) -> PlanMasks:
+        return PlanMasks(
+            self._opened.config,
+            selectors,
+            densities,
+            codec=self._options.codec,
+            masters=student.masters,
+            dtype=self._dtype,
+            threads=self._threads,
+        )
+
+    def _regress(
+        self, twin: Twin, checkpoint: Path, resume: bool, settings: dict[str, Any]
+    ) -> tuple[Distilled, dict[str, NDArray[np.float32]]]:
+        """The first part of making a twin: what came of it, and the linears that the rest begins with."""
+        options = split(self._options)[0]
+        student = self._student(Regressor, options)
+        natural = (1.0,) * twin.config.n_layers
+        (distilled,) = distill(
+            student,
+            Gates(twin, natural),
+            self._stream,
+            options,
+            stages=[natural],
+            checkpoint=checkpoint,
+            resume=resume,
+            settings=settings,
+            report=_Reporter(options, self._progress, "regressing"),
+        )
+        return distilled, {name: tensor.numpy() for name, tensor in student.masters.items()}
+
     def _evidence(
         self, distilled: Distilled, masks: PlanMasks, stages: Sequence[Sequence[float]]
     ) -> dict[str, Any]:
-        last = distilled.curve[-1]
+        curve, begun = distilled.curve, self._begun
+        if begun is not None:
+            curve = joined(begun.curve, curve, whole=distilled.stage == 0)
+        last = curve[-1]
         return {
             "command": self._command,
             "base": self._base,
             "machine": platform.machine(),
             "options": self._plain,
             "stages": [sum(densities) / len(densities) for densities in stages[: distilled.stage + 1]],
-            "selectors": " and ".join(sorted({_describe(selector) for selector in masks.selectors})),
+            "selectors": _described(masks, self._twin),
+            "regression": None if begun is None else dataclasses.asdict(begun.curve[-1]),
             "attention_share": ATTENTION,
             "density": sum(masks.targets) / len(masks.targets),
             "documents": len(self._corpus.training),
@@ -190,7 +247,7 @@ class _Recipe:
             "ppl_ratio": distilled.final.ratio,
             "divergence": distilled.final.divergence,
             "densities": list(distilled.final.densities),
-            "curve": [dataclasses.asdict(point) for point in distilled.curve],
+            "curve": [dataclasses.asdict(point) for point in curve],
         }
 
     def _write(self, target: Path, student: Student, masks: PlanMasks, evidence: dict[str, Any]) -> None:
@@ -204,18 +261,20 @@ class _Recipe:
             dataclasses.replace(plan, name=name, evidence=_for_plan(evidence)).save(folder / PLAN_FOLDER)
             write_card(folder, self._base, self._opened, evidence)
 
-        values = student.values()
+        config, values = self._opened.config, student.values()
+        if self._twin is not None:
+            config, values = self._twin.publish(masks.thresholds, values)
         largest = max(float(np.abs(value).max()) for value in values.values())
         codec: FloatCodec = "f16" if largest <= LARGEST_F16 else "f32"
-        write_folder(target, self._opened.config, values.__getitem__, codec=codec, add_files=add_files)
+        write_folder(target, config, values.__getitem__, codec=codec, add_files=add_files)
 
 
 class _Reporter:
     """Turns states into movements of a bar: of tokens, or of seconds where the time is given; of all stages to come."""
 
-    def __init__(self, options: AdaptOptions, progress: Progress) -> None:
+    def __init__(self, options: AdaptOptions, progress: Progress, name: str) -> None:
         timed = options.tokens is None
-        self._name = "distilling (seconds)" if timed else "distilling"
+        self._name = f"{name} (seconds)" if timed else name
         self._total = round(3600 * (options.hours or 0)) if timed else options.tokens or 0
         self._progress = progress
         self._stage: str | None = None
@@ -261,8 +320,11 @@ def _wanted(
     return tuple(x.neurons for x in plan.layers), [tuple(densities)]
 
 
-def _describe(selector: NeuronSelector) -> str:
-    return f"{selector.bits}-bit sketches" if isinstance(selector, Sketch) else str(selector.kind)
+def _described(masks: PlanMasks, twin: Twin | None) -> str:
+    if twin is not None:
+        return f"{twin.config.activation} of the gates themselves"
+    names = {f"{x.bits}-bit sketches" if isinstance(x, Sketch) else str(x.kind) for x in masks.selectors}
+    return " and ".join(sorted(names))
 
 
 def _plan(folder: Path, masks: PlanMasks) -> AccessPlan:
@@ -272,14 +334,8 @@ def _plan(folder: Path, masks: PlanMasks) -> AccessPlan:
         fingerprint = adapted.weights.fingerprint
     finally:
         adapted.close()
-    layers = []
-    for selector, threshold in zip(masks.selectors, masks.thresholds, strict=True):
-        if isinstance(selector, Pick) and threshold > float("-inf"):
-            selector = dataclasses.replace(selector, density=None, threshold=threshold)
-        else:
-            selector = Dense()
-        layers.append(LayerPlan(neurons=selector))
-    return AccessPlan(model=fingerprint, layers=tuple(layers))
+    layers = tuple(LayerPlan(neurons=selector) for selector in masks.deployed())
+    return AccessPlan(model=fingerprint, layers=layers)
 
 
 def _for_plan(evidence: dict[str, Any]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from dejavu.adapt.divergence import Head, divergence
 from dejavu.adapt.model import Decoder, is_linear, read_tensors
 from dejavu.adapt.operations import column_major
 from dejavu.adapt.workers import Workers
+from dejavu.models.tensors import tensor_shapes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -66,12 +67,17 @@ class Student:
     """Learns to predict as the teacher does, with masks.
 
     Args:
-        config: the model.
-        weights: its tensors, of the teacher and of the student's beginning.
+        config: the teacher.
+        weights: its tensors.
         options: how.
         dtype: of the products.
         threads: that work side by side, each on documents of its own.
+        twin: the student, where it is not as the teacher: a model of the same shape.
+        start: the student's linears in the beginning, float32; those that are not in it are the teacher's, or zero.
     """
+
+    objective = "KL"
+    """What `step` returns."""
 
     def __init__(
         self,
@@ -80,24 +86,32 @@ class Student:
         options: AdaptOptions,
         dtype: torch.dtype,
         threads: int = 1,
+        *,
+        twin: ModelConfig | None = None,
+        start: Mapping[str, NDArray[np.float32]] | None = None,
     ) -> None:
         self._options = options
         self.workers = Workers(threads)
         original = read_tensors(config, weights)
-        self.masters = {name: t.clone() for name, t in original.items() if is_linear(name)}
         self._fixed = fixed = {name: t for name, t in original.items() if not is_linear(name)}
-        taught = {name: column_major(original[name].to(dtype)) for name in self.masters}
+        taught = {name: column_major(t.to(dtype)) for name, t in original.items() if is_linear(name)}
+        self.masters = _beginning(twin or config, original, start or {})
         # A copy even where the type is the same: gradients are the copy's.
         self._used = {n: t.to(dtype, copy=True).requires_grad_() for n, t in self.masters.items()}
         self._turned = {n: t.detach().T.contiguous() for n, t in self._used.items() if t.ndim == 2}
         self.head = Head.of(config, fixed, dtype)
         self.teacher = Decoder(config, fixed | taught)
-        self.decoder = Decoder(config, fixed | self._used, self._turned)
-        names = list(self.masters)
+        self.decoder = Decoder(twin or config, fixed | self._used, self._turned)
+        names = [name for name in self.masters if self.learns(name)]
         self._shares = [
             _Share(names[i::threads], self.masters, self._used, self._turned) for i in range(threads)
         ]
         self.steps = 0
+
+    @staticmethod
+    def learns(name: str) -> bool:
+        """Whether a linear changes: all do."""
+        return True
 
     def step(self, batches: Sequence[Batch], passes: Sequence[Masks], done: float) -> float:
         """Learn from `batches`, each under the masks of its pass, `done` being the share of the run before.
@@ -227,6 +241,18 @@ class _Share:
             used.copy_(master)
         for turned, used in self._turned:
             turned.copy_(used.T)
+
+
+def _beginning(
+    config: ModelConfig, original: Mapping[str, Tensor], start: Mapping[str, NDArray[np.float32]]
+) -> dict[str, Tensor]:
+    """Linears of a student, float32, of their own memory."""
+    found = {}
+    for name, shape in tensor_shapes(config).items():
+        if is_linear(name):
+            known = torch.from_numpy(start[name]) if name in start else original.get(name)
+            found[name] = torch.zeros(shape) if known is None else known.clone()
+    return found
 
 
 def schedule(done: float) -> float:

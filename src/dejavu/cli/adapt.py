@@ -6,12 +6,15 @@ import shlex
 import sys
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
 from dejavu.cli import options
 from dejavu.cli.output import print_fields, print_json, print_note, print_table
+
+if TYPE_CHECKING:
+    from dejavu.adapt.options import ActivationName
 
 
 class LossChoice(str, Enum):
@@ -50,6 +53,12 @@ def adapt(
             "quality against speed."
         ),
     ] = None,
+    activation: Annotated[
+        str,
+        typer.Option(
+            help="keep, or that of a twin with exact zeros: relu (thresholds in biases), shifted or fatrelu (in weights)."
+        ),
+    ] = "keep",
     bits: Annotated[int, typer.Option(min=2, max=4, help="Leading bits that neurons are chosen by.")] = 4,
     loss: Annotated[
         LossChoice, typer.Option(help="Between the predictions of the dense and the masked model.")
@@ -92,6 +101,7 @@ def adapt(
         density=density,
         plan=AccessPlan.load(plan) if plan else None,
         frontier=parse_densities(frontier) if frontier is not None else None,
+        activation=cast("ActivationName", activation),  # checked there
         bits=bits,
         codec=codec.value,
         loss=loss.value,
