@@ -114,8 +114,9 @@ def test_zeros_are_left_out_exactly(twin: Path, codec: Any) -> None:
     native.close()
 
 
-def test_opens_with_its_plan(twin: Path) -> None:
-    with LLM.from_pretrained(str(twin), plan="auto", fallback=False) as llm:
+@pytest.mark.parametrize("codec", ["auto", "bf16"])
+def test_opens_with_its_plan(twin: Path, codec: Any) -> None:
+    with LLM.from_pretrained(str(twin), codec=codec, plan="auto", fallback=False) as llm:
         assert llm.plan is not None
         assert llm.plan.model == AccessPlan.load(twin / "plan").model
         assert llm.generate("the cat").text
@@ -234,4 +235,6 @@ def test_what_does_not_go_together(folder: Path, tmp_path: Path, capsys: pytest.
     plan = AccessPlan(model="0" * 64, layers=(LayerPlan(),))
     plan.save(tmp_path / "plan")
     assert "gates select them" in refused("--plan", str(tmp_path / "plan"))["message"]
+    (tmp_path / "out.checkpoint").touch()  # of a run that kept the activation
+    assert "out.checkpoint is left" in refused()["message"]
     assert "no checkpoint" in refused("--density", "0.3", "--resume")["message"]

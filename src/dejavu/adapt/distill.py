@@ -144,11 +144,8 @@ def distill(
         NumericsError: the divergence is no longer finite; the last checkpoint stays.
         CacheError: the checkpoint cannot be written.
     """
-    if not resume and checkpoint.exists():
-        raise InputError(
-            f"{checkpoint} is left of an interrupted run",
-            fix="add --resume to go on with it, or delete it to start anew",
-        )
+    if not resume:
+        check_unused(checkpoint)
     stream.require(MIN_TOKENS)
     run = _Run(student, masks, stream, options, stages, checkpoint, settings)
     first = run.resume() if resume else 0
@@ -157,6 +154,15 @@ def distill(
             run.begin(number)
         run.learn(report)
         yield run.finish()
+
+
+def check_unused(checkpoint: Path) -> None:
+    """Raise `InputError` if there is a checkpoint already."""
+    if checkpoint.exists():
+        raise InputError(
+            f"{checkpoint} is left of an interrupted run",
+            fix="add --resume to go on with it, or delete it to start anew",
+        )
 
 
 @dataclass(frozen=True)

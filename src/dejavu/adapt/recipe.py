@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from dejavu.adapt.distill import distill
+from dejavu.adapt.distill import check_unused, distill
 from dejavu.adapt.export import PLAN_FOLDER, add_tokenizer, base_name, write_card
 from dejavu.adapt.frontier import Frontier
 from dejavu.adapt.gates import Gates
@@ -154,6 +154,8 @@ class _Recipe:
             student = self._student(Student, options)
             masks = self._masks(selectors, stages[0], student)
         else:
+            if not resume:
+                check_unused(checkpoint)  # now, not after the first part
             self._begun, start = self._regress(self._twin, first_checkpoint(checkpoint), resume, settings)
             resume, options = resume and checkpoint.exists(), split(options)[1]
             student = self._student(Student, options, start)
@@ -322,7 +324,7 @@ def _wanted(
 
 def _described(masks: PlanMasks, twin: Twin | None) -> str:
     if twin is not None:
-        return f"{twin.config.activation} of the gates themselves"
+        return f"gates of {twin.name}"
     names = {f"{x.bits}-bit sketches" if isinstance(x, Sketch) else str(x.kind) for x in masks.selectors}
     return " and ".join(sorted(names))
 
@@ -344,6 +346,7 @@ def _for_plan(evidence: dict[str, Any]) -> dict[str, Any]:
     return {
         "command": evidence["command"],
         "codec": evidence["options"]["codec"],
+        "exact": evidence["regression"] is not None,
         "ppl_ratio": native["ppl_ratio"],
         "neurons": {"density": native["density"]},
         "tokens": {"training": evidence["tokens"], "verification": native["tokens"]},

@@ -147,7 +147,8 @@ def _summary(evidence: dict[str, Any]) -> dict[str, str]:
     native, first = evidence["native"], evidence["curve"][0]
     return {
         "perplexity ratio": f"{native['ppl_ratio']:.4f} on {native['tokens']} held-out tokens, native engine",
-        "before": f"{first['ratio']:.4f} with the same kind of masks",
+        "before": f"{first['ratio']:.4f} with "
+        + ("the activation and no training" if evidence["regression"] else "the same kind of masks"),
         "density": f"{native['density']:.3f}",
         "tokens": f"{evidence['tokens']} in {evidence['seconds'] / 60:.0f} minutes",
     }

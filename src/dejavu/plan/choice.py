@@ -49,5 +49,6 @@ def choose_plan(
 
 
 def _made_for(plan: AccessPlan, codec: Codec) -> bool:
-    """Whether a plan was measured in the codec, or in none."""
-    return plan.suits(codec) and plan.evidence.get("codec", codec) == codec
+    """Whether a plan was measured in the codec or in none, or leaves out nothing but zeros in any."""
+    said = plan.evidence
+    return plan.suits(codec) and (said.get("exact") is True or said.get("codec", codec) == codec)
