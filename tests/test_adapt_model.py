@@ -122,7 +122,9 @@ def test_masks_are_those_of_the_reference(kind: str, codec: Any, tmp_path: Path)
         found = Head.of(config, tensors, torch.float32).log_probs(decoder(batch, run))
     assert run.densities == pytest.approx([0.4, 0.4], abs=0.01)
     # Chance gives the density itself, as a predictor of random weights does.
-    low, high = {"oracle": (0.97, 1), "sketch": (0.6, 1), "threshold": (0.5, 1), "low_rank": (0.25, 0.55)}[kind]
+    low, high = {"oracle": (0.97, 1), "sketch": (0.6, 1), "threshold": (0.5, 1), "low_rank": (0.25, 0.55)}[
+        kind
+    ]
     assert all(low <= recall <= high for recall in run.recalls)
     layers = [
         LayerPlan(neurons=dataclasses.replace(selector, threshold=threshold))
