@@ -144,6 +144,12 @@ def test_pull_list_remove(tmp_path: Path, site: Loopback) -> None:
     assert not list((tmp_path / "hf").rglob("*.safetensors"))
 
 
+def test_an_adapter(tmp_path: Path, site: Loopback) -> None:
+    files = dict.fromkeys(("adapter_config.json", "adapter_model.safetensors", "tokenizer.json"), b"{}")
+    add_repository(site, "org/adapter", files | {"optimizer.pt": b"pickle", "adapter_model.bin": b"pickle"})
+    assert run(tmp_path, site.url, [["resolve", "org/adapter"]]) == [sorted(files)]
+
+
 def test_what_is_not_there(tmp_path: Path, site: Loopback) -> None:
     expected = {
         "org/ggufs": "several GGUF files: m-q8.gguf, q4/m.gguf",

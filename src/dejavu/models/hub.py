@@ -6,6 +6,8 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from dejavu.errors import CacheError, DejavuError, SourceError
+from dejavu.models.adapter_config import ADAPTER_NAME
+from dejavu.models.lora import ARRAYS_NAME
 from dejavu.models.store import folder_of, is_disk_error, write_record
 
 if TYPE_CHECKING:
@@ -103,7 +105,11 @@ def _choose(spec: HubSpec, names: list[str]) -> list[str]:
             has = ", ".join(ggufs) or "none"
             raise SourceError(f"{spec}: no such file (GGUF files there: {has})", fix="choose one of them")
         return [spec.file]
-    if weights and "config.json" in top:
+    if "config.json" not in top:
+        weights = []
+    if ADAPTER_NAME in top and ARRAYS_NAME in top:
+        weights = [ARRAYS_NAME]
+    if weights:
         return sorted(weights + [name for name in top if name.endswith(_SUFFIXES)])
     if len(ggufs) == 1:
         return ggufs
@@ -112,7 +118,7 @@ def _choose(spec: HubSpec, names: list[str]) -> list[str]:
             f"{spec} holds several GGUF files: {', '.join(ggufs)}", fix=f"choose one: {spec}:{ggufs[0]}"
         )
     raise SourceError(
-        f"{spec} holds no GGUF file and no config.json with model.safetensors (or its shards)",
+        f"{spec} holds no GGUF file, no config.json with model.safetensors (or its shards), and no LoRA adapter",
         fix="choose a repository with safetensors or GGUF weights; pickled weights are never loaded",
     )
 

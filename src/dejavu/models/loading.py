@@ -10,13 +10,16 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from dejavu.errors import ModelFormatError, SourceError, UnsupportedModelError
+from dejavu.models.adapter_config import ADAPTER_NAME, Adapter
 from dejavu.models.delta import DELTA_NAME, DeltaWeights, check_record
 from dejavu.models.families import family_of_gguf, family_of_hf
 from dejavu.models.families.options import Options
 from dejavu.models.gguf import GgufFile
+from dejavu.models.lora import ARRAYS_NAME, LoraWeights
 from dejavu.models.safetensors import SafeTensors
 from dejavu.models.sources import resolve
 from dejavu.models.weights import MappedWeights, RawTensors, TensorView, Weights
+from dejavu.models.writing import family_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -46,17 +49,27 @@ class OpenModel:
 
 
 def open_model(path: Path) -> OpenModel:
-    """Open a folder with config.json and safetensors or with a delta (`models.delta`), or a ``.gguf`` file.
+    """Open a folder with config.json and safetensors, or a ``.gguf`` file; or a delta or a LoRA adapter.
 
-    The base of a delta is fetched if it is not on this machine.
+    The base of a delta (`models.delta`) or adapter (`models.lora`) is fetched if it is not on this machine. Tokenizer and
+    options are the base's.
 
     Raises:
         SourceError: nothing is there, or it cannot be read.
         ModelFormatError: the files are damaged, incomplete or contradict each other.
         UnsupportedModelError: an architecture, option or tensor that dejavu does not compute.
     """
+    return _open(path, ())
+
+
+def _open(path: Path, above: tuple[Path, ...]) -> OpenModel:
+    """`open_model` of what is the base of the folders `above`."""
     if (path / DELTA_NAME).is_file():
-        return _open_delta(path)
+        return _open_delta(path, above)
+    if (path / ADAPTER_NAME).is_file() and (
+        (path / ARRAYS_NAME).is_file() or not (path / "config.json").is_file()
+    ):
+        return _open_adapter(path, above)
     if path.is_dir():
         return _open_folder(path)
     if path.suffix == ".gguf" or not path.exists():
@@ -90,15 +103,43 @@ def read_json(path: Path) -> dict[str, Any]:
     return values
 
 
-def _open_delta(folder: Path) -> OpenModel:
-    """The base with the delta's weights; tokenizer and options are the base's."""
+def _open_delta(folder: Path, above: tuple[Path, ...]) -> OpenModel:
     record = check_record(folder, read_json(folder / DELTA_NAME))
-    base = open_model(resolve(record["base"]))
+    base = _open_base(folder, record["base"], None, above)
     try:
         return dataclasses.replace(base, weights=DeltaWeights(base.weights, folder, record))
     except BaseException:
         base.close()
         raise
+
+
+def _open_adapter(folder: Path, above: tuple[Path, ...]) -> OpenModel:
+    adapter = Adapter.read(read_json(folder / ADAPTER_NAME), str(folder / ADAPTER_NAME))
+    base = _open_base(folder, adapter.base, adapter.revision, above)
+    try:
+        weights = LoraWeights(base.weights, base.config, hf_layout(base), folder, adapter)
+        return dataclasses.replace(base, weights=weights)
+    except BaseException:
+        base.close()
+        raise
+
+
+def _open_base(folder: Path, name: str, revision: str | None, above: tuple[Path, ...]) -> OpenModel:
+    above = (*above, folder.resolve())
+    try:
+        path = resolve(name, revision=revision)
+    except SourceError as error:
+        raise SourceError(f"the base of {folder}: {error.args[0]}", fix=error.fix) from error
+    if path.resolve() in above:
+        raise ModelFormatError(f"{folder} is its own base", fix="name another base in it")
+    return _open(path, above)
+
+
+def hf_layout(model: OpenModel) -> Layout:
+    """Where the model's family has its tensors in Hugging Face's format, whatever format the model itself is in."""
+    family = family_of(model.config)
+    scales = family.scales_from_hf if model.format == "safetensors" else family.scales_from_gguf
+    return family.hf if scales is None else dataclasses.replace(family.hf, scales=scales(model.metadata))
 
 
 def _open_folder(path: Path) -> OpenModel:

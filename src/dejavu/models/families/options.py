@@ -174,6 +174,10 @@ class Options:
             allowed = " or ".join(repr(item) for item in neutral) or "absent"
             self.refuse(name, f"only {allowed} is supported")
 
+    def skip(self, *names: str) -> None:
+        """Let options be anything, also for `refuse_unread`."""
+        self._read.update(self._prefix + name for name in names)
+
     def refuse(self, name: str, why: str) -> NoReturn:
         """Raise `UnsupportedModelError` about an option."""
         value = self._values.get(self._prefix + name)
