@@ -94,7 +94,7 @@ def _card(base: str, opened: OpenModel, evidence: Mapping[str, Any]) -> str:
         f"| {point['tokens']:,} | {point['seconds'] / 60:.0f} | {point['density']:.3f} | {point['ratio']:.4f} |"
         for point in _some(curve)
     ]
-    stages, regression = evidence["stages"], evidence["regression"]
+    stages, regression, adapter = evidence["stages"], evidence["regression"], evidence["adapter"]
     if len(stages) > 1:
         before = f"With the weights that were adapted to density {stages[-2]:.3g} the same masks cost"
     elif regression is not None:
@@ -109,6 +109,9 @@ def _card(base: str, opened: OpenModel, evidence: Mapping[str, Any]) -> str:
         + (f", the last of {' > '.join(f'{density:.3g}' for density in stages)}" if len(stages) > 1 else ""),
         "learning rate": f"{options['learning_rate']:g} (attention {evidence['attention_share']:g} of it; embedding, "
         "head and norms frozen), AdamW, warm-up and cosine",
+        **(
+            {} if adapter is None else {"method": f"LoRA of rank {adapter['rank']}, alpha {adapter['alpha']}"}
+        ),
         "tokens": f"{evidence['tokens']:,} ({evidence['turns']:.2f} times through the text)",
         "time": f"{evidence['seconds'] / 3600:.2f} hours, {evidence['tokens_per_s']:.0f} tokens/s",
         "text": f"{evidence['documents']:,} documents",
@@ -126,6 +129,7 @@ def _card(base: str, opened: OpenModel, evidence: Mapping[str, Any]) -> str:
             "---",
             f"license: {license_}",
             f"base_model: {base}",
+            *([] if adapter is None else ["library_name: peft"]),
             "tags: [dejavu, contextual-sparsity]",
             "---",
             "",
@@ -138,6 +142,14 @@ def _card(base: str, opened: OpenModel, evidence: Mapping[str, Any]) -> str:
             f'dejavu generate "Hello" -m FOLDER --codec {options["codec"]} --plan FOLDER/{PLAN_FOLDER}',
             "```",
             "",
+            *(
+                []
+                if adapter is None
+                else [
+                    "This is a LoRA adapter; it is opened beside its base, which adapter_config.json names.",
+                    "",
+                ]
+            ),
             "Without the plan all neurons run, which is not what the weights were trained for."
             if regression is None
             else "The activation makes exact zeros; by the plan they are left out, without it they are computed.",

@@ -13,6 +13,10 @@ if TYPE_CHECKING:
 
 ActivationName = Literal["keep", "relu", "shifted", "fatrelu"]
 LossName = Literal["forward-kl", "reverse-kl", "mixed"]
+MethodName = Literal["full", "lora"]
+
+RANK = 32
+"""Of updates of low rank, where nothing else is asked for."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,9 @@ class AdaptOptions:
             one of the three.
         activation: "keep": the model's own, and neurons are selected; others: of a twin whose gates close by themselves, as
             often as the densities say (see `dejavu.adapt.twin`).
+        method: "full": weights change as a whole; "lora": by updates of low rank (see `dejavu.adapt.low_rank_update`).
+        rank: of these; None: `RANK`.
+        alpha: updates count alpha / rank; None: as the rank.
         bits: of the sketches.
         codec: of the weights in deployment.
         loss: on the next-token distributions of the dense and the masked model.
@@ -41,6 +48,9 @@ class AdaptOptions:
     plan: AccessPlan | None = None
     frontier: tuple[float, ...] | None = None
     activation: ActivationName = "keep"
+    method: MethodName = "full"
+    rank: int | None = None
+    alpha: int | None = None
     bits: int = 4
     codec: Codec = "int8"
     loss: LossName = "forward-kl"
@@ -71,6 +81,7 @@ class AdaptOptions:
                 f"a plan selects neurons of a model that keeps its activation; with {self.activation} gates select them",
                 fix="give --density in the place of --plan",
             )
+        self._check_method()
         if self.frontier is not None:
             self._check_frontier(self.frontier)
         if (self.hours is None) == (self.tokens is None):
@@ -82,6 +93,8 @@ class AdaptOptions:
             ("tokens", self.tokens),
             ("learning rate", self.learning_rate),
             ("tokens of a batch", self.batch_tokens),
+            ("rank", self.rank),
+            ("alpha", self.alpha),
         ):
             if value is not None and not value > 0:
                 raise InputError(f"{name}: {value}; it must be above 0")
@@ -96,6 +109,28 @@ class AdaptOptions:
         if self.frontier is not None:
             return tuple(sorted(self.frontier, reverse=True))
         return () if self.density is None else (self.density,)
+
+    @property
+    def adapter(self) -> tuple[int, int] | None:
+        """Rank and alpha of the updates; None: weights change as a whole."""
+        if self.method == "full":
+            return None
+        rank = self.rank or RANK
+        return rank, self.alpha or rank
+
+    def _check_method(self) -> None:
+        if self.method not in get_args(MethodName):
+            raise InputError(
+                f"method {self.method!r} is unknown; there are {', '.join(get_args(MethodName))}",
+                fix="add --method lora",
+            )
+        if self.method == "full" and (self.rank, self.alpha) != (None, None):
+            raise InputError("a rank or alpha is that of low-rank updates", fix="add --method lora")
+        if self.method == "lora" and self.activation != "keep":
+            raise InputError(
+                f"an adapter holds updates of weights; with {self.activation} the model has another activation too",
+                fix="leave --method lora away",
+            )
 
     def _check_frontier(self, frontier: tuple[float, ...]) -> None:
         if not frontier:

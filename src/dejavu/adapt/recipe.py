@@ -16,13 +16,17 @@ from dejavu.adapt.frontier import Frontier
 from dejavu.adapt.gates import Gates
 from dejavu.adapt.masks import PlanMasks
 from dejavu.adapt.regress import Regressor, first_checkpoint, joined, split
-from dejavu.adapt.student import ATTENTION, Student
+from dejavu.adapt.share import ATTENTION
+from dejavu.adapt.student import Student
 from dejavu.adapt.twin import Twin
 from dejavu.adapt.verify import Verifier
 from dejavu.engine.core import chosen_isa
 from dejavu.errors import InputError, PlanError
+from dejavu.models.adapter_config import Adapter
+from dejavu.models.delta import DeltaWeights
 from dejavu.models.folder_writer import FloatCodec, config_json, write_folder
-from dejavu.models.loading import open_model
+from dejavu.models.loading import hf_layout, open_model
+from dejavu.models.lora import LoraWeights, write_adapter
 from dejavu.plan import AccessPlan, Dense, LayerPlan, Sketch
 from dejavu.training.stream import TokenStream
 
@@ -68,7 +72,8 @@ def adapt_model(
         output: folder that is made, of the model; for a frontier of a model per density (see `Frontier`), each written as
             soon as it is done. ``output.checkpoint`` beside it keeps an interrupted run (of a twin, with
             ``output.regression.checkpoint``).
-        model: how the user named the model, for the card.
+        model: how the user named the model, for the card and for an adapter: whoever opens that needs the same model
+            under this name.
         resume: go on from the checkpoint.
         threads: for everything.
         command: for the card.
@@ -78,17 +83,24 @@ def adapt_model(
         The figures of the run, JSON-able; they are in the folder too.
 
     Raises:
-        InputError: too little text, an output that is there already, or a checkpoint in the way or of another run.
+        InputError: too little text, a delta or an adapter as the model, an output that is there already, or a checkpoint in
+            the way or of another run.
         PlanError: a plan for another model, or of a kind that cannot be trained under.
         UnsupportedModelError: a model that cannot be trained, or written as a folder.
         NumericsError: the training leads to NaN; the last checkpoint stays.
         CacheError: a checkpoint or the output cannot be written.
     """
     checkpoint = output.with_name(f"{output.name}.checkpoint")
+    if isinstance(opened.weights, DeltaWeights | LoraWeights):  # `opened.path` is that of the base
+        raise InputError(
+            f"{model} is a change to another model; a whole one is needed",
+            fix=f"merge it with its base: dejavu convert {model} -o WHOLE",
+        )
     _check_output(output, checkpoint, resume=resume and options.frontier is not None)
-    config_json(opened.config)  # or say now that it cannot be written
+    if options.adapter is None:
+        config_json(opened.config)  # or say now that it cannot be written
     stream = TokenStream(corpus, tokenizer, context=opened.config.max_context)
-    recipe = _Recipe(opened, corpus, stream, options, base_name(model), threads, command, progress)
+    recipe = _Recipe(opened, corpus, stream, options, model, threads, command, progress)
     if options.frontier is None:
         evidence = recipe.distil(checkpoint, resume, [output])
     else:
@@ -116,7 +128,7 @@ class _Recipe:
         corpus: Corpus,
         stream: TokenStream,
         options: AdaptOptions,
-        base: str,
+        model: str,
         threads: int,
         command: str,
         progress: Progress,
@@ -125,7 +137,8 @@ class _Recipe:
         self._corpus = corpus
         self._stream = stream
         self._options = options
-        self._base = base
+        self._model = model
+        self._base = base_name(model)
         self._threads = threads
         self._command = command
         self._progress = progress
@@ -227,7 +240,7 @@ class _Recipe:
     def _evidence(
         self, distilled: Distilled, masks: PlanMasks, stages: Sequence[Sequence[float]]
     ) -> dict[str, Any]:
-        curve, begun = distilled.curve, self._begun
+        curve, begun, options = distilled.curve, self._begun, self._options
         if begun is not None:
             curve = joined(begun.curve, curve, whole=distilled.stage == 0)
         last = curve[-1]
@@ -239,6 +252,9 @@ class _Recipe:
             "stages": [sum(densities) / len(densities) for densities in stages[: distilled.stage + 1]],
             "selectors": _described(masks, self._twin),
             "regression": None if begun is None else dataclasses.asdict(begun.curve[-1]),
+            "adapter": None
+            if options.adapter is None
+            else dict(zip(("rank", "alpha"), options.adapter, strict=True)),
             "attention_share": ATTENTION,
             "density": sum(masks.targets) / len(masks.targets),
             "documents": len(self._corpus.training),
@@ -249,7 +265,6 @@ class _Recipe:
             "ppl_ratio": distilled.final.ratio,
             "divergence": distilled.final.divergence,
             "densities": list(distilled.final.densities),
-            "recalls": list(distilled.final.recalls),
             "curve": [dataclasses.asdict(point) for point in curve],
         }
 
@@ -264,7 +279,14 @@ class _Recipe:
             dataclasses.replace(plan, name=name, evidence=_for_plan(evidence)).save(folder / PLAN_FOLDER)
             write_card(folder, self._base, self._opened, evidence)
 
-        config, values = self._opened.config, student.values()
+        config = self._opened.config
+        if self._options.adapter is not None:
+            rank, alpha = self._options.adapter
+            adapter = Adapter(self._model, rank, alpha)
+            layout = hf_layout(self._opened)
+            write_adapter(target, config, layout, student.factors(), adapter, add_files=add_files)
+            return
+        values = student.values()
         if self._twin is not None:
             config, values = self._twin.publish(masks.thresholds, values)
         largest = max(float(np.abs(value).max()) for value in values.values())

@@ -1,26 +1,29 @@
 """`Student`: the masked model and its teacher, and one step of learning.
 
 Weights are kept in float32 (masters) and used in the type of the products; gradients come in that type. Embedding, head
-and norms are frozen.
+and norms are frozen; with updates of low rank biases too.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from dejavu.adapt.divergence import Head, divergence
+from dejavu.adapt.low_rank_update import LowRankShare, first_factors
 from dejavu.adapt.model import Decoder, is_linear, read_tensors
 from dejavu.adapt.operations import column_major
+from dejavu.adapt.share import Share
 from dejavu.adapt.workers import Workers
 from dejavu.models.tensors import tensor_shapes
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from numpy.typing import NDArray
     from torch import Tensor
@@ -32,14 +35,10 @@ if TYPE_CHECKING:
 
 WARM_UP = 0.03
 """Share of the run in which the learning rate rises; from there it falls to zero along a cosine."""
-ATTENTION = 0.3
-"""Learning rate of the attention, as a share of the MLPs'."""
-BETAS = (0.9, 0.98)
 CLIP = 1.0
 """Most that the norm of the gradients may be; larger ones are scaled down."""
 
 _ROWS = 64  # whose probabilities are in memory at a time
-_MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 @dataclass(frozen=True)
@@ -96,15 +95,24 @@ class Student:
         self._fixed = fixed = {name: t for name, t in original.items() if not is_linear(name)}
         taught = {name: column_major(t.to(dtype)) for name, t in original.items() if is_linear(name)}
         self.masters = _beginning(twin or config, original, start or {})
+        names = [
+            n for n, t in self.masters.items() if self.learns(n) and (options.method == "full" or t.ndim == 2)
+        ]
         # A copy even where the type is the same: gradients are the copy's.
-        self._used = {n: t.to(dtype, copy=True).requires_grad_() for n, t in self.masters.items()}
+        self._used = {n: t.to(dtype, copy=True).requires_grad_(n in names) for n, t in self.masters.items()}
         self._turned = {n: t.detach().T.contiguous() for n, t in self._used.items() if t.ndim == 2}
         self.head = Head.of(config, fixed, dtype)
         self.teacher = Decoder(config, fixed | taught)
         self.decoder = Decoder(twin or config, fixed | self._used, self._turned)
-        names = [name for name in self.masters if self.learns(name)]
+        self._factors: dict[str, tuple[Tensor, Tensor]] = {}
+        share: Callable[..., Share] = Share
+        if options.adapter is not None:
+            rank, alpha = options.adapter
+            originals = {name: original[name] for name in names}
+            self._factors = first_factors(originals, rank, options.seed)
+            share = partial(LowRankShare, originals=originals, factors=self._factors, scale=alpha / rank)
         self._shares = [
-            _Share(names[i::threads], self.masters, self._used, self._turned) for i in range(threads)
+            share(names[i::threads], self.masters, self._used, self._turned) for i in range(threads)
         ]
         self.steps = 0
 
@@ -123,7 +131,7 @@ class Student:
         shares = [len(batch.tokens) / tokens for batch in batches]
         losses = self.workers.map(self._learn, batches, passes, shares)
         loss = sum(share * found for share, found in zip(shares, losses, strict=True))
-        norm = math.sqrt(sum(self.workers.map(_Share.take_gradients, self._shares)))
+        norm = math.sqrt(sum(self.workers.map(Share.take_gradients, self._shares)))
         if not math.isfinite(loss + norm):
             return math.nan
         rate, scale = self._options.learning_rate * schedule(done), min(1.0, CLIP / max(norm, 1e-30))
@@ -167,6 +175,10 @@ class Student:
         """All tensors of the model as it is now."""
         return {name: tensor.numpy() for name, tensor in {**self._fixed, **self.masters}.items()}
 
+    def factors(self) -> dict[str, tuple[NDArray[np.float32], NDArray[np.float32]]]:
+        """A and B of the weights that change by updates of low rank; see `low_rank_update`."""
+        return {name: (a.numpy(), b.numpy()) for name, (a, b) in self._factors.items()}
+
     def arrays(self) -> dict[str, NDArray[np.float32]]:
         """All that `restore` needs."""
         return {name: array for share in self._shares for name, array in share.arrays().items()}
@@ -176,71 +188,6 @@ class Student:
         for share in self._shares:
             share.restore(arrays, steps)
         self.steps = steps
-
-
-class _Share:
-    """Some of the weights with their optimiser."""
-
-    def __init__(
-        self,
-        names: Sequence[str],
-        masters: Mapping[str, Tensor],
-        used: Mapping[str, Tensor],
-        turned: Mapping[str, Tensor],
-    ) -> None:
-        self._tensors = {name: (masters[name], used[name]) for name in names}
-        self._turned = [(turned[name], used[name]) for name in names if name in turned]
-        parts: dict[float, list[Tensor]] = {1.0: [], ATTENTION: []}
-        for name, (master, _) in self._tensors.items():
-            master.grad = torch.zeros_like(master)
-            parts[ATTENTION if name.split(".")[2] in ("q", "k", "v", "o") else 1.0].append(master)
-        groups = [{"params": tensors, "share": share} for share, tensors in parts.items() if tensors]
-        self._adam = torch.optim.AdamW(groups, betas=BETAS, weight_decay=0.0, fused=True)
-
-    @torch.no_grad()
-    def take_gradients(self) -> float:
-        """Move the gradients to the masters. Returns the sum of their squares."""
-        grads = []
-        for master, used in self._tensors.values():
-            assert master.grad is not None  # noqa: S101
-            assert used.grad is not None  # noqa: S101
-            grads.append(master.grad.copy_(used.grad))
-            used.grad = None
-        return float(torch.stack(torch._foreach_norm(grads)).double().square().sum())
-
-    @torch.no_grad()
-    def update(self, rate: float, scale: float) -> None:
-        """One step at the learning rate `rate`, with the gradients times `scale`."""
-        if scale < 1:
-            torch._foreach_mul_([m.grad for m, _ in self._tensors.values() if m.grad is not None], scale)
-        for group in self._adam.param_groups:
-            group["lr"] = rate * group["share"]
-        self._adam.step()
-        self._publish()
-
-    def arrays(self) -> dict[str, NDArray[np.float32]]:
-        """All that `restore` needs."""
-        found = {}
-        for name, (master, _) in self._tensors.items():
-            found[name] = master.numpy()
-            for part in _MOMENTS:
-                found[f"{name}.{part}"] = self._adam.state[master][part].numpy()
-        return found
-
-    @torch.no_grad()
-    def restore(self, arrays: Mapping[str, NDArray[np.float32]], steps: int) -> None:
-        """Go on from `arrays`."""
-        for name, (master, _) in self._tensors.items():
-            master.copy_(torch.from_numpy(arrays[name]))
-            moments = {part: torch.from_numpy(arrays[f"{name}.{part}"]) for part in _MOMENTS}
-            self._adam.state[master] = {"step": torch.tensor(float(steps)), **moments}
-        self._publish()
-
-    def _publish(self) -> None:
-        for master, used in self._tensors.values():
-            used.copy_(master)
-        for turned, used in self._turned:
-            turned.copy_(used.T)
 
 
 def _beginning(

@@ -25,6 +25,13 @@ class LossChoice(str, Enum):
     mixed = "mixed"
 
 
+class MethodChoice(str, Enum):
+    """Values of --method."""
+
+    full = "full"
+    lora = "lora"
+
+
 class PlaneCodec(str, Enum):
     """Values of --codec: those with leading bits."""
 
@@ -59,6 +66,16 @@ def adapt(
             help="keep, or that of a twin with exact zeros: relu (thresholds in biases), shifted or fatrelu (in weights)."
         ),
     ] = "keep",
+    method: Annotated[
+        MethodChoice,
+        typer.Option(
+            help="full: all weights of the layers learn; lora: updates of low rank do, and make an adapter."
+        ),
+    ] = MethodChoice.full,
+    rank: Annotated[int | None, typer.Option(min=1, help="Of lora's updates; default: 32.")] = None,
+    alpha: Annotated[
+        int | None, typer.Option(min=1, help="These count alpha / rank; default: as the rank.")
+    ] = None,
     bits: Annotated[int, typer.Option(min=2, max=4, help="Leading bits that neurons are chosen by.")] = 4,
     loss: Annotated[
         LossChoice, typer.Option(help="Between the predictions of the dense and the masked model.")
@@ -80,7 +97,8 @@ def adapt(
     """Teach a model to live with sparse MLPs: distil it from itself under the masks that it will run on.
 
     Writes a folder in Hugging Face layout with the plan beside the weights, a model card with the recipe and the curve,
-    and what the native engine measured on held-out text. With --frontier a folder per density, written as soon as it is
+    and what the native engine measured on held-out text; with --method lora an adapter in the place of the weights, to be
+    opened beside the model that it is of. With --frontier a folder per density, written as soon as it is
     done, and a comparison with the original.
     """
     from dejavu.training.missing import import_torch
@@ -102,6 +120,9 @@ def adapt(
         plan=AccessPlan.load(plan) if plan else None,
         frontier=parse_densities(frontier) if frontier is not None else None,
         activation=cast("ActivationName", activation),  # checked there
+        method=method.value,
+        rank=rank,
+        alpha=alpha,
         bits=bits,
         codec=codec.value,
         loss=loss.value,
