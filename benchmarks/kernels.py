@@ -28,6 +28,7 @@ from kernel_suite.report import record, table
 from kernel_suite.sides import Side
 from rich.console import Console
 
+from dejavu.cli.progress import StageBars
 from dejavu.environment import describe_machine, usable_cpus, versions
 
 if TYPE_CHECKING:
@@ -86,14 +87,18 @@ def compare(
             sides.append(Side(f"{role} ({build.name})", build.folder, sizes, len(cpus)))
             stack.callback(sides[-1].close)
         new, old = sides[0], sides[1] if len(sides) > 1 else None
-        checked = check(new, old, chosen, lambda name: told("checking", name))
+        bars = StageBars()
+        stack.callback(bars.finish)
+        bars.start("checking (cases)", len(chosen))
+        checked = check(new, old, chosen, lambda name: bars.advance(1, name))
+        bars.finish()
         if checked.red:
-            told("", "")
             print(f"no figures: {len(checked.red)} of {len(chosen)} checks are red", file=sys.stderr)
             for name, problem in checked.red.items():
                 print(f"  {name}  {problem}", file=sys.stderr)
             return 1
         rows = []
+        bars.start("timing (cases)", len(chosen))
         for name in chosen:  # a case that only the new side has is timed alone
             rows += measure(
                 new,
@@ -103,19 +108,12 @@ def compare(
                 sample=QUICK_SAMPLE if quick else SAMPLE,
                 cpus=cpus,
                 cold_bytes=max(sizes.cold_bytes, 4096),
-                told=lambda name: told("timing", name),
+                told=lambda name: bars.advance(1, name),
             )
-        told("", "")
     show(builds, rows, checked)
     if file:
         file.write_text(json.dumps(as_json(builds, rows, checked, sizes), indent=1))
     return 0
-
-
-def told(doing: str, name: str) -> None:
-    """Progress, on one line of a terminal."""
-    if sys.stderr.isatty():
-        print(f"\r\033[K{doing} {name}", end="", file=sys.stderr, flush=True)
 
 
 def show(builds: Sequence[Build], rows: Sequence[Row], checked: Checked) -> None:

@@ -310,8 +310,9 @@ void bind_rows(nb::module_& m) {
          FloatRowsOut out) {
         const Bundles b = view(codec, int(x.shape(1)), rows, packed);
         const Kernels& k = kernels(parse_isa(isa));
-        const int n = int(list.shape(0)), together = int(out.shape(1));
-        if (x.shape(0) != 1 || int(out.shape(0)) != n || together < 1) throw std::invalid_argument("wrong shapes");
+        const int n = int(list.shape(0)), together = n ? int(out.shape(1)) / n : 1;
+        const bool fits = x.shape(0) == 1 && out.shape(0) == 1 && together > 0 && int(out.shape(1)) == n * together;
+        if (!fits) throw std::invalid_argument("out is not [1, listed * rows of each]");
         check_list(b, first, list);
         check_list(b, first + together - 1, list);
         const Inputs inputs(k, b, x);
@@ -319,7 +320,7 @@ void bind_rows(nb::module_& m) {
       },
       nb::arg("isa"), nb::arg("codec"), nb::arg("packed").noconvert(), nb::arg("rows"), nb::arg("first"),
       nb::arg("list").noconvert(), nb::arg("x").noconvert(), nb::arg("out").noconvert(),
-      "out[i, r] = row(list[i], first + r) . x[0]");
+      "out[0, i * rows of each + r] = row(list[i], first + r) . x[0]");
 
   m.def(
       "axpy_list",

@@ -232,25 +232,29 @@ void Engine::Decoder::compensate(int i, float* const* output) {
   }
 }
 
-// The first stage of scoring the neurons or heads of layer `target` from this block's input, which is x.
+// The first stage of scoring the neurons or heads of layer `target` from what enters this block, which is x.
 void Engine::Decoder::score(int target, bool heads) {
   const LayerPlan& layer_plan = plan->layers[size_t(target)];
   const Selector& selector = heads ? layer_plan.heads : layer_plan.neurons;
   const Layer& layer = e.layers_[size_t(target)];
-  float* y = w.branch.get(0);
+  void* const room = w.scratch.get(0);
   for (int t = 0; t < s.n; ++t) {
-    const float* from = x[t];
-    if (c.pre_norm) {
-      e.norm(x[t], heads ? layer.attn_norm : layer.mlp_norm, heads ? layer.attn_norm_bias : layer.mlp_norm_bias, y);
-      from = y;
+    const void* prepared = input[t];
+    if (selector.source(target) != target) {  // another layer's norm
+      const float* from = x[t];
+      if (c.pre_norm) {
+        float* y = w.branch.get(0);
+        e.norm(x[t], heads ? layer.attn_norm : layer.mlp_norm, heads ? layer.attn_norm_bias : layer.mlp_norm_bias, y);
+        from = y;
+      }
+      rows.prepare(e.layout_, from, room);
+      prepared = room;
     }
-    void* prepared = w.scratch.get(0);
-    rows.prepare(e.layout_, from, prepared);
     if (selector.rule == Rule::low_rank) {
       const LowRank& predictor = selector.low_rank;
       Buffer& all = heads ? e.head_hidden_ : e.neuron_hidden_;
       float* hidden = all.get(0) + size_t(target * kMaxTokens + t) * size_t(e.widest_rank_);
-      void* other = (char*)prepared + (e.layout_.input_bytes() + 63) / 64 * 64;
+      void* other = (char*)room + (e.layout_.input_bytes() + 63) / 64 * 64;
       e.hidden_of(predictor, share(predictor.rank, kPlainRows, thread, threads), e.to_input8(prepared, other), hidden);
     } else {
       const Range mine = share(e.own_neurons(), kScoredTogether, thread, threads);

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from dejavu.cli.app import run
+from dejavu.errors import InputError
 from dejavu.models.loading import open_model
 from dejavu.plan import AccessPlan, Sketch
 from tiny_chat import build_tiny_chat
@@ -153,6 +154,30 @@ def test_picture_and_page(folder: Path, whole: Path) -> None:
     assert "-m model --codec int8 --plan FOLDER/training-free/0.6\n" in page
     assert page.count("| plans of the original |") == 2
     assert str(folder) not in page.replace(json.loads((whole / "frontier.json").read_text())["command"], "")
+
+
+def test_the_report_shows_all_of_it(whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page = tmp_path / "page.html"
+    capsys.readouterr()
+    assert run(["report", str(whole), "-o", str(page), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    rows = json.loads((whole / "frontier.json").read_text())["rows"]
+    assert [(s["name"], s["ratio"], s["speed"]) for s in told["frontier"]] == [
+        (
+            "dense" if row["kind"] == "dense" else f"{row['kind']} {row['target']}",
+            pytest.approx(row["ppl_ratio"]),
+            row["tokens_per_s"],
+        )
+        for row in rows
+    ]
+    assert {s["group"] for s in told["frontier"]} == {"dejavu, adapted", "dejavu, by a plan", "dejavu, dense"}
+    assert page.read_text().count("Adaptation to sparse MLPs</h2>") == 2
+
+    document = json.loads((whole / "frontier.json").read_text())
+    document["rows"][0]["ppl_ratio"] = None
+    (tmp_path / "frontier.json").write_text(json.dumps(document))
+    assert run(["report", str(tmp_path / "frontier.json"), "-o", str(page)]) == InputError.exit_code
+    assert "ppl_ratio" in capsys.readouterr().err
 
 
 def in_step(number: int) -> Callable[[pytest.MonkeyPatch], None]:

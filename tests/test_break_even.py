@@ -118,10 +118,15 @@ def test_the_command_says_what_runs_dense(
     uniform(tiny, Threshold(density=0.3)).save(tmp_path / "plan")
     command = ["generate", "the cat", "-m", str(tiny), "--codec", "int8", "-n", "5", "--plan"]
     command.append(str(tmp_path / "plan"))
-    for speeds, message in (([9, 9], "the plan does not pay"), ([2, 9], "1 of 2 layers run dense")):
+    cases = (([9, 9], [0, 1], "the plan does not pay"), ([2, 9], [1], "1 of 2 layers run dense"))
+    for speeds, dense, message in cases:
         monkeypatch.setattr(break_even, "time_in_turn", lambda *_: [times(speeds), times([4, 4])])  # noqa: B023
         assert run(command) == 0
         assert message in capsys.readouterr().err
+        assert run([*command, "--json"]) == 0
+        told = json.loads(capsys.readouterr().out)
+        assert told["fallback"]["dense_layers"] == dense
+        assert ("plan" in told) == (len(dense) < 2)
         break_even_path(tiny).unlink()
         assert run([*command, "--no-fallback"]) == 0
         assert message not in capsys.readouterr().err

@@ -115,10 +115,12 @@ def test_lists_give_the_bits_of_rows_one_by_one(isa: str, codec: str, width: int
     for chosen in LISTS:
         listed, n = np.array(chosen, np.int32), len(chosen)
         for first, rows in (1, 1), (0, 2), (0, 3):
-            out, expected = np.full((n, rows), POISON), np.full((1, 63), POISON)
+            out, expected = np.full((1, n * rows), POISON), np.full((1, 63), POISON)
             _core.dot_list(isa, codec, data, 3, first, listed, x[:1], out)
             _core.dot_many(isa, codec, in_order, 63, 0, 0, x[:1], expected)
-            np.testing.assert_array_equal(out, expected.reshape(21, 3)[chosen, first : first + rows])
+            np.testing.assert_array_equal(
+                out[0], expected.reshape(21, 3)[chosen, first : first + rows].ravel()
+            )
 
         part = np.ascontiguousarray(c[:, :n])
         y = np.ones((tokens, width), np.float32)
@@ -143,7 +145,7 @@ def test_wrong_sizes_are_refused_before_memory_is_read() -> None:
         )
     with pytest.raises(ValueError, match="out of range"):
         _core.dot_list(
-            "portable", "int8", data, 3, 2, np.zeros(3, np.int32), x[:1], np.zeros((3, 2), np.float32)
+            "portable", "int8", data, 3, 2, np.zeros(3, np.int32), x[:1], np.zeros((1, 6), np.float32)
         )
     with pytest.raises(ValueError, match="out of range"):
         _core.axpy_list("portable", "int8", data, 3, 0, np.array([0, 2, 1], np.int32), out, x)

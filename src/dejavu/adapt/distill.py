@@ -55,6 +55,8 @@ class Point:
     """Perplexity on held-out text, over that of the dense original."""
     density: float
     """Mean over layers."""
+    recalls: tuple[float, ...]
+    """Of each layer: the share that is chosen of as many neurons, those with the largest values."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,7 @@ class Measured:
     ratio: float
     divergence: float
     densities: tuple[float, ...]
+    recalls: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -83,11 +86,10 @@ class State:
     held_out: Point
 
     def __str__(self) -> str:
-        mean = sum(self.densities) / len(self.densities)
         return (
             f"{self.stage}{self.tokens} tokens, {self.tokens_per_s:.0f}/s, {self.objective} {self.loss:.4f}, "
-            f"density {mean:.3f} ({min(self.densities):.2f}-{max(self.densities):.2f}), held-out "
-            f"KL {self.held_out.divergence:.4f}, ppl ratio {self.held_out.ratio:.4f}"
+            f"density {_spread(self.densities)}; held-out KL {self.held_out.divergence:.4f}, "
+            f"ppl ratio {self.held_out.ratio:.4f}, recall {_spread(self.held_out.recalls)}"
         )
 
 
@@ -222,7 +224,7 @@ class _Run:
         self._tokens, self._position = state["tokens"], Position(**state["position"])
         self._loss, self._spent = state["loss"], state["seconds"]
         self._masks.thresholds = state["thresholds"]
-        self._curve = [Point(**point) for point in state["curve"]]
+        self._curve = [Point(**point | {"recalls": tuple(point["recalls"])}) for point in state["curve"]]
         self._masks.refresh_all()
         return self._stage.number
 
@@ -305,7 +307,15 @@ class _Run:
         found = self._held_out.measure(self._masks)
         density = sum(found.densities) / len(found.densities)
         self._curve.append(
-            Point(self._tokens, self._seconds, self._loss, found.divergence, found.ratio, density)
+            Point(
+                self._tokens,
+                self._seconds,
+                self._loss,
+                found.divergence,
+                found.ratio,
+                density,
+                found.recalls,
+            )
         )
 
     def _save(self) -> None:
@@ -346,12 +356,19 @@ class _Validation:
 
     def measure(self, masks: PlanMasks) -> Measured:
         """Run `masks` over it."""
-        student, passes = self._student, [MaskPass(masks) for _ in self._batches]
+        student, passes = self._student, [MaskPass(masks, recall=True) for _ in self._batches]
         losses = student.workers.map(student.measure, self._batches, self._targets, passes)
         total = sum(losses, Losses(0, 0.0, 0.0, 0.0))
         ratio = math.exp(min((total.masked - total.dense) / total.tokens, 700.0))
-        densities = _mean([p.densities for p in passes], [len(batch.tokens) for batch in self._batches])
-        return Measured(ratio, total.divergence / total.tokens, densities)
+        tokens = [len(batch.tokens) for batch in self._batches]
+        densities = _mean([p.densities for p in passes], tokens)
+        recalls = _mean([p.recalls for p in passes], tokens)
+        return Measured(ratio, total.divergence / total.tokens, densities, recalls)
+
+
+def _spread(values: Sequence[float]) -> str:
+    """The mean over layers, and the least and the most."""
+    return f"{sum(values) / len(values):.3f} ({min(values):.2f}-{max(values):.2f})"
 
 
 def _mean(rows: Sequence[Sequence[float]], weights: Sequence[float] | None = None) -> tuple[float, ...]:

@@ -186,6 +186,7 @@ class MaskPass:
         annealed: see `PlanMasks.target`.
         learning: note the quantile of each layer's scores.
         collect: per layer, where all scores are to be counted.
+        recall: compare what is chosen with the neurons that matter most.
     """
 
     def __init__(
@@ -195,13 +196,17 @@ class MaskPass:
         annealed: float = 1.0,
         learning: bool = False,
         collect: Sequence[Quantiles] | None = None,
+        recall: bool = False,
     ) -> None:
         self._masks = masks
         self._annealed = annealed
         self._learning = learning
         self._collect = collect
+        self._recall = recall
         self.densities = [1.0] * len(masks.selectors)
         """Of each layer."""
+        self.recalls = [1.0] * len(masks.selectors)
+        """Of each layer, if asked for: the share that is chosen of as many neurons, those with the largest values."""
         self.quantiles: dict[int, float] = {}
         """By layer: the threshold that its scores call for."""
 
@@ -218,7 +223,13 @@ class MaskPass:
             if self._learning or threshold == -math.inf:
                 found = self.quantiles[layer] = masks.wanted(layer, scores, self._annealed)
                 threshold = found if threshold == -math.inf else threshold
-            self.densities[layer] = choose(scores, threshold) / scores.numel()
+            self.densities[layer] = density = choose(scores, threshold) / scores.numel()
+            if self._recall:
+                exact = block.hidden().abs_()  # [n, f]
+                largest = exact > quantile(exact, density)
+                self.recalls[layer] = (
+                    float(scores[largest].mean(dtype=torch.float32)) if largest.any() else 1.0
+                )
         return masks.hidden(block, scores, threshold)  # scores are 0 or 1 now
 
 

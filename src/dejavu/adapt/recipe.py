@@ -265,6 +265,7 @@ class _Recipe:
             "ppl_ratio": distilled.final.ratio,
             "divergence": distilled.final.divergence,
             "densities": list(distilled.final.densities),
+            "recalls": list(distilled.final.recalls),
             "curve": [dataclasses.asdict(point) for point in curve],
         }
 

@@ -133,7 +133,11 @@ def generate(
             messages.insert(0, {"role": "system", "content": system})
         if json or not stream or n > 1:
             result = llm.chat(messages, params) if chat else llm.generate(text, params)
-            _print_result(result, _evidence(llm, result, check), json=json, quiet=quiet)
+            evidence = _evidence(llm, result, check)
+            if json:
+                print_json(result.to_dict() | _about_plan(llm, evidence))
+            else:
+                _print_result(result, evidence, quiet=quiet)
         else:
             events = llm.stream_chat(messages, params) if chat else llm.stream(text, params)
             _print_stream(events, llm, check=check, quiet=quiet)
@@ -154,6 +158,15 @@ def _evidence(llm: LLM, result: Generation, check: bool) -> dict[str, Any] | Non
     )
 
 
+def _about_plan(llm: LLM, evidence: dict[str, Any] | None) -> dict[str, Any]:
+    """What --json says of the plan: what it did, and what of it does not pay here and ran dense."""
+    found: dict[str, Any] = {} if evidence is None else {"plan": evidence}
+    if llm.break_even is not None:
+        layers = range(llm.executor.config.n_layers) if llm.plan is None else llm.break_even.dense
+        found["fallback"] = {"dense_layers": list(layers), "speedup": llm.break_even.speedup}
+    return found
+
+
 def _print_stream(events: Iterable[StreamEvent], llm: LLM, *, check: bool, quiet: bool) -> None:
     last = None
     for last in events:
@@ -171,10 +184,7 @@ def _print_evidence(evidence: dict[str, Any] | None) -> None:
         print_note(f"plan {evidence['name'] or '(no name)'}: {describe(evidence)}")
 
 
-def _print_result(result: Generation, evidence: dict[str, Any] | None, *, json: bool, quiet: bool) -> None:
-    if json:
-        print_json(result.to_dict() | ({} if evidence is None else {"plan": evidence}))
-        return
+def _print_result(result: Generation, evidence: dict[str, Any] | None, *, quiet: bool) -> None:
     for completion in result.completions:
         if len(result.completions) > 1:
             print_note(f"--- {completion.index}")

@@ -96,12 +96,12 @@ class StageBars:
         self._stage, self._total, self._done, self._began, self._told = "", 1, 0, 0.0, 0.0
 
     def start(self, stage: str, total: int) -> None:
-        """Begin a stage of `total` tokens."""
+        """Begin a stage of `total` tokens, or whatever the stage says that it counts."""
         self.finish()
         self._stage, self._total, self._done = stage, max(total, 1), 0
         self._began = self._told = time.perf_counter()
         if not sys.stderr.isatty():
-            print(f"{stage}: {total} tokens", file=sys.stderr)
+            print(f"{stage}: 0/{total}", file=sys.stderr)
             return
         import rich.progress as bars
         from rich.console import Console

@@ -17,7 +17,8 @@ def report(
         list[Path],
         typer.Argument(
             metavar="RESULT...",
-            help="Of eval -o, bench --json, analyze -o, train -o (the plan), adapt -o, and benchmarks/frontier.py --out.",
+            help="Of eval -o, bench --json, analyze -o, train -o (the plan), adapt -o (--frontier too), "
+            "and benchmarks/frontier.py --out.",
         ),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="The HTML file to write.")] = Path(

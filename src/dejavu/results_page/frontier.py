@@ -15,7 +15,12 @@ if TYPE_CHECKING:
 
     from dejavu.results_page.collection import Collection
 
-_GROUPS = {"dense": "dejavu, dense", "plan": "dejavu, by a plan", "llama.cpp": "llama.cpp"}
+_GROUPS = {
+    "dense": "dejavu, dense",
+    "plan": "dejavu, by a plan",
+    "adapted": "dejavu, adapted",
+    "llama.cpp": "llama.cpp",
+}
 _UNKNOWN = "unknown: "
 _SIZE = (480.0, 400.0)
 _LEAST = 5e-4

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 Kind = Literal["eval", "bench", "analysis", "plan", "adaptation", "frontier"]
 ANALYSIS_NAME, ADAPTATION_NAME, OWN_PLAN = "analysis.json", "adaptation.json", "plan"
+STAGES_NAME = "frontier.json"
 _SCHEMA = 1
 _MAX_BYTES = 256 << 20
 _KNOWN = (
@@ -89,12 +90,22 @@ def read_result(path: Path) -> list[Source]:
         return [_frontier(path, text)]
     if isinstance(document, dict) and "name" in document and "layers" not in document:
         return [_frontier(path, text)]
+    if isinstance(document, dict) and {"rows", "base_ppl"} <= document.keys():
+        return [_stages(path, document)]
     return [_source(path, document)]
 
 
 def _read_folder(folder: Path) -> list[Source]:
     if (folder / PLAN_NAME).is_file():
         return [_plan(folder)]
+    stages = folder / STAGES_NAME
+    if stages.is_file():
+        document = _json(stages)
+        found = [_stages(stages, document)]
+        for name in (row["model"] for row in document["rows"]):
+            if name is not None and (folder / name).parent == folder and (folder / name).is_dir():
+                found += _read_folder(folder / name)
+        return found
     found = [
         _source(p, _json(p)) for name in (ANALYSIS_NAME, ADAPTATION_NAME) if (p := folder / name).is_file()
     ]
@@ -171,6 +182,24 @@ def _frontier(path: Path, text: str) -> Source:
         raise InputError(
             f"{path} has rows of different models: {named}", fix="measure each into a file of its own"
         )
+    return Source("frontier", path, {"rows": rows})
+
+
+def _stages(path: Path, document: Any) -> Source:
+    """What `dejavu adapt --frontier` wrote, as rows of a frontier."""
+    _check(document, shapes.STAGES, str(path))
+    of_all = {"cpu": document["machine"]["cpu"], "command": document["command"]}
+    kinds, rows = {"training-free": "plan"}, []
+    for row in document["rows"]:
+        name = row["kind"] if row["kind"] == "dense" else f"{row['kind']} {row['target']:g}"
+        entry = {"name": name, "kind": kinds.get(row["kind"], row["kind"]), **of_all}
+        if not (row["ppl_ratio"] > 0 and row["tokens_per_s"] > 0):
+            raise InputError(f"{path}: a figure of {name} is not above 0", fix="measure it again")
+        quality = {"text": "held out", "tokens": document["tokens"], "ppl_ratio": row["ppl_ratio"]}
+        rows.append(entry | quality | {"fingerprint": document["fingerprint"]})
+        rows.append(entry | {"tokens_per_s": row["tokens_per_s"], "spread": row["spread"]})
+    if not rows:
+        raise InputError(f"{path}: rows is empty", fix="make it again")
     return Source("frontier", path, {"rows": rows})
 
 

@@ -120,6 +120,25 @@ ADAPTATION = {
 _ROW = {"name": str, "date?": str, "cpu?": str, "command?": str, "fingerprint?": str}
 QUALITY_ROW = _ROW | {"kind": str, "text": str, "tokens": int, "ppl_ratio": NUMBER}
 SPEED_ROW = _ROW | {"tokens_per_s": NUMBER, "spread": NUMBER}
+STAGES = {
+    "schema": int,
+    "base": str,
+    "fingerprint": str,
+    "command": str,
+    "tokens": int,
+    "machine": {"cpu": str},
+    "rows": [
+        {
+            "kind": str,
+            "target": NUMBER,
+            "ppl_ratio": NUMBER,
+            "tokens_per_s": NUMBER,
+            "spread": NUMBER,
+            "model": Maybe(str),
+        }
+    ],
+}
+"""What `dejavu adapt --frontier` measured in the end."""
 LAYER_EVIDENCE = {
     "neurons?": {"density?": NUMBER, "recall?": NUMBER},
     "heads?": {"density?": NUMBER, "recall?": NUMBER},
