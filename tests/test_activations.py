@@ -188,15 +188,15 @@ def test_an_ungated_sketch_scores_by_sign(kind: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_torch_model_computes_the_same(kind: str) -> None:
     torch = pytest.importorskip("torch")
-    from dejavu.adapt import model as adapt
+    from dejavu.adapt.operations import hidden_values
 
     config = configured(kind)
     rng = np.random.default_rng(0)
     x, up = (rng.standard_normal((5, 9)).astype(np.float32) for _ in range(2))
     a = ops.activate(x, config.activation, config.activation_threshold)
-    found = adapt.activate(torch.from_numpy(x), config)
+    found = hidden_values(torch.from_numpy(x), None, config)
     np.testing.assert_allclose(found.numpy(), a, rtol=1e-6)
-    h = adapt.gated(found, torch.from_numpy(up), config)
+    h = hidden_values(torch.from_numpy(x), torch.from_numpy(up), config)
     np.testing.assert_allclose(h.numpy(), ops.gated(a, up, config.activation), rtol=1e-6)
 
 
