@@ -112,6 +112,18 @@ def test_generation_follows_what_was_measured(
     assert [entry["speedup"] for entry in known.values()] == [1.0]
 
 
+def test_perplexity_by_a_plan_says_what_ran(
+    tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    uniform(tiny, Threshold(density=0.3)).save(tmp_path / "plan")
+    (tmp_path / "text.txt").write_text("the cat sat on the mat")
+    command = ["perplexity", str(tiny), "--text", str(tmp_path / "text.txt"), "--codec", "int8"]
+    assert run([*command, "--plan", str(tmp_path / "plan"), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["path"] == "masked"
+    assert told["plan_stats"]["neurons"] == pytest.approx([0.3, 0.3], abs=0.05)
+
+
 def test_the_command_says_what_runs_dense(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -82,15 +82,15 @@ def perplexity(
             result = measure_perplexity(
                 llm.executor, documents, path=path.value, window=window, stride=stride, progress=advance
             )
+        about = {} if llm.plan is None else {"plan": llm.plan.name, "plan_stats": llm.executor.last_stats}
     if json:
         facts: dict[str, object] = {
             "model": model,
             "codec": codec.value,
             "kv_dtype": kv.value,
             **result.to_dict(),
+            **about,
         }
-        if llm.plan is not None:
-            facts |= {"plan": llm.plan.name, "plan_stats": llm.executor.last_stats}
         print_json(facts)
         return
     print(f"perplexity {result.perplexity:.4f}")
