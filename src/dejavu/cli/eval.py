@@ -45,7 +45,7 @@ def evaluate(
         list[str] | None,
         typer.Option(
             metavar="PATH|off|auto",
-            help="Access plan to run by; repeat it to compare: --plan off --plan PLAN.",
+            help="Access plan to run by; repeat it to compare: --plan off --plan PLAN. Default: auto, the model's own.",
         ),
     ] = None,
     task_folder: Annotated[Path, typer.Option(help="Where names of --tasks are looked up.")] = Path("tasks"),
@@ -126,7 +126,7 @@ def evaluate(
     fingerprint = opened.weights.fingerprint
     opened.close()
     codecs = [natural if c is CodecName.auto else c.value for c in codec or [CodecName.auto]]
-    wanted = [(c, p) for c in dict.fromkeys(codecs) for p in plan or ["off"]]
+    wanted = [(c, p) for c in dict.fromkeys(codecs) for p in plan or ["auto"]]
     shared: dict[str, Any] = {
         "kv": kv,
         "threads": threads,

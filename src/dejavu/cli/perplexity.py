@@ -44,7 +44,7 @@ def perplexity(
     kv: options.Kv = KvName.f16,
     threads: options.Threads = None,
     executor: options.Executor = ExecutorName.native,
-    plan: options.Plan = "off",
+    plan: options.Plan = "auto",
     offline: options.Offline = False,
     json: options.Json = False,
 ) -> None:
