@@ -12,7 +12,7 @@ import numpy as np
 
 from dejavu.adapt.masks import MaskPass
 from dejavu.adapt.model import Batch
-from dejavu.adapt.student import Losses
+from dejavu.adapt.student import Losses, schedule
 from dejavu.errors import InputError, NumericsError
 from dejavu.training.checkpoint import load_checkpoint, save_checkpoint
 from dejavu.training.quantiles import Quantiles
@@ -37,6 +37,9 @@ SETTLE_TOKENS = 16_384
 """Text over which the final thresholds are taken."""
 MIN_TOKENS = 2048
 """Shortest text that is learned from."""
+FAR = 0.25
+"""Divergence, nats, from which on a stage learns at the full rate. A smaller one takes the same share of it: the noise of
+the steps costs in proportion to their rate, and there is less to be won."""
 _PART = 512  # tokens that are measured at a time
 _SMOOTH = 0.05  # of the divergence that is reported
 
@@ -232,6 +235,7 @@ class _Run:
         """Take the steps of the stage that are left, at least one in all."""
         student, masks, stage = self._student, self._masks, self._stage
         several = f"stage {stage.number + 1} of {len(self._stages)}, " if len(self._stages) > 1 else ""
+        pace = min(self._curve[0].divergence / FAR, 1.0)
         learned, began = 0, time.perf_counter()
         for pieces, after in self._stream.batches(self._options.batch_tokens, self._position):
             done = self._done
@@ -240,7 +244,7 @@ class _Run:
             batches = _dealt(pieces, student.workers.count)
             annealed = min(done / ANNEAL, 1.0)
             passes = [MaskPass(masks, annealed=annealed, learning=True) for _ in batches]
-            loss = student.step(batches, passes, done)
+            loss = student.step(batches, passes, pace * schedule(done))
             if not math.isfinite(loss):
                 kept = f"; {self._checkpoint} holds the state before" if self._checkpoint.exists() else ""
                 raise NumericsError(

@@ -121,8 +121,8 @@ class Student:
         """Whether a linear changes: all do."""
         return True
 
-    def step(self, batches: Sequence[Batch], passes: Sequence[Masks], done: float) -> float:
-        """Learn from `batches`, each under the masks of its pass, `done` being the share of the run before.
+    def step(self, batches: Sequence[Batch], passes: Sequence[Masks], pace: float) -> float:
+        """Learn from `batches`, each under the masks of its pass, at the share `pace` of the highest learning rate.
 
         Returns:
             The divergence, nats per token. If it is not finite, the weights stay as they are.
@@ -134,7 +134,7 @@ class Student:
         norm = math.sqrt(sum(self.workers.map(Share.take_gradients, self._shares)))
         if not math.isfinite(loss + norm):
             return math.nan
-        rate, scale = self._options.learning_rate * schedule(done), min(1.0, CLIP / max(norm, 1e-30))
+        rate, scale = self._options.learning_rate * pace, min(1.0, CLIP / max(norm, 1e-30))
         self.workers.map(lambda share: share.update(rate, scale), self._shares)
         self.steps += 1
         return loss
