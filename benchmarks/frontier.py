@@ -101,7 +101,7 @@ def ours(args: argparse.Namespace) -> dict[str, Callable[[], NativeExecutor]]:
     def planned(plan: str, model: str) -> NativeExecutor:
         loaded = AccessPlan.load(plan)
         where = resolve(model) if model else path
-        executor = NativeExecutor.load(where, codec="int8", nested=loaded.needs_nested)
+        executor = NativeExecutor.load(where, codec="int8", leading=loaded.leading)
         executor.set_plan(loaded)
         return executor
 

@@ -159,7 +159,7 @@ class Plans:
 
 def quality(args: argparse.Namespace) -> None:
     """Perplexity ratios, densities as they came out, recall and precision."""
-    subject = open_subject(args.model, codec=args.codec, nested=True)
+    subject = open_subject(args.model, codec=args.codec, leading=4)
     plans = Plans(subject, args)
     executor: Any = subject.executor
     done = {(row.get("selector"), row.get("density"), row.get("text")) for row in finished(args.out)}
@@ -200,8 +200,8 @@ def quality(args: argparse.Namespace) -> None:
 
 def speed(args: argparse.Namespace) -> None:
     """Tokens/s of each plan, in turn with dense decoding of the model in its plain form."""
-    subject = open_subject(args.model, codec=args.codec, nested=True)
-    dense = open_subject(args.model, codec=args.codec, nested=False)
+    subject = open_subject(args.model, codec=args.codec, leading=4)
+    dense = open_subject(args.model, codec=args.codec, leading=0)
     plans = Plans(subject, args)
     done = {(row.get("selector"), row.get("density")) for row in finished(args.out) if "speedup" in row}
     text = np.concatenate(plans.stream.validation(PREFIX + STEPS + 8))[: PREFIX + STEPS].astype(np.int32)

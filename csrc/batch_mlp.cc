@@ -35,7 +35,7 @@ void Engine::BatchThread::mlp(int i) {
     e.pool_.barrier();
   }
   const auto down_row = [&](int r) {
-    return layer.nested ? layer.halves.down.row(r, 0) : layer.mlp.row(r, c.gated ? 2 : 1);
+    return layer.nested ? layer.parts.down.row(r, 0) : layer.mlp.row(r, c.gated ? 2 : 1);
   };
   products.axpy(PackedRows{mlp_layout(layer), down_row}, c.ff, b.left.get(0), total, columns, scratch, packed,
                 b.branch.get(0), size_t(padded));
@@ -51,16 +51,16 @@ void Engine::BatchThread::hidden(int i, int n0, int n, bool keep_gate) {
   const Layer& layer = e.layers_[size_t(i)];
   const auto multiply = [&](int part, const float* bias, float* out) {
     const RowLayout& layout = mlp_layout(layer);
-    const NestedMlp& halves = layer.halves;
+    const NestedMlp& parts = layer.parts;
     uint8_t* joined = reinterpret_cast<uint8_t*>(w.joined.get(size_t(kPiece) * layout.code_bytes / sizeof(float)));
-    for (int r = 0; halves.low.count && r < n; ++r) {
-      join_halves(layout, halves.lead.row(n0 + r, part).codes, halves.low.row(n0 + r, part).codes,
-                  joined + size_t(r) * layout.code_bytes);
+    for (int r = 0; parts.low.count && r < n; ++r) {
+      join_parts(layout, parts.lead.layout.codec, parts.lead.row(n0 + r, part).codes, parts.low.layout.codec,
+                 parts.low.row(n0 + r, part).codes, joined + size_t(r) * layout.code_bytes);
     }
     const auto row_at = [&](int r) {
       if (!layer.nested) return layer.mlp.row(n0 + r, part);
-      const Row lead = halves.lead.row(n0 + r, part);
-      return halves.low.count ? Row{joined + size_t(r) * layout.code_bytes, lead.scales} : lead;
+      const Row lead = parts.lead.row(n0 + r, part);
+      return parts.low.count ? Row{joined + size_t(r) * layout.code_bytes, lead.scales} : lead;
     };
     products.dot(PackedRows{layout, row_at}, n, b.input.get(0), total, scratch, packed, out, b.ld);
     for (int r = 0; bias && r < n; ++r) {

@@ -156,8 +156,10 @@ void bind_engine(nb::module_& m) {
       .def(
           "__init__",
           [](NativeEngine* self, const nb::dict& config, const std::string& codec, const std::string& head_codec,
-             Array<const uint8_t, 1> buffer, const nb::dict& sections, int threads, const std::string& isa) {
+             Array<const uint8_t, 1> buffer, const nb::dict& sections, int leading, int threads,
+             const std::string& isa) {
             if (threads < 1 || threads > 1024) throw std::invalid_argument("threads is out of range");
+            if (leading != 0 && leading != 3 && leading != 4) throw std::invalid_argument("leading is out of range");
             Sections views;
             for (auto [key, value] : sections) {
               const auto range = nb::cast<std::vector<uint64_t>>(value);
@@ -167,11 +169,11 @@ void bind_engine(nb::module_& m) {
               views[nb::cast<std::string>(key)] = {buffer.data() + range[0], size_t(range[1])};
             }
             const Config c = parse_config(config);
-            new (self)
-                NativeEngine{buffer, {c, parse_codec(codec), parse_codec(head_codec), views, threads, parse_isa(isa)}};
+            new (self) NativeEngine{
+                buffer, {c, parse_codec(codec), parse_codec(head_codec), views, leading, threads, parse_isa(isa)}};
           },
           nb::arg("config"), nb::arg("codec"), nb::arg("head_codec"), nb::arg("buffer").noconvert(),
-          nb::arg("sections"), nb::arg("threads"), nb::arg("isa"),
+          nb::arg("sections"), nb::arg("leading"), nb::arg("threads"), nb::arg("isa"),
           "ValueError names the section or field that is missing or of the wrong size.")
       .def_prop_ro("isa", [](const NativeEngine& e) { return std::string(isa_name(e.engine.isa())); })
       .def_prop_ro("threads", [](const NativeEngine& e) { return e.engine.threads(); })

@@ -38,7 +38,7 @@ NB_MODULE(_core, m) {
   m.doc() = "C++ core of dejavu: packing, kernels and the native engine";
   dejavu::bind_gemm(m);
   dejavu::bind_rows(m);
-  dejavu::bind_halves(m);
+  dejavu::bind_parts(m);
   dejavu::bind_kernels(m);
   dejavu::bind_learn(m);
   dejavu::bind_engine(m);

@@ -26,7 +26,7 @@ std::unique_ptr<Plan> parse_plan(const nb::dict& plan, const Config& config);
 
 void bind_gemm(nb::module_& m);
 void bind_rows(nb::module_& m);
-void bind_halves(nb::module_& m);
+void bind_parts(nb::module_& m);
 void bind_kernels(nb::module_& m);
 void bind_learn(nb::module_& m);
 void bind_engine(nb::module_& m);

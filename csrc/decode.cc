@@ -211,7 +211,7 @@ void Engine::Decoder::fetch_mlp(int i) const {
     const Range mine = share(c.ff, 4, thread, threads);
     if (mine.begin < mine.end) fetch(layer.mlp, mine.begin, 0, mine.end - mine.begin, layer.mlp.stride);
   } else if (layer.nested && (rule == Rule::dense || rule == Rule::sketch)) {
-    const Bundles& lead = layer.halves.lead;
+    const Bundles& lead = layer.parts.lead;
     const Range mine = rule == Rule::dense ? share(c.ff, 4, thread, threads)
                                            : share(e.own_neurons(), kScoredTogether, thread, threads);
     const int n = mine.end - mine.begin < kTogether ? mine.end - mine.begin : kTogether;

@@ -180,7 +180,7 @@ void Engine::Decoder::sum_neurons(const Layer& layer, const Selector& selector, 
     ids[kept] = ids[j], h[kept] = h[j];
     kept += h[j] != 0;
   }
-  const Bundles& down = layer.nested ? layer.halves.down : layer.mlp;
+  const Bundles& down = layer.nested ? layer.parts.down : layer.mlp;
   e.mlp_rows(layer).axpy_list(down, layer.nested ? 0 : parts, ids, kept, h, output);
 }
 
@@ -189,7 +189,8 @@ void Engine::Decoder::sum_neurons(const Layer& layer, const Selector& selector, 
 void Engine::Decoder::neuron_dots(const Layer& layer, const Selector& selector, int t, int first, int rows,
                                   const int32_t* ids, int n, float* out) {
   // Leading bits that scoring has read for this very input.
-  const bool led = selector.rule == Rule::sketch && selector.lookahead == 0 && selector.bits == 4;
+  const bool led = selector.rule == Rule::sketch && selector.lookahead == 0 &&
+                   selector.bits == planes_of(layer.parts.lead.layout.codec).bits;
   const bool gate_first = c.gated && first == 0;
   const int own = e.own_neurons();  // second copies, the last ones, have no scores
   int from = 0;

@@ -32,9 +32,9 @@ class Reader {
     return b;
   }
 
-  NestedMlp nested(const std::string& layer, const RowLayout& layout, int dots, int count) const {
+  NestedMlp nested(const std::string& layer, const RowLayout& layout, int dots, int count, int leading) const {
     const Section lead = find(layer + "lead"), rest = find(layer + "mlp");
-    const NestedMlp mlp(layout, dots, count, lead.data, rest.data);
+    const NestedMlp mlp(layout, dots, count, leading, lead.data, rest.data);
     check(layer + "lead", lead, mlp.lead_bytes());
     check(layer + "mlp", rest, mlp.rest_bytes());
     return mlp;
@@ -60,6 +60,15 @@ class Reader {
 
 int plain_bundles(int rows) { return (rows + kPlainRows - 1) / kPlainRows; }
 
+// Whether rows of `c` have so many leading bits to read. Of four some can be left unused; int4 has no others.
+void check_bits(Codec c, int bits) {
+  const bool all = c == Codec::high4;
+  if (all ? bits >= 2 && bits <= 4 : bits == planes_of(c).bits) return;
+  throw std::invalid_argument("the plan reads " + std::to_string(bits) +
+                              " leading bits, but the model was packed with " + std::to_string(planes_of(c).bits) +
+                              " apart");
+}
+
 }  // namespace
 
 float* Engine::Buffer::get(size_t floats) {
@@ -74,7 +83,8 @@ float* Engine::Buffer::get(size_t floats) {
 
 void Engine::Buffer::Free::operator()(float* p) const { ::operator delete(p, std::align_val_t(64)); }
 
-Engine::Engine(const Config& config, Codec codec, Codec head_codec, const Sections& sections, int threads, Isa isa)
+Engine::Engine(const Config& config, Codec codec, Codec head_codec, const Sections& sections, int leading, int threads,
+               Isa isa)
     : c_(config),
       isa_(isa),
       k_(kernels(isa)),
@@ -95,7 +105,8 @@ Engine::Engine(const Config& config, Codec codec, Codec head_codec, const Sectio
   head_ = sections.count("head.weight") ? read.bundles("head.weight", embed_layout, kPlainRows, plain_bundles(c_.vocab))
                                         : embed_;
   if (sections.count("head.lead")) {
-    head_lead_ = read.bundles("head.lead", RowLayout(Codec::high4, c_.embed_dim), kPlainRows, plain_bundles(c_.vocab));
+    head_lead_ =
+        read.bundles("head.lead", RowLayout(leading_part(leading), c_.embed_dim), kPlainRows, plain_bundles(c_.vocab));
   }
   if (c_.embed_dim != d) {
     proj_in_ = read.bundles("embed.proj_in", RowLayout(Codec::f32, c_.embed_dim), kPlainRows, plain_bundles(d));
@@ -139,7 +150,7 @@ Engine::Engine(const Config& config, Codec codec, Codec head_codec, const Sectio
     const RowLayout mlp_layout(end ? head_codec : codec, c_.d);
     l.nested = sections.count(p + "lead") > 0;
     if (l.nested) {
-      l.halves = read.nested(p, mlp_layout, dots, c_.ff);
+      l.parts = read.nested(p, mlp_layout, dots, c_.ff, leading);
     } else {
       l.mlp = read.bundles(p + "mlp", mlp_layout, dots + 1, c_.ff);
     }
@@ -160,7 +171,7 @@ void Engine::set_plan(std::unique_ptr<Plan> plan) {
     if (layer.neurons.rule == Rule::sketch) {
       const Layer& own = layers_[size_t(i)];
       if (!own.nested) throw std::invalid_argument("the plan selects by sketches, but the model was not packed nested");
-      if (layer.neurons.bits != 4 && !own.halves.low.count) throw std::invalid_argument("int4 has four leading bits");
+      check_bits(own.parts.lead.layout.codec, layer.neurons.bits);
     }
     widest_rank_ = layer.compensator.rank > widest_rank_ ? layer.compensator.rank : widest_rank_;
     for (const bool heads : {false, true}) {
@@ -173,8 +184,11 @@ void Engine::set_plan(std::unique_ptr<Plan> plan) {
       }
     }
   }
-  if (plan && plan->head_bits && !head_lead_.count) {
-    throw std::invalid_argument("the plan reads the vocabulary by sketches, but the model was not packed nested");
+  if (plan && plan->head_bits) {
+    if (!head_lead_.count) {
+      throw std::invalid_argument("the plan reads the vocabulary by sketches, but the model was not packed nested");
+    }
+    check_bits(head_lead_.layout.codec, plan->head_bits);
   }
   plan_ = std::move(plan);
   const size_t layers = plan_ ? size_t(c_.layers) * kMaxTokens : 0, ff = size_t(c_.ff);

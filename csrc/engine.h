@@ -14,7 +14,7 @@
 #include "cache.h"
 #include "config.h"
 #include "gemm.h"
-#include "halves.h"
+#include "parts.h"
 #include "plan.h"
 #include "pool.h"
 
@@ -35,9 +35,9 @@ struct Layer {
   Bundles kv;           // per K/V head: head_dim rows of k, head_dim rows of v
   Bundles mlp;          // per neuron: gate, up, down (transposed), or up, down
   bool nested = false;  // then, instead of `mlp`:
-  NestedMlp halves;
+  NestedMlp parts;
 };
-inline const RowLayout& mlp_layout(const Layer& layer) { return (layer.nested ? layer.halves.down : layer.mlp).layout; }
+inline const RowLayout& mlp_layout(const Layer& layer) { return (layer.nested ? layer.parts.down : layer.mlp).layout; }
 
 // A piece of a batch: `count` tokens of one sequence, rows [row, row + count) of the batch.
 struct Segment {
@@ -78,7 +78,9 @@ class Engine {
  public:
   // Throws std::invalid_argument, naming the section, when a section is missing or of another size than the
   // configuration says.
-  Engine(const Config& config, Codec codec, Codec head_codec, const Sections& sections, int threads, Isa isa);
+  // leading: how many leading bits lie apart, where the sections are those of a nested model; else 0
+  Engine(const Config& config, Codec codec, Codec head_codec, const Sections& sections, int leading, int threads,
+         Isa isa);
 
   const Config& config() const { return c_; }
   Isa isa() const { return isa_; }
@@ -157,7 +159,7 @@ class Engine {
   // out[i * rows + r]: the exact dot of row first + r (gate, then up) of the i-th listed neuron; at most kTogether.
   void exact_dots(const Layer& layer, int first, int rows, const int32_t* neurons, int n, const void* input,
                   float* out) const;
-  // out += what the leading halves left out.
+  // out += what the leading bits left out.
   void add_low(const Layer& layer, int first, int rows, const int32_t* neurons, int n, const void* input,
                float* out) const;
   // oracle, threshold, sketch: scores [begin, end) and what was computed on the way, without biases: gate and up, exact
@@ -175,7 +177,7 @@ class Engine {
   std::vector<int32_t> natural_;  // stored order -> natural order
   std::vector<Layer> layers_;
   Bundles embed_, head_, proj_in_, proj_out_;
-  Bundles head_lead_;  // nested models: the leading halves of the head's rows
+  Bundles head_lead_;  // nested models: the leading bits of the head's rows
   const float *positions_, *embed_norm_, *embed_norm_bias_, *final_norm_, *final_norm_bias_, *head_bias_;
   Pool pool_;
   std::mutex mutex_;  // one forward pass at a time

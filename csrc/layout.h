@@ -9,12 +9,24 @@
 
 namespace dejavu {
 
-// high4 and low4 are the two halves of int8 rows; see halves.h. high3 and high2 read rows of high4, but fewer bits.
-enum class Codec : int { f32 = 0, bf16 = 1, int8 = 2, int4 = 3, high4 = 4, high3 = 5, high2 = 6, low4 = 7 };
-inline constexpr int kCodecCount = 8;
+// high4 and low4 are the two parts of int8 rows that are cut behind the fourth bit, top3 and low5 behind the third; see
+// parts.h. high3 and high2 read rows of high4, but fewer bits.
+enum class Codec : int {
+  f32 = 0,
+  bf16 = 1,
+  int8 = 2,
+  int4 = 3,
+  high4 = 4,
+  high3 = 5,
+  high2 = 6,
+  low4 = 7,
+  top3 = 8,
+  low5 = 9
+};
+inline constexpr int kCodecCount = 10;
 inline constexpr bool is_grouped(Codec c) { return c >= Codec::int8; }
-inline constexpr bool is_half(Codec c) { return c >= Codec::high4; }
-inline constexpr bool is_nibbles(Codec c) { return c >= Codec::int4; }
+inline constexpr bool is_part(Codec c) { return c >= Codec::high4; }
+inline constexpr bool is_planes(Codec c) { return c >= Codec::int4; }
 
 // Grouped codecs, all but f32 and bf16: groups of 32 weights share a float16 scale (int4: and a float16 minimum).
 inline constexpr int kGroup = 32;
@@ -24,18 +36,32 @@ inline constexpr int kGroup = 32;
 inline constexpr int kBlockGroups = 16;
 inline constexpr int kBlock = kGroup * kBlockGroups;
 
-// Codes of four bits (int4, and the halves of int8): the nibbles of 128 elements of a block a, b, c, d (32 each, stored
-// order) share 64 bytes, a and b in the lower halves, in the order a0 b0 a1 b1 a2 ...: four neighbouring bytes belong
-// to one group, and each word of sixteen bits holds one element of a, c, b and d. Tail: a group's 16 bytes have its
-// first sixteen weights in the lower halves.
-inline constexpr int kNibbleChunk = 128;
-struct Nibble {
+// Codes of fewer than eight bits (int4, and the parts of int8) lie in planes of 1, 2 or 4 bits, those of a block one
+// after the other. A block has eight vectors of 64 elements; byte 2 i (2 i + 1) of a vector is its element i (32 + i),
+// stored order, so that four neighbouring bytes belong to one group. 8 / w vectors share 64 bytes of a plane of w bits,
+// the first one in the lowest bits. Tail, behind all blocks: each plane as a whole, 4 w bytes of each group. Of four
+// bits the first sixteen weights are in the lower halves; of fewer, in the order 0, 16, 1, 17 ..., the first 4 w are in
+// the lowest bits.
+inline constexpr int kVector = 64, kNibbleChunk = 2 * kVector;
+struct Plane {
+  int bits;   // of a code
+  int shift;  // where they are in it
+};
+struct Planes {
+  int count, bits;  // in all
+  Plane plane[2];
+};
+inline constexpr Planes planes_of(Codec c) {
+  return c == Codec::top3   ? Planes{2, 3, {{2, 1}, {1, 0}}}
+         : c == Codec::low5 ? Planes{2, 5, {{4, 0}, {1, 4}}}
+                            : Planes{1, 4, {{4, 0}, {0, 0}}};
+}
+struct Place {
   int byte, shift;
 };
-// Where element `o` of the blocks lies.
-inline constexpr Nibble nibble_of(int o) {
-  const int quarter = o % kNibbleChunk / 32;
-  return {o / kNibbleChunk * (kNibbleChunk / 2) + o % 32 * 2 + quarter % 2, quarter / 2 * 4};
+// Where element `o` of the blocks lies in rows of four bits.
+inline constexpr Place nibble_of(int o) {
+  return {o / kNibbleChunk * kVector + o % 32 * 2 + o / 32 % 2, o / kVector % 2 * 4};
 }
 
 inline constexpr int block_to_natural(int o) { return (o % 32 / 2) * kGroup + o / 32 * 2 + o % 2; }
@@ -69,7 +95,7 @@ struct RowLayout {
         code_bytes = size_t(padded) / 2, scale_bytes = size_t(groups) * 4;
         break;
       default:
-        code_bytes = size_t(padded) / 2, scale_bytes = size_t(groups) * 2;
+        code_bytes = size_t(groups) * 4 * size_t(planes_of(codec).bits), scale_bytes = size_t(groups) * 2;
         break;
     }
   }
@@ -89,7 +115,7 @@ struct Row {
 };
 
 // `count` bundles of `rows` rows: [codes of row 0, codes of row 1, ..., scales of row 0, ...], padded to 64 bytes (but
-// for leading halves, which are read one after the other).
+// for leading bits, which are read one after the other).
 struct Bundles {
   RowLayout layout;
   int rows = 0;
@@ -101,7 +127,7 @@ struct Bundles {
   Bundles(RowLayout layout_, int rows_, int count_, const uint8_t* base_ = nullptr)
       : layout(layout_), rows(rows_), count(count_), base(base_) {
     stride = size_t(rows) * (layout.code_bytes + layout.scale_bytes);
-    if (layout.codec != Codec::high4) stride = (stride + 63) / 64 * 64;
+    if (layout.codec != Codec::high4 && layout.codec != Codec::top3) stride = (stride + 63) / 64 * 64;
   }
   size_t bytes() const { return stride * size_t(count); }
   Row row(int bundle, int r) const {

@@ -197,7 +197,7 @@ bool pack_row(const RowLayout& layout, const float* src, uint8_t* codes, uint8_t
           uint8_t code = q[2 * u + j];
           const int o = u * 32 + 2 * lane + j;
           if (int4) {
-            const Nibble at = nibble_of(o);
+            const Place at = nibble_of(o);
             out[at.byte] = uint8_t(out[at.byte] | code << at.shift);
           } else {
             out[o] = code;
@@ -255,7 +255,7 @@ void unpack_row(const RowLayout& layout, Row row, float* dst) {
       continue;
     }
     std::memcpy(&minimum, row.scales + size_t(layout.groups + g) * 2, 2);
-    Nibble at = {g * kGroup / 2 + o % 16, o % kGroup / 16 * 4};
+    Place at = {g * kGroup / 2 + o % 16, o % kGroup / 16 * 4};
     if (o < layout.blocks * kBlock) at = nibble_of(o);
     dst[i] = half_to_float(scale) * float(row.codes[at.byte] >> at.shift & 15) + half_to_float(minimum);
   }

@@ -44,17 +44,17 @@ void Engine::output_of(const LowRank& map, Range range, const float* hidden, flo
 
 void Engine::exact_dots(const Layer& layer, int first, int rows, const int32_t* neurons, int n, const void* input,
                         float* out) const {
-  const Bundles& from = layer.nested ? layer.halves.lead : layer.mlp;
+  const Bundles& from = layer.nested ? layer.parts.lead : layer.mlp;
   k_.rows[int(from.layout.codec)].dot_list(from, first, rows, neurons, n, input, out);
   if (layer.nested) add_low(layer, first, rows, neurons, n, input, out);
 }
 
 void Engine::add_low(const Layer& layer, int first, int rows, const int32_t* neurons, int n, const void* input,
                      float* out) const {
-  const Bundles& low = layer.halves.low;
+  const Bundles& low = layer.parts.low;
   if (!low.count) return;
   float rest[2 * kTogether];
-  k_.rows[int(Codec::low4)].dot_list(low, first, rows, neurons, n, input, rest);
+  k_.rows[int(low.layout.codec)].dot_list(low, first, rows, neurons, n, input, rest);
   k_.add(out, rest, n * rows);
 }
 
@@ -69,7 +69,7 @@ void Engine::score_neurons(const Layer& layer, const Selector& selector, Range r
     const int n = range.end - begin < most ? range.end - begin : most;
     float* out = scores + begin;
     if (sketch) {
-      const Bundles& lead = layer.halves.lead;
+      const Bundles& lead = layer.parts.lead;
       leading_rows(lead, selector.bits).dot(lead, begin, 0, n * rows, input, dots);
     } else {
       for (int i = 0; i < n; ++i) ids[i] = begin + i;
@@ -112,7 +112,8 @@ void Engine::exact_logits(const int32_t* rows, int n, const void* input, float* 
 
 // The kernels that read so many leading bits of `lead`.
 const RowKernels& Engine::leading_rows(const Bundles& lead, int bits) const {
-  return k_.rows[int(bits == 3 ? Codec::high3 : bits == 2 ? Codec::high2 : lead.layout.codec)];
+  const Codec stored = lead.layout.codec;
+  return k_.rows[int(bits == planes_of(stored).bits ? stored : bits == 3 ? Codec::high3 : Codec::high2)];
 }
 
 }  // namespace dejavu

@@ -31,11 +31,9 @@ SAME = {"f32": 1e-4, "bf16": 1e-4, "int8": 1e-4, "int4": 2e-4}
 to int16 together with their neighbours in the list, which are others then."""
 
 
-def pair(
-    config: ModelConfig, codec: Any, *, nested: bool = False
-) -> tuple[NativeExecutor, ReferenceExecutor]:
+def pair(config: ModelConfig, codec: Any, *, leading: int = 0) -> tuple[NativeExecutor, ReferenceExecutor]:
     weights = random_weights(config)
-    packed = pack_in_memory(config, weights, codec, 1, nested=nested)
+    packed = pack_in_memory(config, weights, codec, 1, leading=leading)
     return NativeExecutor(packed, kv_dtype="f32", threads=2), ReferenceExecutor(config, weights, codec=codec)
 
 
@@ -124,8 +122,8 @@ def test_leaving_out_exact_zeros_changes_nothing(kind: str, gated: bool, codec: 
     same = (
         2e-4 if kind == "relu2" and codec == "int8" else SAME[codec]
     )  # squares: the largest sets a coarse step
-    for nested in (False, True) if codec in ("int8", "int4") else (False,):
-        native, reference = pair(config, codec, nested=nested)
+    for leading in {"int8": (0, 3, 4), "int4": (0, 4)}.get(codec, (0,)):
+        native, reference = pair(config, codec, leading=leading)
         dense = {executor: by_decoding(executor) for executor in (native, reference)}
         selectors = [Threshold(threshold=0.0), Oracle(threshold=0.0), everyone(config)]
         for selector in selectors:
@@ -173,7 +171,7 @@ def test_several_sequences_under_a_plan(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["relu2", "fatrelu", "shifted_relu"])
 def test_an_ungated_sketch_scores_by_sign(kind: str) -> None:
-    native, reference = pair(configured(kind, gated=False), "int8", nested=True)
+    native, reference = pair(configured(kind, gated=False), "int8", leading=4)
     for rule in ({"density": 0.4}, {"threshold": 0.0}):
         plan = AccessPlan(
             model=native.packed.fingerprint, layers=(LayerPlan(Sketch(bits=4, **rule)), LayerPlan(Dense()))

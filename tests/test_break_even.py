@@ -82,7 +82,7 @@ def test_generation_follows_what_was_measured(
     params = SamplingParams(temperature=0, max_tokens=7, ignore_eos=True)
 
     def fake(settings: Any, tokens: Any) -> list[Times]:
-        measured.extend(executor.packed.nested for executor, sparse in settings if not sparse)
+        measured.extend(executor.packed.leading for executor, sparse in settings if not sparse)
         return [times(speeds), times([4, 4]), times([4, 4])][: len(settings)]
 
     monkeypatch.setattr(break_even, "time_in_turn", fake)
@@ -90,15 +90,15 @@ def test_generation_follows_what_was_measured(
     def text(**options: Any) -> tuple[str, Any, Any]:
         with LLM.from_pretrained(str(tiny), codec="int8", threads=1, **options) as llm:
             kinds = llm.plan and [layer.neurons.kind for layer in llm.plan.layers]
-            return llm.generate("the cat", params).text, kinds, llm.executor.packed.nested  # type: ignore[attr-defined]
+            return llm.generate("the cat", params).text, kinds, llm.executor.packed.leading  # type: ignore[attr-defined]
 
     dense = text(plan="off")
     assert not measured
-    nested = isinstance(selector, Sketch)
+    leading = 4 if isinstance(selector, Sketch) else 0
     speeds = [2.0, 9.0]
     one = text(plan=plan)
-    assert one[1:] == ([selector.kind, "dense"], nested)
-    assert measured == ([True, False] if nested else [False])
+    assert one[1:] == ([selector.kind, "dense"], leading)
+    assert measured == ([leading, 0] if leading else [0])
     measured.clear()
     speeds = [9.0, 9.0]
     assert text(plan=plan) == one  # as remembered

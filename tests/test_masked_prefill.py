@@ -56,7 +56,7 @@ def test_every_selector_on_families(name: str, kind: str, tiny_folder: Folder) -
 def test_sketches(isa: str, codec: str, tiny_folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rounded inputs decide a few close calls differently, and a token that looks at such a one differs too."""
     monkeypatch.setenv("DEJAVU_ISA", isa)
-    native, _ = pair(tiny_folder("llama-head-dim"), codec, nested=True)
+    native, _ = pair(tiny_folder("llama-head-dim"), codec, leading=4)
     tokens = prompt(CASES["llama-head-dim"])
     for kind in (
         "static",
@@ -78,7 +78,7 @@ def test_dense_over_halves(
     isa: str, codec: str, name: str, tiny_folder: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DEJAVU_ISA", isa)
-    native, reference = pair(tiny_folder(name), codec, nested=True)
+    native, reference = pair(tiny_folder(name), codec, leading=4)
     tokens = prompt(CASES[name])
     expected = reference.prefill(tokens, reference.new_cache(), all_logits=True)
     found = native.prefill(tokens, native.new_cache(), all_logits=True)
@@ -90,7 +90,7 @@ def test_dense_over_halves(
 @pytest.mark.parametrize("codec", GROUPED)
 def test_vocabulary_sketch(codec: str, tiny_folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DEJAVU_ISA", "portable")
-    native, _ = pair(tiny_folder("llama-head-dim"), codec, nested=True)
+    native, _ = pair(tiny_folder("llama-head-dim"), codec, leading=4)
     native.set_plan(plan_of(native, "dense", vocabulary=VocabularySketch(bits=4, exact=20)))
     tokens = prompt(CASES["llama-head-dim"])
     found = native.prefill(tokens, native.new_cache(), all_logits=True, sparse=True)

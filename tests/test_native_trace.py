@@ -159,10 +159,10 @@ class Slice:
         return self._trace
 
 
-@pytest.mark.parametrize("nested", [False, True])
-def test_bytes_that_a_plan_touches(nested: bool, tiny_folder: Folder) -> None:
+@pytest.mark.parametrize("leading", [0, 3, 4])
+def test_bytes_that_a_plan_touches(leading: int, tiny_folder: Folder) -> None:
     model = open_model(tiny_folder("llama-head-dim"))
-    packed = pack_in_memory(model.config, model.weights, "int8", 1, nested=nested)
+    packed = pack_in_memory(model.config, model.weights, "int8", 1, leading=leading)
     native = NativeExecutor(packed, threads=1)
     c, layers = native.config, native.config.n_layers
     dense = native.touched_bytes(40)
@@ -185,12 +185,12 @@ def test_bytes_that_a_plan_touches(nested: bool, tiny_folder: Folder) -> None:
     native.decode(np.array([3]), [native.new_cache()])
     after = native.touched_bytes(0)
     assert (after["mlp"], after["predictors"]) == (0, round(mlp / 3))  # the gates
-    if nested:
+    if leading:
         sketch = AccessPlan.uniform(
             packed.fingerprint,
             layers,
-            neurons=Sketch(bits=4, density=0.5),
-            vocabulary=VocabularySketch(bits=4, exact=c.vocab_size),
+            neurons=Sketch(bits=leading, density=0.5),
+            vocabulary=VocabularySketch(bits=leading, exact=c.vocab_size),
         )
         native.set_plan(sketch)
         touched = native.touched_bytes(0)

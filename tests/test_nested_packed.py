@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     Folder = Callable[[str], Path]
 
 FAMILIES = ["llama-head-dim", "opt-350m", "llama-sharded"]
+CUTS = [("int8", 3), ("int8", 4), ("int4", 4)]
 
 
 @pytest.fixture(autouse=True)
@@ -39,40 +40,42 @@ def section(packed: Packed, name: str) -> np.ndarray:
     return packed.buffer[offset : offset + size]
 
 
-@pytest.mark.parametrize("codec", ["int8", "int4"])
+@pytest.mark.parametrize(("codec", "leading"), CUTS)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_sections_hold_the_weights_of_the_dense_model(codec: str, family: str, tiny_folder: Folder) -> None:
+def test_sections_hold_the_weights_of_the_dense_model(
+    codec: str, leading: int, family: str, tiny_folder: Folder
+) -> None:
     model = open_model(tiny_folder(family))
     config = model.config
     dense = pack_in_memory(config, model.weights, codec, 2)
-    nested = pack_in_memory(config, model.weights, codec, 2, nested=True)
+    nested = pack_in_memory(config, model.weights, codec, 2, leading=leading)
     dots = 2 if config.gated else 1
     for layer in range(config.n_layers):
         prefix = f"layers.{layer}."
         whole = section(dense, f"{prefix}mlp")
         lead, rest = section(nested, f"{prefix}lead"), section(nested, f"{prefix}mlp")
         expected = [np.empty_like(lead), np.empty_like(rest)]
-        _core.split_nested(codec, whole, config.d_model, dots, *expected)
+        _core.split_nested(codec, whole, config.d_model, dots, leading, *expected)
         np.testing.assert_array_equal(lead, expected[0])
         np.testing.assert_array_equal(rest, expected[1])
         np.testing.assert_array_equal(section(nested, f"{prefix}heads"), section(dense, f"{prefix}heads"))
     name = "embed.weight" if config.tied_head else "head.weight"
     np.testing.assert_array_equal(section(nested, name), section(dense, name))
     lead = np.empty_like(section(nested, "head.lead"))
-    _core.leading_halves(section(dense, name), config.embed_dim, 16, lead)
+    _core.leading_parts(section(dense, name), config.embed_dim, 16, leading, lead)
     np.testing.assert_array_equal(section(nested, "head.lead"), lead)
 
 
-@pytest.mark.parametrize("codec", ["int8", "int4"])
-def test_the_file_holds_what_memory_does(codec: str, tiny_folder: Folder) -> None:
+@pytest.mark.parametrize(("codec", "leading"), CUTS)
+def test_the_file_holds_what_memory_does(codec: str, leading: int, tiny_folder: Folder) -> None:
     folder = tiny_folder("llama-head-dim")
     model = open_model(folder)
-    path = packed_path(folder, codec, nested=True)
-    assert path.name.startswith(f"{codec}-nested-")
-    write_packed(path, model.config, model.weights, codec, 1, nested=True)
-    found, memory = read_packed(path), pack_in_memory(model.config, model.weights, codec, 1, nested=True)
+    path = packed_path(folder, codec, leading=leading)
+    assert path.name.startswith(f"{codec}-leading{leading}-")
+    write_packed(path, model.config, model.weights, codec, 1, leading=leading)
+    found, memory = read_packed(path), pack_in_memory(model.config, model.weights, codec, 1, leading=leading)
     assert found is not None
-    assert found.nested
+    assert found.leading == leading
     assert found.places.keys() == memory.places.keys()
     for name in found.places:
         np.testing.assert_array_equal(section(found, name), section(memory, name))
@@ -81,30 +84,32 @@ def test_the_file_holds_what_memory_does(codec: str, tiny_folder: Folder) -> Non
 def test_dense_and_nested_files_live_side_by_side(tiny_folder: Folder) -> None:
     folder = tiny_folder("llama-head-dim")
     model = open_model(folder)
-    paths = [packed_path(folder, "int8", nested=nested) for nested in (False, True)]
+    paths = [packed_path(folder, "int8", leading=leading) for leading in (0, 3, 4)]
     old = [path.with_stem(path.stem[:-12] + "0" * 12) for path in paths]
-    for path, outdated, nested in zip(paths, old, (False, True), strict=True):
+    for path, outdated, leading in zip(paths, old, (0, 3, 4), strict=True):
         path.parent.mkdir(parents=True, exist_ok=True)
         outdated.write_bytes(b"")
-        write_packed(path, model.config, model.weights, "int8", 1, nested=nested)
+        write_packed(path, model.config, model.weights, "int8", 1, leading=leading)
         assert not outdated.exists()
     assert sorted(path.parent.iterdir()) == sorted(paths)
-    assert [read.nested for read in map(read_packed, paths) if read] == [False, True]
+    assert [read.leading for read in map(read_packed, paths) if read] == [0, 3, 4]
 
 
 @pytest.mark.parametrize("name", ["layers.0.lead", "layers.1.mlp", "head.lead"])
 def test_sections_of_other_sizes_are_not_read(name: str, tiny_folder: Folder) -> None:
     folder = tiny_folder("llama-head-dim")
     model = open_model(folder)
-    path = packed_path(folder, "int8", nested=True)
-    write_packed(path, model.config, model.weights, "int8", 1, nested=True)
+    path = packed_path(folder, "int8", leading=4)
+    write_packed(path, model.config, model.weights, "int8", 1, leading=4)
     data = bytearray(path.read_bytes())
     length = int.from_bytes(data[8:16], "little")
     header = json.loads(data[16 : 16 + length])
-    for change in ({name: [header["sections"][name][0], 64]}, None):
+    for change in ({name: [header["sections"][name][0], 64]}, 0, 3, 2):
         altered = dict(header)
-        if change is None:
-            altered["nested"] = False  # sections of a dense model are others
+        if isinstance(change, int):
+            altered["leading"] = (
+                change  # sections of a dense model, or of one that is cut elsewhere, are others
+            )
         else:
             altered["sections"] = header["sections"] | change
         text = json.dumps(altered).encode()
@@ -115,12 +120,12 @@ def test_sections_of_other_sizes_are_not_read(name: str, tiny_folder: Folder) ->
 @pytest.mark.parametrize("codec", ["f32", "bf16"])
 def test_codecs_without_leading_bits(codec: str, tiny_folder: Folder) -> None:
     with pytest.raises(InputError, match="int8, int4"):
-        NativeExecutor.load(tiny_folder("llama-head-dim"), codec=codec, nested=True)
+        NativeExecutor.load(tiny_folder("llama-head-dim"), codec=codec, leading=4)
 
 
 def test_sizes_follow_from_the_configuration(tiny_folder: Folder) -> None:
     config = open_model(tiny_folder("llama-head-dim")).config
-    found = {s.name: s for s in sections(config, "int8", nested=True)}
+    found = {s.name: s for s in sections(config, "int8", leading=4)}
     places = offsets(list(found.values()), 0)
     lead, rest = found["layers.0.lead"], found["layers.0.mlp"]
     assert isinstance(lead, Leading)
@@ -128,18 +133,18 @@ def test_sizes_follow_from_the_configuration(tiny_folder: Folder) -> None:
     assert lead.rest == rest
     out = np.empty((config.d_ff, 2, config.d_model), np.int8)
     zeros = [np.zeros(places[name][1], np.uint8) for name in (lead.name, rest.name)]
-    _core.join_nested(*zeros, out)  # refuses other sizes
+    _core.join_nested(*zeros, 4, out)  # refuses other sizes
     assert (out == -128).all()
 
 
-@pytest.mark.parametrize("codec", ["int8", "int4"])
+@pytest.mark.parametrize(("codec", "leading"), CUTS)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_passes_equal_the_dense_model(codec: str, family: str, tiny_folder: Folder) -> None:
+def test_passes_equal_the_dense_model(codec: str, leading: int, family: str, tiny_folder: Folder) -> None:
     model = open_model(tiny_folder(family))
     tokens = prompt(CASES[family])
     decoded, prefilled = [], []
-    for nested in (False, True):
-        packed = pack_in_memory(model.config, model.weights, codec, 1, nested=nested)
+    for bits in (0, leading):
+        packed = pack_in_memory(model.config, model.weights, codec, 1, leading=bits)
         executor = NativeExecutor(packed, threads=2)
         prefilled.append(executor.prefill(tokens, executor.new_cache(), all_logits=True))
         cache = executor.new_cache()

@@ -403,6 +403,9 @@ def test_evidence_must_be_json(tmp_path: Path) -> None:
 def test_uniform_plans_and_leading_bits() -> None:
     plan = AccessPlan.uniform("m", 3, neurons=Sketch(bits=2, threshold=0.1))
     assert len(plan.layers) == 3
-    assert plan.needs_nested
-    assert not AccessPlan.uniform("m", 3, heads=Oracle(density=0.5)).needs_nested
-    assert AccessPlan.uniform("m", 1, vocabulary=VocabularySketch(bits=3, exact=9)).needs_nested
+    assert plan.leading == 4  # the fewest of which two can be read
+    assert [plan.can_read(n) for n in (0, 3, 4)] == [False, False, True]
+    assert AccessPlan.uniform("m", 3, heads=Oracle(density=0.5)).leading == 0
+    three = AccessPlan.uniform("m", 1, vocabulary=VocabularySketch(bits=3, exact=9))
+    assert three.leading == 3
+    assert [three.can_read(n) for n in (0, 3, 4)] == [False, True, True]

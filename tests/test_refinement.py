@@ -131,7 +131,7 @@ def test_both_executors_compute_the_same_with_it(codec: str, layers: int, nested
     tokens = np.arange(1, 30, dtype=np.int32)
     wide, refined = refine(config, weights, codec)
     reference = by_decoding(ReferenceExecutor(wide, refined, codec=codec), tokens)
-    packed = pack_in_memory(wide, refined, codec, 2, nested=nested)
+    packed = pack_in_memory(wide, refined, codec, 2, leading=4 if nested else 0)
     executor = NativeExecutor(packed, kv_dtype="f32", threads=2)
     assert relative_error(by_decoding(executor, tokens), reference) <= TOLERANCES[f"native_{codec}"]
     found = executor.prefill(tokens, executor.new_cache(), all_logits=True)

@@ -45,12 +45,17 @@ GROUPED = ("int8", "int4")
 
 
 def pair(
-    folder: Path, codec: str = "f32", *, nested: bool = False, threads: int = 2
+    folder: Path, codec: str = "f32", *, leading: int = 0, threads: int = 2
 ) -> tuple[NativeExecutor, ReferenceExecutor]:
     model = open_model(folder)
-    packed = pack_in_memory(model.config, model.weights, codec, 1, nested=nested)
+    packed = pack_in_memory(model.config, model.weights, codec, 1, leading=leading)
     native = NativeExecutor(packed, kv_dtype="f32", threads=threads)
     return native, ReferenceExecutor(model.config, model.weights, codec=codec)
+
+
+def cut_for(kind: str) -> int:
+    """The leading bits that lie apart for a selector of `plan_of`."""
+    return 3 if kind == "sketch-3" else 4 if kind.startswith("sketch") else 0
 
 
 def low_rank(n: int, d: int, seed: int, **options: Any) -> LowRank:
@@ -194,22 +199,23 @@ def check(
 @pytest.mark.parametrize("name", ["llama-head-dim", "opt-350m", "bloom", "neox", "gemma3"])
 def test_selectors_on_families(name: str, kind: str, tiny_folder: Folder) -> None:
     codec = "int8" if kind.startswith("sketch") else "f32"
-    native, reference = pair(tiny_folder(name), codec, nested=kind.startswith("sketch"))
+    native, reference = pair(tiny_folder(name), codec, leading=cut_for(kind))
     check(native, reference, plan_of(native, kind), name, codec)
 
 
 @pytest.mark.parametrize("isa", _core.isas())
 @pytest.mark.parametrize(
-    ("codec", "nested"),
-    [("f32", False), ("bf16", False), ("int8", False), ("int4", False), ("int8", True), ("int4", True)],
+    ("codec", "leading"),
+    [("f32", 0), ("bf16", 0), ("int8", 0), ("int4", 0), ("int8", 3), ("int8", 4), ("int4", 4)],
 )
 def test_codecs_and_instruction_sets(
-    isa: str, codec: str, nested: bool, tiny_folder: Folder, monkeypatch: pytest.MonkeyPatch
+    isa: str, codec: str, leading: int, tiny_folder: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DEJAVU_ISA", isa)
     name = "llama-head-dim"
-    native, reference = pair(tiny_folder(name), codec, nested=nested)
-    sketches = ("sketch-3", "sketch-4") if nested and codec == "int8" else ("sketch-4",) if nested else ()
+    native, reference = pair(tiny_folder(name), codec, leading=leading)
+    bits = () if not leading else (leading,) if codec == "int4" or leading == 3 else (3, 4)
+    sketches = [f"sketch-{n}" for n in bits]
     for kind in ("static", "oracle", "threshold", "low-rank-ahead-1", *sketches):
         check(native, reference, plan_of(native, kind, head_kind="low-rank", rank=5), name, codec)
 
@@ -229,19 +235,17 @@ def test_compensators(rank: int, tiny_folder: Folder) -> None:
         check(native, reference, plan_of(native, "threshold", rank=rank), "llama-head-dim", codec)
 
 
-@pytest.mark.parametrize("codec", GROUPED)
-def test_vocabulary_sketch(codec: str, tiny_folder: Folder) -> None:
-    native, reference = pair(tiny_folder("llama-head-dim"), codec, nested=True)
-    plan = plan_of(native, "dense", vocabulary=VocabularySketch(bits=4, exact=20))
+@pytest.mark.parametrize(("codec", "bits"), [("int8", 3), ("int8", 4), ("int4", 4)])
+def test_vocabulary_sketch(codec: str, bits: int, tiny_folder: Folder) -> None:
+    native, reference = pair(tiny_folder("llama-head-dim"), codec, leading=bits)
+    plan = plan_of(native, "dense", vocabulary=VocabularySketch(bits=bits, exact=20))
     check(native, reference, plan, "llama-head-dim", codec)
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3, 7])
 @pytest.mark.parametrize("kind", ["low-rank", "threshold", "sketch-3", "static"])
 def test_any_number_of_threads(threads: int, kind: str, tiny_folder: Folder) -> None:
-    native, reference = pair(
-        tiny_folder("llama-head-dim"), "int8", nested=kind == "sketch-3", threads=threads
-    )
+    native, reference = pair(tiny_folder("llama-head-dim"), "int8", leading=cut_for(kind), threads=threads)
     plan = plan_of(native, kind, head_kind="random", kv=KvPolicy("recompute", 8), rank=3)
     check(native, reference, plan, "llama-head-dim", "int8")
 
@@ -251,7 +255,7 @@ def test_any_number_of_threads(threads: int, kind: str, tiny_folder: Folder) -> 
 def test_batches_equal_single_sequences(batch: int, kind: str, tiny_folder: Folder) -> None:
     """Sequences of different lengths, each selecting for itself: what each gives alone."""
     codec = "int8" if kind.startswith("sketch") else "f32"
-    native, _ = pair(tiny_folder("llama-head-dim"), codec, nested=kind.startswith("sketch"))
+    native, _ = pair(tiny_folder("llama-head-dim"), codec, leading=cut_for(kind))
     native.set_plan(plan_of(native, kind, head_kind="random", kv=KvPolicy("recompute", 4), rank=2))
     random = np.random.default_rng(batch)
     prompts = [random.integers(0, native.config.vocab_size, n + 1).astype(np.int32) for n in range(batch)]
@@ -270,15 +274,20 @@ def test_batches_equal_single_sequences(batch: int, kind: str, tiny_folder: Fold
 
 @pytest.mark.parametrize("codec", ["f32", "int8", "int4"])
 def test_density_one_is_dense(codec: str, tiny_folder: Folder) -> None:
-    nested = codec in GROUPED
-    native, _ = pair(tiny_folder("llama-head-dim"), codec, nested=nested)
+    cuts = {"int8": (3, 4), "int4": (4,)}.get(codec, (0,))
+    for leading in cuts:
+        check_density_one(codec, leading, tiny_folder("llama-head-dim"))
+
+
+def check_density_one(codec: str, leading: int, folder: Path) -> None:
+    native, _ = pair(folder, codec, leading=leading)
     tokens = prompt(CASES["llama-head-dim"])
     dense = by_decoding(native, tokens)
     config = native.config
     for selector in (
         Oracle(density=1.0),
         Threshold(density=1.0),
-        *([Sketch(density=1.0, bits=4)] if nested else []),
+        *([Sketch(density=1.0, bits=leading)] if leading else []),
     ):
         native.set_plan(AccessPlan.uniform(native.packed.fingerprint, config.n_layers, neurons=selector))
         assert relative_error(by_decoding(native, tokens), dense) <= TOLERANCES["native_f32"]

@@ -138,7 +138,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def subject(folder: Path) -> Iterator[Subject]:
-    subject = open_subject(str(folder / "model"), codec="int8", nested=True, executor="reference")
+    subject = open_subject(str(folder / "model"), codec="int8", leading=4, executor="reference")
     yield subject
     subject.close()
 

@@ -54,7 +54,7 @@ class Setup:
 def build(folder: Path) -> Setup:
     model = build_tiny_chat(folder / "model")
     corpus = Corpus([write_jsonl(folder / "text.jsonl", documents(150, 20))], seed=0)
-    subject = open_subject(str(model), codec="f32", nested=False, executor="reference")
+    subject = open_subject(str(model), codec="f32", leading=0, executor="reference")
     return Setup(subject, TokenStream(corpus, subject.tokenizer, context=512))
 
 

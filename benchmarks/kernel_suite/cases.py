@@ -17,7 +17,7 @@ CODECS = ("f32", "bf16", "int8", "int4")
 KV_TYPES = ("f32", "f16", "bf16", "int8")
 DENSITIES = (1.0, 0.5, 0.1)
 PLACES = ("hot", "cold")
-HALVES = ("high4", "low4", "int4")
+PARTS = ("high4", "low4", "top3", "low5", "int4")
 
 
 @dataclass(frozen=True)
@@ -89,9 +89,9 @@ def cases(sizes: Sizes, threads: int) -> dict[str, Case]:
             row(f"mlp/{codec}/{d}/{name}/cold", "mlp", codec=codec, d=d, neurons=ff, density=density)
         row(f"mlp8/{codec}/{d}/0.5/cold", "mlp", codec=codec, d=d, neurons=ff, density=0.5, tokens=8)
         row(f"decode_rows/{codec}/{d}/hot", "decode_rows", codec=codec, d=d)
-    for (d, _), half, place, kind in product(widths, HALVES, PLACES, ("halves", "halves_list")):
-        listed = kind == "halves_list"
-        row(f"{kind}/{half}/{d}/{place}", "halves", half=half, d=d, cold=place == "cold", listed=listed)
+    for (d, _), part, place, kind in product(widths, PARTS, PLACES, ("parts", "parts_list")):
+        listed = kind == "parts_list"
+        row(f"{kind}/{part}/{d}/{place}", "parts", part=part, d=d, cold=place == "cold", listed=listed)
     for (d, ff), kind in product(widths, ("f32", "bf16")):
         row(f"gemm/{kind}/{d}", "gemm", kind=kind, d=d, ff=ff)
     for kv in KV_TYPES:
@@ -100,6 +100,6 @@ def cases(sizes: Sizes, threads: int) -> dict[str, Case]:
         engine(f"prefill/{codec}", "prefill", codec=codec, threads=threads)
     for codec, n in product(CODECS, sorted({1, threads})):
         engine(f"step/{codec}/dense/{n}t", "step", codec=codec, threads=n)
-        if codec in ("int8", "int4"):
-            engine(f"step/{codec}/sketch/{n}t", "step", codec=codec, threads=n, density=0.4)
+        for bits in {"int8": (3, 4), "int4": (4,)}.get(codec, ()):
+            engine(f"step/{codec}/sketch{bits}/{n}t", "step", codec=codec, threads=n, density=0.4, bits=bits)
     return found

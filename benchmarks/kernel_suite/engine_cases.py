@@ -96,22 +96,22 @@ def stepping(executor: NativeExecutor, context: int) -> Callable[[int], None]:
     return run
 
 
-def step(sizes: Sizes, codec: Any, threads: int, density: float | None = None) -> Work:
-    """A decode step of a whole model: dense, or by a sketch with that density of the neurons."""
-    config, nested = llama(sizes, sizes.layers), density is not None
+def step(sizes: Sizes, codec: Any, threads: int, density: float | None = None, bits: int = 0) -> Work:
+    """A decode step of a whole model: dense, or with that density of the neurons, by sketches of so many bits."""
+    config = llama(sizes, sizes.layers)
 
     def make(kv: str = "f32") -> NativeExecutor:
-        return synthetic(config, codec, kv_dtype=kv, threads=threads, **({"nested": True} if nested else {}))
+        return synthetic(config, codec, kv_dtype=kv, threads=threads, **({"leading": bits} if bits else {}))
 
     executor, context = make("f16"), 16
     if density is not None:
-        executor.set_plan(sketch(executor, density))
+        executor.set_plan(sketch(executor, bits, density))
     run = stepping(executor, context)
     run(0)  # so that the bytes are those of the densities that ran
 
     def logits(candidate: NativeExecutor) -> Logits:
-        if nested and candidate.isa != "portable":  # choosing everything is what the dense twin computes
-            candidate.set_plan(sketch(candidate, 1.0))
+        if bits and candidate.isa != "portable":  # choosing everything is what the dense twin computes
+            candidate.set_plan(sketch(candidate, bits, 1.0))
         return decoded(candidate, 0)
 
     return Work(
@@ -124,11 +124,11 @@ def step(sizes: Sizes, codec: Any, threads: int, density: float | None = None) -
     )
 
 
-def sketch(executor: NativeExecutor, density: float) -> Any:
-    """The plan that chooses neurons by their leading four bits."""
+def sketch(executor: NativeExecutor, bits: int, density: float) -> Any:
+    """The plan that chooses neurons by so many leading bits."""
     from dejavu.plan import AccessPlan, Dense, LayerPlan, Sketch
 
-    layer = LayerPlan(Sketch(bits=4, density=density), Dense())
+    layer = LayerPlan(Sketch(bits=bits, density=density), Dense())
     return AccessPlan(model=executor.packed.fingerprint, layers=(layer,) * executor.config.n_layers)
 
 

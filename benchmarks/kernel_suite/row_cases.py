@@ -25,8 +25,14 @@ if TYPE_CHECKING:
     Bytes = NDArray[np.uint8]
 
 DISTINCT = 64
-READ = {"high4": ("int8", 4), "low4": ("int8", 0), "int4": ("int4", 4)}
-"""Name -> codec, and leading bits as `_core.nested_dot` counts them (0: the other half)."""
+READ = {
+    "high4": ("int8", 4, 4),
+    "low4": ("int8", 4, 0),
+    "top3": ("int8", 3, 3),
+    "low5": ("int8", 3, 0),
+    "int4": ("int4", 4, 4),
+}
+"""Name -> codec, bits that lie apart, and those that are read as `_core.nested_dot` counts them (0: the others)."""
 
 
 def random_weights(*shape: int) -> Floats:
@@ -205,18 +211,18 @@ def decode_rows(sizes: Sizes, codec: Codec, d: int) -> Work:
     return Work(run, error, rows, data.nbytes, False)
 
 
-def halves(sizes: Sizes, half: str, d: int, cold: bool, listed: bool) -> Work:
+def parts(sizes: Sizes, part: str, d: int, cold: bool, listed: bool) -> Work:
     """Gate and up by their leading bits for all neurons, or the gate's rows of half of them."""
     from dejavu import nested  # here: a ref before it has the other cases
 
-    codec, bits = READ[half]
+    codec, apart, bits = READ[part]
     few = random_weights(DISTINCT, 3, d)
-    lead_bytes, rest_bytes = core.nested_bytes(codec, d, 2)
+    lead_bytes, rest_bytes = core.nested_bytes(codec, d, 2, apart)
     read = rest_bytes if bits == 0 else lead_bytes
     neurons = max(4, sizes.hot_bytes // int(read))
     packed = np.ascontiguousarray(pack(codec, few)[np.arange(neurons) % DISTINCT]).reshape(-1)
     lead, rest = aligned(lead_bytes * neurons), aligned(rest_bytes * neurons)
-    core.split_nested(codec, packed, d, 2, lead, rest, 1)
+    core.split_nested(codec, packed, d, 2, apart, lead, rest, 1)
     count = times(sizes.cold_bytes, read * neurons, cold)
     # Only the section that is read has to be large.
     leads = repeated(lead, count if bits else 1)
@@ -229,12 +235,12 @@ def halves(sizes: Sizes, half: str, d: int, cold: bool, listed: bool) -> Work:
     def run(i: int) -> None:
         at = i % count
         section, other = (leads[at], rests[0]) if bits else (leads[0], rests[at])
-        core.nested_dot(isa, codec, section, other, 2, bits, row, lists[at], x, out)
+        core.nested_dot(isa, codec, section, other, 2, apart, bits, row, lists[at], x, out)
 
     def error() -> float:
         encoded = codecs.encode(codec, few[:, :2].reshape(-1, d))
         whole = codecs.decode(encoded).astype(np.float64)
-        leading = nested.estimate(encoded, 4).astype(np.float64)
+        leading = nested.estimate(encoded, apart).astype(np.float64)
         exact = ((leading if bits else whole - leading) @ x).reshape(DISTINCT, 2)
         index = (lists[0] if listed else np.arange(neurons)) % DISTINCT
         out[:] = np.nan
@@ -243,7 +249,8 @@ def halves(sizes: Sizes, half: str, d: int, cold: bool, listed: bool) -> Work:
         limit = TOLERANCES["dot"] * float(np.abs(whole).max() * np.abs(x).sum())
         return over(out, exact[index, 0] if listed else exact[index].reshape(-1), limit)
 
-    return Work(run, error, rows, rows * int(lead_bytes) // 2, cold)
+    row_bytes = int(lead_bytes) // 2 if bits else d * (8 - apart) // 8 + d // 16  # codes and scales
+    return Work(run, error, rows, rows * row_bytes, cold)
 
 
 def gemm(sizes: Sizes, kind: str, d: int, ff: int) -> Work:

@@ -16,8 +16,8 @@ extern const Kernels DEJAVU_TABLE;
 const Kernels DEJAVU_TABLE = {
     DEJAVU_TABLE_NAME,
     {row_kernels<Codec::f32>(), row_kernels<Codec::bf16>(), row_kernels<Codec::int8>(), row_kernels<Codec::int4>(),
-     half_kernels<Codec::high4>(), half_kernels<Codec::high3>(), half_kernels<Codec::high2>(),
-     half_kernels<Codec::low4>()},
+     part_kernels<Codec::high4>(), part_kernels<Codec::high3>(), part_kernels<Codec::high2>(),
+     part_kernels<Codec::low4>(), part_kernels<Codec::top3>(), part_kernels<Codec::low5>()},
     rms_norm,
     layer_norm,
     ::add,

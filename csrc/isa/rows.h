@@ -47,12 +47,12 @@ inline void axpys(const RowLayout& layout, RowAt row, int n, const float* const*
       tokens, outputs);
 }
 
-// One token's dots: nibbles have kernels of their own.
+// One token's dots: codes in planes have kernels of their own.
 template <Codec C, typename RowAt>
 inline void dots_of_one(const RowLayout& layout, RowAt row, int n, const void* input, float* out) {
-  if constexpr (is_nibbles(C)) {
-    Reading<4 * kNibbleRows, RowAt> rows(row, n);
-    nibble_rows<C>(
+  if constexpr (is_planes(C)) {
+    Reading<4 * kPlaneRows, RowAt> rows(row, n);
+    plane_rows<C>(
         layout, [&](int i) { return rows.at(i); }, [&](int i) { return rows.ahead(i); }, rows.order, n, input, out);
   } else {
     dots<C, 1>(layout, row, n, &input, 1, &out);
@@ -119,9 +119,9 @@ void dot_list(const Bundles& bundles, int first, int rows, const int32_t* list, 
       n * rows, input, out);
 }
 
-// Halves of int8 rows have dots alone, with one token.
+// Parts of int8 rows have dots alone, with one token.
 template <Codec C>
-constexpr dejavu::RowKernels half_kernels() {
+constexpr dejavu::RowKernels part_kernels() {
   dejavu::RowKernels kernels{};
   kernels.prepare = prepare_grouped;
   kernels.dot = dot<C>;

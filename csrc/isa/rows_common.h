@@ -8,8 +8,8 @@ namespace {
 using dejavu::Bundles;
 using dejavu::Codec;
 using dejavu::is_grouped;
-using dejavu::is_half;
-using dejavu::is_nibbles;
+using dejavu::is_part;
+using dejavu::is_planes;
 using dejavu::kBlock;
 using dejavu::kBlockGroups;
 using dejavu::kGroup;

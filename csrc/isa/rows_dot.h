@@ -2,7 +2,7 @@
 // however many rows and tokens are worked on together.
 #pragma once
 
-#include "rows_nibbles.h"
+#include "rows_planes.h"
 
 namespace {
 

@@ -31,8 +31,8 @@ inline void mlp_step(const MlpManyArgs& a, const Streams& order, int i, int n) {
       auto row = [&](int r) { return bundles.row(ids[r0 + r], part); };
       auto ahead = [&](int r) { return bundles.row(following[r0 + r], part); };
       auto place = [](int r) { return r; };
-      if (is_nibbles(C) && a.tokens == 1) {
-        nibble_rows<C>(bundles.layout, row, ahead, place, together, a.inputs[0], outs[0]);
+      if (is_planes(C) && a.tokens == 1) {
+        plane_rows<C>(bundles.layout, row, ahead, place, together, a.inputs[0], outs[0]);
       } else {
         dot_rows<C>(bundles.layout, row, ahead, place, together, a.inputs, a.tokens, outs);
       }

@@ -125,18 +125,26 @@ struct Vec {
   static F broadcast(F x, int lane) { return _mm256_permutevar8x32_ps(x, _mm256_set1_epi32(lane)); }
 
   static B load_b(const uint8_t* p) { return _mm256_loadu_si256((const __m256i*)p); }
-  template <int mask>
-  static B low_fields(B x) {
-    return _mm256_and_si256(x, _mm256_set1_epi8(mask));
+  template <int shift, int mask>
+  static B field(B x) {
+    return _mm256_and_si256(shift >= 0 ? _mm256_srli_epi16(x, shift & 15) : _mm256_slli_epi16(x, -shift & 15),
+                            _mm256_set1_epi8(mask));
   }
-  template <int mask>
-  static B high_fields(B x) {
-    return _mm256_and_si256(_mm256_srli_epi16(x, 4), _mm256_set1_epi8(mask));
+  static B either(B a, B b) { return _mm256_or_si256(a, b); }
+  static B two_bits(const uint8_t* p) {
+    long long word;
+    memcpy(&word, p, 8);
+    return shift_word(word);
+  }
+  static B one_bit(const uint8_t* p) {
+    uint32_t word;
+    memcpy(&word, p, 4);
+    return shift_word((long long)(word | uint64_t(word) << 31));
   }
   template <int mask>
   static B both_fields(const uint8_t* p) {
     const __m256i x = _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i*)p));
-    return low_fields<mask>(_mm256_or_si256(x, _mm256_slli_epi16(x, 4)));
+    return field<0, mask>(_mm256_or_si256(x, _mm256_slli_epi16(x, 4)));
   }
   static B low_bytes(H a, H b) {
     return _mm256_or_si256(_mm256_and_si256(a, _mm256_set1_epi16(0xff)), _mm256_slli_epi16(b, 8));
@@ -153,6 +161,9 @@ struct Vec {
   static void prefetch(const void* p) { _mm_prefetch((const char*)p, _MM_HINT_T0); }
 
  private:
+  static B shift_word(long long word) {
+    return _mm256_srlv_epi64(_mm256_set1_epi64x(word), _mm256_setr_epi64x(0, 2, 4, 6));
+  }
   static __m256i mask(int n) {
     return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
   }

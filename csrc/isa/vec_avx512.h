@@ -113,18 +113,21 @@ struct Vec {
   static F load_f16_n(const void* p, int n) { return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask(n), p)); }
   static F broadcast(F x, int lane) { return _mm512_permutexvar_ps(_mm512_set1_epi32(lane), x); }
   static B load_b(const uint8_t* p) { return _mm512_loadu_si512(p); }
-  template <int mask>
-  static B low_fields(B x) {
-    return _mm512_and_si512(x, _mm512_set1_epi8(mask));
+  template <int shift, int mask>
+  static B field(B x) {
+    return _mm512_and_si512(shift >= 0 ? _mm512_srli_epi16(x, shift & 15) : _mm512_slli_epi16(x, -shift & 15),
+                            _mm512_set1_epi8(mask));
   }
-  template <int mask>
-  static B high_fields(B x) {
-    return _mm512_and_si512(_mm512_srli_epi16(x, 4), _mm512_set1_epi8(mask));
+  static B either(B a, B b) { return _mm512_or_si512(a, b); }
+  static B two_bits(const uint8_t* p) { return shift_words(_mm_loadu_si128((const __m128i*)p)); }
+  static B one_bit(const uint8_t* p) {
+    const __m128i words = _mm_cvtepu32_epi64(_mm_loadl_epi64((const __m128i*)p));
+    return shift_words(_mm_or_si128(words, _mm_slli_epi64(words, 31)));
   }
   template <int mask>
   static B both_fields(const uint8_t* p) {
     const __m512i x = _mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i*)p));
-    return low_fields<mask>(_mm512_or_si512(x, _mm512_slli_epi16(x, 4)));
+    return field<0, mask>(_mm512_or_si512(x, _mm512_slli_epi16(x, 4)));
   }
   static B low_bytes(H a, H b) {
     return _mm512_ternarylogic_epi32(a, _mm512_set1_epi16(0xff), _mm512_slli_epi16(b, 8), 0xea);
@@ -145,6 +148,11 @@ struct Vec {
   static void prefetch(const void* p) { _mm_prefetch((const char*)p, _MM_HINT_T2); }
 
  private:
+  static B shift_words(__m128i words) {
+    const __m512i each =
+        _mm512_permutexvar_epi64(_mm512_setr_epi64(0, 0, 0, 0, 1, 1, 1, 1), _mm512_castsi128_si512(words));
+    return _mm512_srlv_epi64(each, _mm512_setr_epi64(0, 2, 4, 6, 0, 2, 4, 6));
+  }
   static __mmask16 mask(int n) { return __mmask16((1u << n) - 1u); }
 };
 

@@ -204,15 +204,28 @@ struct Vec {
     memcpy(r.v, p, sizeof r.v);
     return r;
   }
-  template <int mask>
-  static B low_fields(B x) {
-    for (int i = 0; i < 4 * W; ++i) x.v[i] &= mask;
+  // Bits of each byte, moved down by `shift` (up where it is negative); none of `mask` may come from a neighbour.
+  template <int shift, int mask>
+  static B field(B x) {
+    for (int i = 0; i < 4 * W; ++i) x.v[i] = uint8_t((shift >= 0 ? x.v[i] >> shift : x.v[i] << -shift) & mask);
     return x;
   }
-  template <int mask>
-  static B high_fields(B x) {
-    for (int i = 0; i < 4 * W; ++i) x.v[i] = uint8_t(x.v[i] >> 4 & mask);
-    return x;
+  static B either(B a, const B& b) {
+    for (int i = 0; i < 4 * W; ++i) a.v[i] |= b.v[i];
+    return a;
+  }
+  // W / 8 times 32 codes of two bits, the first eight in the lowest bits of eight bytes. What is above them is left
+  // over.
+  static B two_bits(const uint8_t* p) {
+    B r;
+    for (int i = 0; i < 4 * W; ++i) r.v[i] = uint8_t(p[i / 32 * 8 + i % 8] >> (i % 32 / 8 * 2));
+    return r;
+  }
+  // W / 8 times 32 codes of one bit, the first four in the lowest bits of four bytes. What is above them is left over.
+  static B one_bit(const uint8_t* p) {
+    B r;
+    for (int i = 0; i < 4 * W; ++i) r.v[i] = uint8_t(p[i / 32 * 4 + i % 4] >> (i % 32 / 4));
+    return r;
   }
   template <int mask>
   static B both_fields(const uint8_t* p) {  // 2 W bytes: the low and the high half of each in turn

@@ -1,9 +1,9 @@
-"""The nested codec: int8 rows cut into their leading and their other four bits, so that the leading bits can be read alone.
+"""The nested codec: int8 rows cut into their leading bits and the others, so that the leading ones can be read alone.
 
-The code of a weight is taken as unsigned (128 + the int8 one): 16 * high + low. All high halves of a matrix lie together,
-the low halves with what else belongs to their neuron. Both together are exactly the int8 row. Estimates from two or three
-leading bits are there for study: they are read from the same four. Rows of int4 have four bits and are not cut.
-This is the specification of ``csrc/halves.h``.
+The code of a weight is taken as unsigned (128 + the int8 one) and cut behind its third or fourth bit. All leading parts of
+a matrix lie together, the others with what else belongs to their neuron. Both together are exactly the int8 row. Where four
+bits lie apart, estimates may use two or three of them, which reads as much. Rows of int4 have four bits and are not cut.
+This is the specification of ``csrc/parts.h``.
 """
 
 from __future__ import annotations
@@ -17,14 +17,16 @@ from dejavu.codecs import GROUP, decode
 from dejavu.errors import InputError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from numpy.typing import NDArray
 
     from dejavu.codecs import Codec, Encoded
 
 LEADING_BITS: dict[str, tuple[int, ...]] = {"int8": (2, 3, 4), "int4": (4,)}
 """Codecs whose leading bits can be read, and how many."""
-STORED_BITS = 4
-"""That are read, whatever number of them is used."""
+PLANES: dict[int, tuple[tuple[int, int], ...]] = {3: ((2, 1), (1, 0)), 4: ((4, 0),), 5: ((4, 0), (1, 4))}
+"""By the bits of a part: the planes in which it is stored, each as (bits of the part, the lowest of them)."""
 
 _BLOCK = 16 * GROUP
 
@@ -37,6 +39,20 @@ def leading_bits(codec: Codec) -> tuple[int, ...]:
             fix="use --codec int8 or int4",
         )
     return LEADING_BITS[codec]
+
+
+def stored_bits(used: Iterable[int]) -> int:
+    """How many leading bits lie apart in a model whose sketches use as many as `used` says; 0: no sketch, none do."""
+    found = set(used)
+    return 0 if not found else 3 if found == {3} else 4
+
+
+def check_cut(codec: Codec, leading: int) -> None:
+    """Raise `InputError` where rows of `codec` cannot be cut behind `leading` bits; 0: they stay whole."""
+    if leading and (leading not in leading_bits(codec) or leading not in PLANES):
+        raise InputError(
+            f"{codec} rows cannot be cut behind {leading} bits", fix="cut int8 behind 3 or 4, int4 behind 4"
+        )
 
 
 def estimate(encoded: Encoded, bits: int) -> NDArray[np.float32]:
@@ -58,29 +74,44 @@ def estimate(encoded: Encoded, bits: int) -> NDArray[np.float32]:
     return decode(replace(encoded, codes=codes))
 
 
-def halves(encoded: Encoded) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """High and low nibbles of int8 rows, [n, p] each."""
-    codes = _unsigned(encoded)
-    return codes >> np.uint8(4), codes & np.uint8(15)
+def cut(encoded: Encoded, bits: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """The leading `bits` of the codes of int8 rows, and the other bits; [n, p] each."""
+    codes, left = _unsigned(encoded), np.uint8(8 - bits)
+    return codes >> left, codes & np.uint8((1 << left) - 1)
 
 
-def pack(nibbles: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """The bytes of rows of nibbles, [n, p / 2].
+def pack(part: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
+    """The bytes of rows of parts of so many bits, [n, p] -> [n, p * bits / 8].
 
-    Blocks of sixteen groups: chunk v of 64 bytes has weights 8 v to 8 v + 7 of each group; the four bytes of a group have
-    the first four in their lower halves, in the order 0, 2, 1, 3, and the others likewise in their upper halves. Groups
-    after the last block: 16 bytes each, the first sixteen weights in the lower halves.
+    Blocks of sixteen groups have their `PLANES` one after the other. A block is eight vectors of 64 bytes: bytes 4 g to
+    4 g + 3 of vector v are weights 8 v to 8 v + 7 of group g: the first four, in the order 0, 2, 1, 3, in the even
+    vectors, the others in the odd ones that follow. 8 / w vectors share 64 bytes of a plane of w bits, the first in the
+    lowest bits. Groups after the last block: plane by plane, each with 4 w bytes per group; of four bits the first sixteen
+    weights lie in the lower halves, of fewer the weights 0, 16, 1, 17 ... follow each other, the first 4 w in the lowest
+    bits.
     """
-    n, padded = nibbles.shape
+    n, padded = part.shape
     blocks = padded // _BLOCK
-    whole = nibbles[:, : blocks * _BLOCK].reshape(
-        n, blocks, 16, 4, 2, 4
-    )  # [n, block, group, chunk, half, weight]
-    whole = whole.transpose(0, 1, 3, 4, 2, 5)[..., [0, 2, 1, 3]]  # [n, block, chunk, half, group, byte]
-    tail = nibbles[:, blocks * _BLOCK :].reshape(n, -1, 2, GROUP // 2)  # [n, group, half, byte]
-    lower, upper = whole[:, :, :, 0], whole[:, :, :, 1]
-    packed = [lower | upper << np.uint8(4), tail[:, :, 0] | tail[:, :, 1] << np.uint8(4)]
-    return np.concatenate([part.reshape(n, -1) for part in packed], axis=1)
+    whole = part[:, : blocks * _BLOCK].reshape(n, blocks, 16, 8, 4)  # [n, block, group, vector, weight]
+    vectors = whole.transpose(0, 1, 3, 2, 4)[..., [0, 2, 1, 3]].reshape(n, blocks, 8, 64)
+    tail = part[:, blocks * _BLOCK :].reshape(n, -1, GROUP)
+    mixed = tail.reshape(n, -1, 2, GROUP // 2).swapaxes(2, 3).reshape(tail.shape)
+    packed, rest = [], []
+    for width, lowest in PLANES[bits]:
+        fields = 8 // width
+        plane = (vectors >> np.uint8(lowest) & np.uint8(2**width - 1)).reshape(n, blocks, width, fields, 64)
+        packed.append(_gathered(plane, width))  # [n, block, width, 64]
+        group = tail if width == 4 else mixed
+        plane = (group >> np.uint8(lowest) & np.uint8(2**width - 1)).reshape(n, -1, fields, 4 * width)
+        rest.append(_gathered(plane, width).reshape(n, -1))
+    return np.concatenate([np.concatenate(packed, axis=2).reshape(n, -1), *rest], axis=1)
+
+
+def _gathered(fields: NDArray[np.uint8], width: int) -> NDArray[np.uint8]:
+    """Fields of so many bits, [..., fields, bytes], as bytes: the first field in the lowest bits."""
+    shifts = np.arange(fields.shape[-2], dtype=np.uint8)[:, None] * np.uint8(width)
+    found: NDArray[np.uint8] = np.bitwise_or.reduce(fields << shifts, axis=-2)
+    return found
 
 
 def _unsigned(encoded: Encoded) -> NDArray[np.uint8]:

@@ -30,25 +30,25 @@ def open_native(
     from dejavu.engine.break_even import SAMPLE, break_even
     from dejavu.engine.native import break_even_path
 
-    def load(nested: bool) -> NativeExecutor:
-        return NativeExecutor.load(path, nested=nested, cache=cache, **options)
+    def load(leading: int) -> NativeExecutor:
+        return NativeExecutor.load(path, leading=leading, cache=cache, **options)
 
-    nested = plan is not None and plan.needs_nested
-    runs = load(nested)
+    leading = plan.leading if plan is not None else 0
+    runs = load(leading)
     if plan is None or not fallback:
         return runs, plan, None
     try:
         runs.set_plan(plan)
         tokens = np.array(tokenizer.encode(SAMPLE), np.int32)
         memory = break_even_path(path) if cache else None
-        found = break_even(runs, plan, lambda: load(False) if nested else runs, tokens, memory)
+        found = break_even(runs, plan, lambda: load(0) if leading else runs, tokens, memory)
         left = found.apply(plan)
     except BaseException:
         runs.close()
         raise
-    if left is None and nested:
+    if left is None and leading:
         runs.close()
-        runs = load(False)
+        runs = load(0)
     elif left is None:
         runs.set_plan(None)
     return runs, left, found

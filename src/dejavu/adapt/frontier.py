@@ -181,12 +181,11 @@ class Frontier:
 
         def load(wanted: Setting) -> NativeExecutor:
             setting = named[wanted.plan]
-            nested = setting.plan is not None and setting.plan.needs_nested
             runs = NativeExecutor.load(
                 setting.model,
                 codec=codec,
                 kv_dtype=KV_DTYPE,
-                nested=nested,
+                leading=setting.plan.leading if setting.plan is not None else 0,
                 threads=wanted.threads,
                 cache=False,
             )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from dejavu.engine import NativeExecutor
+from dejavu.nested import stored_bits
 from dejavu.plan import AccessPlan, LayerPlan, Sketch
 from dejavu.training.calibrate import Family, calibrate
 from dejavu.training.cost import Cost
@@ -50,7 +51,9 @@ def uniform_sketches(
     """
     config, weights = opened.config, opened.weights
     dense = [LayerPlan()] * config.n_layers
-    runs = NativeExecutor.load(opened.path, codec=codec, nested=True, threads=threads, cache=False)
+    runs = NativeExecutor.load(
+        opened.path, codec=codec, leading=stored_bits([bits]), threads=threads, cache=False
+    )
     try:
         pieces = next(stream.batches(CALIBRATION_TOKENS))[0]
         progress.start("calibrating plans of the original", sum(map(len, pieces)))
@@ -64,7 +67,7 @@ def uniform_sketches(
         scores = Scores(config, weights, codec, BlockInputs(config, weights))
         calibrations = calibrate([family], scores, traces())
         probe = Probe(runs, stream.validation(SETTLE_TOKENS))
-        search = Search(weights.fingerprint, probe, calibrations, Cost(config, codec))
+        search = Search(weights.fingerprint, probe, calibrations, Cost(config, codec, stored_bits([bits])))
         found = []
         for density in densities:
             layers = combine(dense, search.settle(search.uniform(density), dense))

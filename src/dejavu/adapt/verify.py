@@ -58,7 +58,7 @@ class Verifier:
         runs = NativeExecutor.load(
             model,
             codec=self._codec,
-            nested=plan is not None and plan.needs_nested,
+            leading=plan.leading if plan is not None else 0,
             threads=self._threads,
             cache=False,
         )

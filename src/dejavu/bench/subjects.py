@@ -69,7 +69,7 @@ def model_subject(
             path,
             codec=setting.codec,
             kv_dtype=setting.kv_dtype,
-            nested=plan is not None and plan.needs_nested,
+            leading=plan.leading if plan is not None else 0,
             threads=setting.threads,
             progress=progress,
         )
@@ -90,7 +90,7 @@ def shape_subject(name: str) -> Subject:
         executor = synthetic(
             config,
             setting.codec,
-            nested=plan is not None and plan.needs_nested,
+            leading=plan.leading if plan is not None else 0,
             kv_dtype=setting.kv_dtype,
             threads=setting.threads,
         )

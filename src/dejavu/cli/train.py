@@ -56,7 +56,7 @@ def train(
     bits: Annotated[
         list[int] | None,
         typer.Option(
-            help="Leading bits of sketches; may be repeated. Default: 4; 2 and 3 read as much, for study."
+            help="Leading bits of sketches; may be repeated. Default: 4. 3 alone reads three; 2, or several, read four."
         ),
     ] = None,
     rank: Annotated[
@@ -105,6 +105,7 @@ def train(
     plan carries the evidence: density, recall, precision and perplexity ratio on documents that were held out.
     """
     from dejavu.cli.progress import make_progress, stage_bars
+    from dejavu.nested import stored_bits
     from dejavu.training.corpus import Corpus
     from dejavu.training.options import TrainOptions
     from dejavu.training.recipe import train_plan
@@ -132,7 +133,7 @@ def train(
     subject = open_subject(
         model,
         codec=codec.value,
-        nested=wanted.uses_sketches,
+        leading=stored_bits(wanted.sketches),
         executor=executor.value,
         threads=threads,
         offline=offline or None,

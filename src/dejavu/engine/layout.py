@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from dejavu.codecs import Codec, embed_codec, mlp_codec
 from dejavu.engine.core import load_core
 from dejavu.models.tensors import tensor_shapes
-from dejavu.nested import leading_bits
+from dejavu.nested import check_cut
 
 if TYPE_CHECKING:
     from dejavu.models.config import ModelConfig
@@ -36,7 +36,7 @@ class Bundled:
 
 @dataclass(frozen=True)
 class Leading:
-    """A section of leading bits (see `dejavu.nested`) of ``count`` bundles of ``rows`` rows.
+    """A section of ``bits`` leading bits (see `dejavu.nested`) of ``count`` bundles of ``rows`` rows.
 
     Of an MLP: gate and up (or up) of each neuron, what else belongs to it being in the section ``rest``. Of the head:
     its rows, which are whole elsewhere.
@@ -47,6 +47,7 @@ class Leading:
     count: int
     rows: int
     width: int
+    bits: int
     rest: Rest | None
 
     @property
@@ -54,24 +55,25 @@ class Leading:
         """Bytes of the section."""
         core = load_core()
         if self.rest is None:
-            return int(core.leading_bytes(self.width, self.rows)) * self.count
-        return int(core.nested_bytes(self.codec, self.width, self.rows)[0]) * self.count
+            return int(core.leading_bytes(self.width, self.rows, self.bits)) * self.count
+        return int(core.nested_bytes(self.codec, self.width, self.rows, self.bits)[0]) * self.count
 
 
 @dataclass(frozen=True)
 class Rest:
-    """The section beside `Leading`: per neuron the other bits of its ``dots`` rows, and its down row."""
+    """The section beside `Leading`: per neuron the bits after ``bits`` of its ``dots`` rows, and its down row."""
 
     name: str
     codec: Codec
     count: int
     dots: int
     width: int
+    bits: int
 
     @property
     def nbytes(self) -> int:
         """Bytes of the section."""
-        return int(load_core().nested_bytes(self.codec, self.width, self.dots)[1]) * self.count
+        return int(load_core().nested_bytes(self.codec, self.width, self.dots, self.bits)[1]) * self.count
 
 
 @dataclass(frozen=True)
@@ -95,21 +97,20 @@ Section = Bundled | Leading | Rest | Plain
 _IN_BUNDLES = ("q", "k", "v", "o", "gate", "up", "down")
 
 
-def sections(config: ModelConfig, codec: Codec, *, nested: bool = False) -> list[Section]:
+def sections(config: ModelConfig, codec: Codec, *, leading: int = 0) -> list[Section]:
     """All sections in the order in which they lie in the packed file: embedding, layers, head.
 
-    With `nested`, leading bits of gate, up and head lie apart; the head is there as a whole, too.
+    With `leading`, so many leading bits of gate, up and head lie apart; the head is there as a whole, too.
 
     Raises:
-        InputError: `nested` with a codec that has no leading bits.
+        InputError: rows of the codec cannot be cut there.
     """
-    if nested:
-        leading_bits(codec)
+    check_cut(codec, leading)
     found: list[Section] = []
     for name, shape in tensor_shapes(config).items():
         part = name.removeprefix("layers.").partition(".")[2] if name.startswith("layers.") else name
         if part == "attn_norm.weight":  # the first tensor of a layer
-            found += _layer(config, codec, name.removesuffix("attn_norm.weight"), nested)
+            found += _layer(config, codec, name.removesuffix("attn_norm.weight"), leading)
         if part in {f"{matrix}.weight" for matrix in _IN_BUNDLES}:
             continue
         if part in ("embed.weight", "head.weight"):
@@ -118,9 +119,11 @@ def sections(config: ModelConfig, codec: Codec, *, nested: bool = False) -> list
             found.append(_rows(name, "f32", shape))
         else:
             found.append(Plain(name, shape))
-    if nested:
+    if leading:
         count = -(-config.vocab_size // PLAIN_ROWS)
-        found.append(Leading("head.lead", embed_codec(codec), count, PLAIN_ROWS, config.embed_dim, None))
+        found.append(
+            Leading("head.lead", embed_codec(codec), count, PLAIN_ROWS, config.embed_dim, leading, None)
+        )
     return found
 
 
@@ -138,7 +141,7 @@ def _rows(name: str, codec: Codec, shape: tuple[int, ...]) -> Bundled:
     return Bundled(name, codec, -(-shape[0] // PLAIN_ROWS), PLAIN_ROWS, shape[1])
 
 
-def _layer(config: ModelConfig, codec: Codec, prefix: str, nested: bool) -> list[Section]:
+def _layer(config: ModelConfig, codec: Codec, prefix: str, leading: int) -> list[Section]:
     d, hd = config.d_model, config.head_dim
     attention: list[Section] = [
         Bundled(f"{prefix}heads", codec, config.n_heads, hd, d),
@@ -147,10 +150,10 @@ def _layer(config: ModelConfig, codec: Codec, prefix: str, nested: bool) -> list
     ]
     dots = 2 if config.gated else 1
     codec = mlp_codec(codec, int(prefix.split(".")[1]), config.n_layers)
-    if not nested:
+    if not leading:
         return [*attention, Bundled(f"{prefix}mlp", codec, config.d_ff, dots + 1, d)]
-    rest = Rest(f"{prefix}mlp", codec, config.d_ff, dots, d)
-    return [*attention, Leading(f"{prefix}lead", codec, config.d_ff, dots, d, rest), rest]
+    rest = Rest(f"{prefix}mlp", codec, config.d_ff, dots, d, leading)
+    return [*attention, Leading(f"{prefix}lead", codec, config.d_ff, dots, d, leading, rest), rest]
 
 
 def _aligned(n: int) -> int:

@@ -20,7 +20,7 @@ from dejavu.models import rope
 from dejavu.models.alibi import alibi_slopes
 from dejavu.models.loading import open_model
 from dejavu.models.store import packed_folder
-from dejavu.nested import leading_bits
+from dejavu.nested import check_cut
 from dejavu.refinement import refine
 
 if TYPE_CHECKING:
@@ -59,6 +59,7 @@ class NativeExecutor:
             embed_codec(packed.codec),
             packed.buffer,
             packed.places,
+            packed.leading,
             self.threads,
             self.isa,
         )
@@ -69,7 +70,7 @@ class NativeExecutor:
         path: Path,
         *,
         codec: Codec,
-        nested: bool = False,
+        leading: int = 0,
         kv_dtype: str = "f16",
         threads: int | None = None,
         cache: bool = True,
@@ -80,31 +81,30 @@ class NativeExecutor:
         Args:
             path: what `dejavu.models.sources.resolve` returned.
             codec: how the linears are stored.
-            nested: store leading bits apart, as plans with sketches need them (int8, int4).
+            leading: bits to store apart, as plans with sketches need them (`AccessPlan.leading`).
             kv_dtype: how keys and values are stored.
             threads: default: one per physical core.
             cache: keep the packed weights in the cache folder and map them; otherwise pack into memory.
             progress: told of packing.
 
         Raises:
-            InputError: `nested` with a codec that has no leading bits.
+            InputError: rows of the codec cannot be cut behind so many bits.
             ModelFormatError, UnsupportedModelError, NumericsError: the model cannot be used.
             CacheError: the packed file cannot be written.
         """
         threads = default_threads() if threads is None else threads
-        if nested:
-            leading_bits(codec)
-        target = packed_path(path, codec, nested=nested)
+        check_cut(codec, leading)
+        target = packed_path(path, codec, leading=leading)
         packed = read_packed(target) if cache else None
         if packed is None:
             model = open_model(path)
             try:
                 config, weights = refine(model.config, model.weights, codec)
                 if cache:
-                    write_packed(target, config, weights, codec, threads, progress, nested=nested)
+                    write_packed(target, config, weights, codec, threads, progress, leading=leading)
                     packed = read_packed(target)
                 if packed is None:
-                    packed = pack_in_memory(config, weights, codec, threads, progress, nested=nested)
+                    packed = pack_in_memory(config, weights, codec, threads, progress, leading=leading)
             finally:
                 model.weights.close()
         return cls(packed, kv_dtype=kv_dtype, threads=threads)
@@ -123,12 +123,13 @@ class NativeExecutor:
             self._engine.set_plan(None)
         else:
             plan.check_fits(self.config, self.packed.fingerprint)
-            if plan.needs_nested and not self.packed.nested:
-                raise PlanError(
-                    "the plan reads the leading bits of weights, and the model is not packed that way",
-                    fix="load it with nested=True and codec int8 or int4",
-                )
             plan.check_codec(self.packed.codec)
+            if not plan.can_read(self.packed.leading):
+                raise PlanError(
+                    f"the plan reads {plan.leading} leading bits of weights apart, and the model is packed with "
+                    f"{self.packed.leading or 'none'} of them apart",
+                    fix=f"load it with leading={plan.leading} and codec int8{' or int4' * (plan.leading == 4)}",
+                )
             self._engine.set_plan(lower(plan, self.config))
         self._plan = plan
 
@@ -273,7 +274,7 @@ def kv_bytes_per_token(config: ModelConfig, kv_dtype: str) -> int:
     return 2 * config.n_layers * config.n_kv_heads * vector
 
 
-def packed_path(path: Path, codec: str, *, nested: bool = False) -> Path:
+def packed_path(path: Path, codec: str, *, leading: int = 0) -> Path:
     """Where the packed form of the model at `path` lies in the cache folder.
 
     The name depends on the sizes and times of the model's files, so that a changed model is packed again without
@@ -286,7 +287,7 @@ def packed_path(path: Path, codec: str, *, nested: bool = False) -> Path:
     )
     facts = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in files]
     key = hashlib.sha256(json.dumps([VERSION, facts]).encode()).hexdigest()[:12]
-    return packed_folder(path) / f"{codec}{'-nested' if nested else ''}-{key}.dejavu"
+    return packed_folder(path) / f"{codec}{f'-leading{leading}' if leading else ''}-{key}.dejavu"
 
 
 def break_even_path(path: Path) -> Path:

@@ -1,7 +1,7 @@
 """The packed file: a model's weights in bundles, as the engine reads them, ready to be mapped into memory.
 
 Layout: `_MAGIC`, the length of the header (uint64, little endian), the header (JSON), then the sections, each
-aligned to 64 bytes. The header names the version, the codec, whether it is nested (leading bits apart, see
+aligned to 64 bytes. The header names the version, the codec, how many leading bits lie apart (see
 `dejavu.nested`), the configuration and the place of each section.
 """
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from dejavu.models.progress import Progress
     from dejavu.models.weights import Weights
 
-VERSION = 7
+VERSION = 8
 """Of the bundles' byte layout and of the header; a file of another version is packed again."""
 
 _MAGIC = b"dejavu\x00p"
@@ -49,7 +49,8 @@ class Packed:
     places: dict[str, tuple[int, int]]
     """Section -> (offset, bytes) in `buffer`."""
     buffer: NDArray[np.uint8]
-    nested: bool = False
+    leading: int = 0
+    """Bits that lie apart."""
 
     @property
     def nbytes(self) -> int:
@@ -68,13 +69,13 @@ def read_packed(path: Path) -> Packed | None:
             header = json.loads(stream.read(length))
             if header["version"] != VERSION or header["codec"] not in CODECS:
                 return None
-            nested = header["nested"] is True
+            leading = int(header["leading"])
             mapped = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
         if len(mapped) != header["bytes"]:
             return None
         config = ModelConfig.from_dict(header["config"])
         places = {str(name): (int(place[0]), int(place[1])) for name, place in header["sections"].items()}
-        expected = offsets(sections(config, header["codec"], nested=nested), 0)
+        expected = offsets(sections(config, header["codec"], leading=leading), 0)
         if {name: size for name, (_, size) in places.items()} != {
             name: size for name, (_, size) in expected.items()
         }:
@@ -88,7 +89,7 @@ def read_packed(path: Path) -> Packed | None:
     except (ValueError, KeyError, TypeError, IndexError, AttributeError, DejavuError):
         return None  # damaged: packing again is always right
     buffer = np.frombuffer(mapped, np.uint8)
-    return Packed(config, header["codec"], str(header["fingerprint"]), places, buffer, nested)
+    return Packed(config, header["codec"], str(header["fingerprint"]), places, buffer, leading)
 
 
 def write_packed(
@@ -99,16 +100,16 @@ def write_packed(
     threads: int,
     progress: Progress | None = None,
     *,
-    nested: bool = False,
+    leading: int = 0,
 ) -> None:
     """Pack `weights` into the file at `path`, whole or not at all; memory stays at a few chunks.
 
     Raises:
         CacheError: the file cannot be written.
-        InputError: `nested` with a codec that has no leading bits.
+        InputError: rows of the codec cannot be cut behind `leading` bits.
         NumericsError: the weights hold NaN, infinity, or values that the codec cannot hold.
     """
-    header, places, total = _header(config, weights.fingerprint, codec, nested)
+    header, places, total = _header(config, weights.fingerprint, codec, leading)
     with atomic_write(path) as stream:
 
         def put(offset: int, data: NDArray[Any]) -> None:
@@ -117,7 +118,7 @@ def write_packed(
 
         stream.write(header)
         stream.truncate(total)
-        _pack(config, weights, codec, nested, places, put, threads, progress)
+        _pack(config, weights, codec, leading, places, put, threads, progress)
     kind = path.stem.rpartition("-")[0]
     for outdated in path.parent.glob(f"{kind}-*.dejavu"):
         if outdated != path and outdated.stem.rpartition("-")[0] == kind:
@@ -131,17 +132,17 @@ def pack_in_memory(
     threads: int,
     progress: Progress | None = None,
     *,
-    nested: bool = False,
+    leading: int = 0,
 ) -> Packed:
     """Pack `weights` into anonymous memory. Raises as `write_packed`, without `CacheError`."""
-    _, places, total = _header(config, weights.fingerprint, codec, nested)
+    _, places, total = _header(config, weights.fingerprint, codec, leading)
     buffer = anonymous(total)
 
     def put(offset: int, data: NDArray[Any]) -> None:
         buffer[offset : offset + data.nbytes] = data.view(np.uint8).reshape(-1)
 
-    _pack(config, weights, codec, nested, places, put, threads, progress)
-    return Packed(config, codec, weights.fingerprint, places, buffer, nested)
+    _pack(config, weights, codec, leading, places, put, threads, progress)
+    return Packed(config, codec, weights.fingerprint, places, buffer, leading)
 
 
 def anonymous(nbytes: int) -> NDArray[np.uint8]:
@@ -153,10 +154,10 @@ def anonymous(nbytes: int) -> NDArray[np.uint8]:
 
 
 def _header(
-    config: ModelConfig, fingerprint: str, codec: Codec, nested: bool
+    config: ModelConfig, fingerprint: str, codec: Codec, leading: int
 ) -> tuple[bytes, dict[str, tuple[int, int]], int]:
     """The file's first bytes, the places of the sections, and the size of the file."""
-    wanted = sections(config, codec, nested=nested)
+    wanted = sections(config, codec, leading=leading)
     start = 4096
     while True:
         places = offsets(wanted, start)
@@ -164,7 +165,7 @@ def _header(
         values = {
             "version": VERSION,
             "codec": codec,
-            "nested": nested,
+            "leading": leading,
             "fingerprint": fingerprint,
             "bytes": total,
             "config": config.to_dict(),
@@ -180,13 +181,13 @@ def _pack(
     config: ModelConfig,
     weights: Weights,
     codec: Codec,
-    nested: bool,
+    leading: int,
     places: dict[str, tuple[int, int]],
     put: Put,
     threads: int,
     progress: Progress | None,
 ) -> None:
-    wanted = sections(config, codec, nested=nested)
+    wanted = sections(config, codec, leading=leading)
     progress = progress or NoProgress()
     progress.start(f"packing weights as {codec}", sum(section.nbytes for section in wanted))
     try:

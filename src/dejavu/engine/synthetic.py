@@ -25,13 +25,13 @@ def synthetic(
     config: ModelConfig,
     codec: Codec,
     *,
-    nested: bool = False,
+    leading: int = 0,
     kv_dtype: str = "f16",
     threads: int | None = None,
     seed: int = 0,
 ) -> NativeExecutor:
     """An executor of `config`'s shape whose weights are small random numbers, repeated to size."""
-    wanted = sections(config, codec, nested=nested)
+    wanted = sections(config, codec, leading=leading)
     places = offsets(wanted, 0)
     buffer = anonymous(max(offset + size for offset, size in places.values()))
     random = np.random.default_rng(seed)
@@ -57,7 +57,7 @@ def synthetic(
                 start, size = places[section.rest.name]
                 _repeat(rest, buffer[start : start + size])
     return NativeExecutor(
-        Packed(config, codec, "synthetic", places, buffer, nested), kv_dtype=kv_dtype, threads=threads
+        Packed(config, codec, "synthetic", places, buffer, leading), kv_dtype=kv_dtype, threads=threads
     )
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 from dejavu.errors import PlanError
-from dejavu.nested import LEADING_BITS
+from dejavu.nested import LEADING_BITS, stored_bits
 from dejavu.plan import checks
 from dejavu.plan.compensator import Compensator
 from dejavu.plan.selectors import (
@@ -146,9 +146,14 @@ class AccessPlan:
         write_plan(self, Path(folder))
 
     @property
-    def needs_nested(self) -> bool:
-        """Whether leading bits of weights are read: the model must be packed nested."""
-        return bool(self._bits) or isinstance(self.vocabulary, VocabularySketch)
+    def leading(self) -> int:
+        """How many leading bits of weights are to lie apart in a packed model; 0: none are read."""
+        head = {self.vocabulary.bits} if isinstance(self.vocabulary, VocabularySketch) else set[int]()
+        return stored_bits(self._bits | head)
+
+    def can_read(self, leading: int) -> bool:
+        """Whether a model with so many leading bits apart will do: of four, sketches of three can be read too."""
+        return not self.leading or leading in (self.leading, 4)
 
     @property
     def _bits(self) -> set[int]:
@@ -157,7 +162,7 @@ class AccessPlan:
 
     def suits(self, codec: Codec) -> bool:
         """Whether weights held in `codec` have the leading bits that the plan reads."""
-        return not self.needs_nested or (codec in LEADING_BITS and self._bits <= set(LEADING_BITS[codec]))
+        return not self.leading or (codec in LEADING_BITS and self._bits <= set(LEADING_BITS[codec]))
 
     def check_codec(self, codec: Codec) -> None:
         """Raises `PlanError` where the plan does not suit `codec`."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from dejavu.nested import STORED_BITS
 from dejavu.plan import Dense, LowRank, Sketch, Threshold
 
 if TYPE_CHECKING:
@@ -21,10 +20,14 @@ _INT8_BITS = _CODE_BITS["int8"] + _SCALE_BITS["int8"]
 
 @dataclass(frozen=True)
 class Cost:
-    """Bytes touched in one layer of `config` with weights held in `codec`, per token."""
+    """Bytes touched in one layer of `config` with weights held in `codec`, per token.
+
+    `leading` bits of int8 lie apart for sketches, whatever number of them is used.
+    """
 
     config: ModelConfig
     codec: Codec
+    leading: int = 4
 
     def neurons(self, selector: NeuronSelector, density: float) -> float:
         """Of the MLP, when `selector` selects the share `density`."""
@@ -33,8 +36,9 @@ class Cost:
         if isinstance(selector, Dense):
             return f * (first + 1) * row
         if isinstance(selector, Sketch):
-            lead = (STORED_BITS + _SCALE_BITS[self.codec]) / 8 * self.config.d_model  # of one row
-            rest = lead if self.codec == "int8" else 0
+            bits = self.leading if self.codec == "int8" else 4
+            lead = (bits + _SCALE_BITS[self.codec]) / 8 * self.config.d_model  # of one row
+            rest = (8 - bits + _SCALE_BITS["int8"]) / 8 * self.config.d_model if self.codec == "int8" else 0.0
             return f * first * lead + density * f * (first * rest + row)
         if isinstance(selector, Threshold):  # the first row of every neuron, the others of the selected
             return f * row + density * f * first * row

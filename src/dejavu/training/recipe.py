@@ -6,6 +6,7 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 from dejavu.errors import InputError
+from dejavu.nested import stored_bits
 from dejavu.plan import AccessPlan, LayerPlan, Oracle, Sketch, Threshold
 from dejavu.training.calibrate import Calibration, Family, calibrate
 from dejavu.training.compensator import fit_compensators
@@ -91,7 +92,7 @@ class _Recipe:
         self._stream = TokenStream(corpus, subject.tokenizer, context=self._config.max_context)
         self._inputs = BlockInputs(self._config, weights)
         self._scores = Scores(self._config, weights, subject.codec, self._inputs)
-        self._cost = Cost(self._config, subject.codec)
+        self._cost = Cost(self._config, subject.codec, stored_bits(options.sketches))
 
     def run(self, checkpoint: Path, resume: bool, command: str) -> AccessPlan:
         options, stream = self._options, self._stream

@@ -45,7 +45,7 @@ def open_subject(
     model: str,
     *,
     codec: Codec | Literal["auto"] = "auto",
-    nested: bool,
+    leading: int,
     executor: Literal["native", "reference"] = "native",
     threads: int | None = None,
     offline: bool | None = None,
@@ -55,8 +55,8 @@ def open_subject(
 
     Args:
         model: as for `LLM.from_pretrained`.
-        codec: how weights are held; "auto" suits the file, and int8 where float weights are to be `nested`.
-        nested: hold the weights so that sketches can read leading bits.
+        codec: how weights are held; "auto" suits the file, and int8 where float weights are to be cut.
+        leading: bits that lie apart, for sketches; 0: none.
         executor: what runs it.
         threads: of the native executor.
         offline: never use the network.
@@ -71,14 +71,14 @@ def open_subject(
         tokenizer = Tokenizer.from_model(opened)
         tokenizer.check_fits(opened.config.vocab_size)
         chosen: Codec = natural_codec(opened.weights) if codec == "auto" else codec
-        if codec == "auto" and nested and chosen not in ("int8", "int4"):
+        if codec == "auto" and leading and chosen not in ("int8", "int4"):
             chosen = "int8"
         runs: Executor
         if executor == "reference":
             runs = ReferenceExecutor(*refine(opened.config, opened.weights, chosen), codec=chosen)
         else:
             runs = NativeExecutor.load(
-                path, codec=chosen, kv_dtype="f16", threads=threads, nested=nested, progress=progress
+                path, codec=chosen, kv_dtype="f16", threads=threads, leading=leading, progress=progress
             )
     except BaseException:
         opened.close()

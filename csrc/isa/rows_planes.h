@@ -1,6 +1,6 @@
-// Dot products with rows of nibbles, for one token: int4, and the halves of int8 rows (halves.h).
+// Dot products with rows of codes in planes (layout.h), for one token: int4, and the parts of int8 rows (parts.h).
 //
-// The int16 input is taken apart into high and low bytes, x = 256 high + low, so that nibbles are multiplied as the
+// The int16 input is taken apart into high and low bytes, x = 256 high + low, so that codes are multiplied as the
 // bytes that they unpack to; both sums are exact.
 #pragma once
 
@@ -8,23 +8,27 @@
 
 namespace {
 
+using dejavu::kVector;
 using B = Vec::B;
 
-// A weight is scale * (unit * (nibble & mask) + offset), of int4 plus the group's minimum: what is not known is taken
+// A weight is scale * (unit * (code & mask) + offset), of int4 plus the group's minimum: what is not known is taken
 // to be in the middle.
-struct NibbleForm {
+struct Form {
   int mask;
   float unit, offset;
 };
-constexpr NibbleForm nibble_form(Codec c) {
-  return c == Codec::int4    ? NibbleForm{15, 1, 0}
-         : c == Codec::low4  ? NibbleForm{15, 1, -7.5f}
-         : c == Codec::high4 ? NibbleForm{15, 16, 7.5f - 128}
-         : c == Codec::high3 ? NibbleForm{14, 16, 15.5f - 128}
-                             : NibbleForm{12, 16, 31.5f - 128};
+constexpr Form form_of(Codec c) {
+  return c == Codec::int4    ? Form{15, 1, 0}
+         : c == Codec::low4  ? Form{15, 1, -7.5f}
+         : c == Codec::low5  ? Form{31, 1, -15.5f}
+         : c == Codec::high4 ? Form{15, 16, 7.5f - 128}
+         : c == Codec::top3  ? Form{7, 32, 15.5f - 128}
+         : c == Codec::high3 ? Form{14, 16, 15.5f - 128}
+                             : Form{12, 16, 31.5f - 128};
 }
+constexpr int bits_of(Codec c) { return dejavu::planes_of(c).bits; }
 
-constexpr int kNibbleRows = 4;
+constexpr int kPlaneRows = 4;
 
 // The last group where it has no neighbour, so that reading two stays within bounds: zeros follow it.
 struct Lone {
@@ -39,13 +43,54 @@ struct Lone {
   }
 };
 
-template <int Mask, int R>
-inline void dot_chunk(const uint8_t* const* at, const int16_t* x, I* high, I* low) {
+// The codes of the two vectors of a chunk of a block that begins at `block`; of each, the lanes of half h.
+template <Codec C, int Chunk>
+inline void chunk_codes(const uint8_t* block, int h, B* first, B* second) {
+  const uint8_t* at = block + h * 4 * W;
+  if constexpr (C == Codec::top3) {  // a plane of two bits, and one of the lowest bit
+    const B two = Vec::load_b(at + Chunk / 2 * kVector), one = Vec::load_b(at + 2 * kVector);
+    constexpr int place = Chunk % 2 * 4;
+    *first = Vec::either(Vec::field<place - 1, 6>(two), Vec::field<2 * Chunk, 1>(one));
+    *second = Vec::either(Vec::field<place + 1, 6>(two), Vec::field<2 * Chunk + 1, 1>(one));
+  } else {
+    constexpr int mask = form_of(C).mask & 15;
+    const B both = Vec::load_b(at + Chunk * kVector);
+    *first = Vec::field<0, mask>(both), *second = Vec::field<4, mask>(both);
+    if constexpr (C == Codec::low5) {  // and a plane of the highest bit
+      const B one = Vec::load_b(at + 4 * kVector);
+      *first = Vec::either(*first, Vec::field<2 * Chunk - 4, 16>(one));
+      *second = Vec::either(*second, Vec::field<2 * Chunk - 3, 16>(one));
+    }
+  }
+}
+
+// The codes of W / 8 groups from the t-th of a tail of `tails`; `alone`: of one, and anything.
+template <Codec C>
+inline B tail_codes(const uint8_t* tail, int tails, int t, bool alone) {
+  constexpr int first = 4 * (C == Codec::top3 ? 2 : 4);  // bytes of a group in the first plane
+  const uint8_t *at = tail + first * t, *one = tail + first * tails + 4 * t;
+  uint8_t copy[2 * first + 8] = {};
+  if (alone) {
+    if constexpr (bits_of(C) != 4) one = static_cast<uint8_t*>(memcpy(copy + 2 * first, one, 4));
+    at = static_cast<uint8_t*>(memcpy(copy, at, first));
+  }
+  if constexpr (C == Codec::top3) {
+    return Vec::either(Vec::field<-1, 6>(Vec::two_bits(at)), Vec::field<0, 1>(Vec::one_bit(one)));
+  } else {
+    const B found = Vec::both_fields<form_of(C).mask & 15>(at);
+    if constexpr (C != Codec::low5) return found;
+    return Vec::either(found, Vec::field<-4, 16>(Vec::one_bit(one)));
+  }
+}
+
+template <Codec C, int Chunk, int R>
+inline void dot_chunk(const uint8_t* const* blocks, int h, const int16_t* x, I* high, I* low) {
   const H a = Vec::load_h(x), b = Vec::load_h(x + 32), c = Vec::load_h(x + 64), d = Vec::load_h(x + 96);
   const B ab_high = Vec::high_bytes(a, b), ab_low = Vec::low_bytes(a, b);
   const B cd_high = Vec::high_bytes(c, d), cd_low = Vec::low_bytes(c, d);
   DEJAVU_UNROLL for (int r = 0; r < R; ++r) {
-    const B bytes = Vec::load_b(at[r]), ab = Vec::low_fields<Mask>(bytes), cd = Vec::high_fields<Mask>(bytes);
+    B ab, cd;
+    chunk_codes<C, Chunk>(blocks[r], h, &ab, &cd);
     high[r] = Vec::dot_b(Vec::dot_b(high[r], ab, ab_high), cd, cd_high);
     low[r] = Vec::dot_b(Vec::dot_b(low[r], ab_low, ab), cd_low, cd);
   }
@@ -54,7 +99,7 @@ inline void dot_chunk(const uint8_t* const* at, const int16_t* x, I* high, I* lo
 // total += the sums of W groups from g on of a row whose codes gave `codes`.
 template <Codec C>
 inline F add_groups(const RowLayout& layout, const Row& row, const GroupedInput& x, int g, I codes, F total) {
-  constexpr NibbleForm form = nibble_form(C);
+  constexpr Form form = form_of(C);
   const F s = Vec::load_f16(row.scales + g * 2), sums = Vec::load(x.sums + g), xs = Vec::load(x.scales + g);
   if constexpr (C == Codec::int4) {
     total = Vec::fma(Vec::to_float(codes), Vec::mul(s, xs), total);
@@ -68,12 +113,14 @@ inline F add_groups(const RowLayout& layout, const Row& row, const GroupedInput&
 template <Codec C, int R, int T>
 inline void add_tail(const RowLayout& layout, const Row* rows, const Row* next, const GroupedInput* in,
                      const Lone* lone, F (*total)[T]) {
-  constexpr NibbleForm form = nibble_form(C);
-  for (int g0 = layout.blocks * kBlockGroups; g0 < layout.groups; g0 += W) {
+  constexpr Form form = form_of(C);
+  const int whole = layout.blocks * kBlockGroups;
+  const size_t before = size_t(whole) * 4 * bits_of(C);
+  for (int g0 = whole; g0 < layout.groups; g0 += W) {
     const int n = layout.groups - g0 < W ? layout.groups - g0 : W;
     F scales[R];
     DEJAVU_UNROLL for (int r = 0; r < R; ++r) {
-      Vec::prefetch(next[r].codes + size_t(g0) * kGroup / 2);
+      Vec::prefetch(next[r].codes + size_t(g0) * 4 * bits_of(C));
       scales[r] = Vec::load_f16_n(rows[r].scales + g0 * 2, n);
       const F offsets = C == Codec::int4 ? Vec::load_f16_n(rows[r].scales + (layout.groups + g0) * 2, n)
                                          : Vec::mul(scales[r], Vec::set1(form.offset));
@@ -87,10 +134,7 @@ inline void add_tail(const RowLayout& layout, const Row* rows, const Row* next, 
       const bool alone = W == 16 && g == lone[0].group;
       B w[R];
       DEJAVU_UNROLL for (int r = 0; r < R; ++r) {
-        uint8_t copy[kGroup] = {};
-        const uint8_t* at = rows[r].codes + g * kGroup / 2;
-        if (alone) at = static_cast<uint8_t*>(memcpy(copy, at, kGroup / 2));
-        w[r] = Vec::both_fields<form.mask>(at);
+        w[r] = tail_codes<C>(rows[r].codes + before, layout.groups - whole, g - whole, alone);
       }
       DEJAVU_UNROLL for (int t = 0; t < T; ++t) {
         const int16_t* x = alone ? lone[t].words : in[t].codes + g * kGroup;
@@ -108,23 +152,25 @@ inline void add_tail(const RowLayout& layout, const Row* rows, const Row* next, 
 }
 
 template <Codec C, int R>
-DEJAVU_NOINLINE void dot_nibbles(const RowLayout& layout, const Row* rows, const Row* next, const GroupedInput& in,
-                                 const Lone& lone, float* out) {
+DEJAVU_NOINLINE void dot_planes(const RowLayout& layout, const Row* rows, const Row* next, const GroupedInput& in,
+                                const Lone& lone, float* out) {
   F total[R][1];
   DEJAVU_UNROLL for (int r = 0; r < R; ++r) total[r][0] = Vec::zero();
   for (int b = 0; b < layout.blocks; ++b) {
+    const size_t block = size_t(b) * kVector * bits_of(C);
     for (int h = 0; h < kHalves; ++h) {
       I high[R], low[R];
       DEJAVU_UNROLL for (int r = 0; r < R; ++r) high[r] = low[r] = Vec::zero_i();
-      for (int chunk = 0; chunk < kBlock / kNibbleChunk; ++chunk) {
-        const size_t byte = size_t(b * kBlock + chunk * kNibbleChunk) / 2 + size_t(h * 4 * W);
-        const uint8_t* at[R];
-        DEJAVU_UNROLL for (int r = 0; r < R; ++r) {
-          at[r] = rows[r].codes + byte;
-          if (h == 0) Vec::prefetch(next[r].codes + byte);
-        }
-        dot_chunk<nibble_form(C).mask, R>(at, in.codes + b * kBlock + chunk * kNibbleChunk + h * 2 * W, high, low);
+      const uint8_t* blocks[R];
+      DEJAVU_UNROLL for (int r = 0; r < R; ++r) {
+        blocks[r] = rows[r].codes + block;
+        for (int line = 0; h == 0 && line < bits_of(C); ++line) Vec::prefetch(next[r].codes + block + line * 64);
       }
+      const int16_t* x = in.codes + b * kBlock + h * 2 * W;
+      dot_chunk<C, 0, R>(blocks, h, x, high, low);
+      dot_chunk<C, 1, R>(blocks, h, x + kNibbleChunk, high, low);
+      dot_chunk<C, 2, R>(blocks, h, x + 2 * kNibbleChunk, high, low);
+      dot_chunk<C, 3, R>(blocks, h, x + 3 * kNibbleChunk, high, low);
       const int g = b * kBlockGroups + h * W;
       DEJAVU_UNROLL for (int r = 0; r < R; ++r) {
         if (h == 0) prefetch_scales<C>(layout, next[r], g);
@@ -138,19 +184,18 @@ DEJAVU_NOINLINE void dot_nibbles(const RowLayout& layout, const Row* rows, const
 
 // out[place(i)] = at(i) . input for i < n; meanwhile the rows ahead(i) are fetched.
 template <Codec C, typename At, typename Ahead, typename Place>
-inline void nibble_rows(const RowLayout& layout, At at, Ahead ahead, Place place, int n, const void* input,
-                        float* out) {
+inline void plane_rows(const RowLayout& layout, At at, Ahead ahead, Place place, int n, const void* input, float* out) {
   const GroupedInput x(layout, input);
   const Lone lone(layout, x);
-  Row rows[kNibbleRows], next[kNibbleRows];
-  float found[kNibbleRows];
+  Row rows[kPlaneRows], next[kPlaneRows];
+  float found[kPlaneRows];
   for (int i = 0; i < n;) {
-    const int count = n - i < kNibbleRows ? 1 : kNibbleRows;
+    const int count = n - i < kPlaneRows ? 1 : kPlaneRows;
     for (int r = 0; r < count; ++r) rows[r] = at(i + r), next[r] = ahead(i + r);
-    if (count == kNibbleRows) {
-      dot_nibbles<C, kNibbleRows>(layout, rows, next, x, lone, found);
+    if (count == kPlaneRows) {
+      dot_planes<C, kPlaneRows>(layout, rows, next, x, lone, found);
     } else {
-      dot_nibbles<C, 1>(layout, rows, next, x, lone, found);
+      dot_planes<C, 1>(layout, rows, next, x, lone, found);
     }
     for (int r = 0; r < count; ++r) out[place(i + r)] = found[r];
     i += count;

@@ -1,0 +1,123 @@
+#include "parts.h"
+
+#include <cstring>
+
+namespace dejavu {
+namespace {
+
+// Where a view was made over memory that is being filled.
+uint8_t* writable(const uint8_t* p) { return const_cast<uint8_t*>(p); }
+
+// body(first element, stride, first byte, shift in the byte, n): where elements `first`, `first + 1`, ... of a row of
+// `c` have the bits of a plane: in every `stride`-th byte.
+template <typename Body>
+void each_run(const RowLayout& layout, Codec c, int number, Body body) {
+  const Planes all = planes_of(c);
+  const int w = all.plane[number].bits, per = 8 / w;
+  const size_t before = number ? size_t(all.plane[0].bits) : 0;
+  for (int b = 0; b < layout.blocks; ++b) {
+    for (int v = 0; v < kBlock / kVector; ++v) {
+      const size_t byte = size_t(kVector) * (size_t(b * all.bits) + before + size_t(v / per));
+      for (int part = 0; part < 2; ++part) {
+        body(b * kBlock + v * kVector + part * 32, 2, byte + size_t(part), v % per * w, 32);
+      }
+    }
+  }
+  const size_t start = size_t(kVector) * size_t(layout.blocks * all.bits);
+  const int tails = layout.groups - layout.blocks * kBlockGroups;
+  for (int t = 0; t < tails; ++t) {
+    const size_t byte = start + 4 * (before * size_t(tails) + size_t(w * t));
+    const int group = layout.blocks * kBlock + t * kGroup;
+    for (int field = 0; field < per; ++field) {
+      if (w == 4) {
+        body(group + field * 16, 1, byte, field * w, 16);
+      } else {
+        for (int part = 0; part < 2; ++part) {
+          body(group + part * 16 + field * 2 * w, 2, byte + size_t(part), field * w, 2 * w);
+        }
+      }
+    }
+  }
+}
+
+// Bits [from, 8) or [0, from) of every code of an int8 row, as the planes of `c`.
+void cut_row(const RowLayout& layout, const Row& row, Codec c, int from, const Row& to) {
+  const Planes all = planes_of(c);
+  for (int p = 0; p < all.count; ++p) {
+    const int down = from + all.plane[p].shift, mask = (1 << all.plane[p].bits) - 1;
+    uint8_t* codes = writable(to.codes);
+    each_run(layout, c, p, [&](int first, int stride, size_t byte, int shift, int n) {
+      const uint8_t* source = row.codes + first;
+      for (int i = 0; i < n; ++i) {
+        const int field = ((source[i] ^ 128) >> down & mask) << shift;
+        codes[byte + size_t(i * stride)] = uint8_t(codes[byte + size_t(i * stride)] | field);
+      }
+    });
+  }
+  std::memcpy(writable(to.scales), row.scales, layout.scale_bytes);
+}
+
+void split_row(const RowLayout& layout, const Row& from, Codec high, const Row& leading) {
+  cut_row(layout, from, high, 8 - planes_of(high).bits, leading);
+}
+
+void copy_row(const RowLayout& layout, const Row& from, const Row& to) {
+  std::memcpy(writable(to.codes), from.codes, layout.code_bytes);
+  std::memcpy(writable(to.scales), from.scales, layout.scale_bytes);
+}
+
+// codes |= the planes of `c`, moved up by `up` bits
+void gather(const RowLayout& layout, Codec c, const uint8_t* from, int up, uint8_t* codes) {
+  const Planes all = planes_of(c);
+  for (int p = 0; p < all.count; ++p) {
+    const int back = up + all.plane[p].shift, mask = (1 << all.plane[p].bits) - 1;
+    each_run(layout, c, p, [&](int first, int stride, size_t byte, int shift, int n) {
+      for (int i = 0; i < n; ++i) {
+        codes[first + i] = uint8_t(codes[first + i] | (from[byte + size_t(i * stride)] >> shift & mask) << back);
+      }
+    });
+  }
+}
+
+}  // namespace
+
+NestedMlp::NestedMlp(const RowLayout& layout, int dots, int count, int bits, const uint8_t* leading,
+                     const uint8_t* rest) {
+  const bool cut = layout.codec == Codec::int8;
+  lead = Bundles(cut ? RowLayout(leading_part(bits), layout.d) : layout, dots, count, leading);
+  low = Bundles(RowLayout(other_part(bits), layout.d), dots, cut ? count : 0, rest);
+  down = Bundles(layout, 1, count, rest);
+  if (!cut) return;
+  const size_t before = size_t(dots) * (low.layout.code_bytes + low.layout.scale_bytes);
+  low.stride = down.stride = (before + layout.code_bytes + layout.scale_bytes + 63) / 64 * 64;
+  if (rest) down.base = rest + before;
+}
+
+void split_bundle(const Bundles& from, int bundle, const NestedMlp& mlp) {
+  for (int r = 0; r < mlp.lead.rows; ++r) {
+    const Row row = from.row(bundle, r), lead = mlp.lead.row(bundle, r);
+    if (mlp.low.count) {
+      split_row(from.layout, row, mlp.lead.layout.codec, lead);
+      cut_row(from.layout, row, mlp.low.layout.codec, 0, mlp.low.row(bundle, r));
+    } else {
+      copy_row(from.layout, row, lead);
+    }
+  }
+  copy_row(from.layout, from.row(bundle, mlp.lead.rows), mlp.down.row(bundle, 0));
+}
+
+void leading_parts(const Bundles& from, int bundle, const Bundles& to) {
+  for (int r = 0; r < from.rows; ++r) {
+    split_row(from.layout, from.row(bundle, r), to.layout.codec, to.row(bundle, r));
+  }
+}
+
+void join_parts(const RowLayout& layout, Codec high, const uint8_t* leading, Codec low, const uint8_t* rest,
+                uint8_t* codes) {
+  std::memset(codes, 0, size_t(layout.padded));
+  gather(layout, high, leading, planes_of(low).bits, codes);
+  gather(layout, low, rest, 0, codes);
+  for (int i = 0; i < layout.padded; ++i) codes[i] ^= 128u;
+}
+
+}  // namespace dejavu
