@@ -52,7 +52,7 @@ def often(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def command(folder: Path, output: Path, *more: str, densities: str = FRONTIER) -> list[str]:
     text = ["--text", str(folder / "text.jsonl"), "-o", str(output), "--frontier", densities]
-    fast = ["--tokens", "6000", "--learning-rate", "2e-3", "--batch-tokens", "256", "--threads", "1"]
+    fast = ["--tokens", "6000", "--learning-rate", "1e-3", "--batch-tokens", "256", "--threads", "1"]
     return ["adapt", str(folder / "model"), *text, *fast, "--json", *more]
 
 
@@ -101,14 +101,22 @@ def test_densities_anneal_from_those_of_the_stage_before(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[tuple[float, float]] = []
-    real = student.Student.step
+    asked: list[float] = []
+    paces: list[float] = []
+    real, schedule = student.Student.step, student.schedule
 
-    def step(self: student.Student, batches: Any, passes: Any, done: float) -> float:
-        loss = real(self, batches, passes, done)
-        seen.append((done, passes[0].densities[0]))
+    def step(self: student.Student, batches: Any, passes: Any, pace: float) -> float:
+        loss = real(self, batches, passes, pace)
+        seen.append((asked[-1], passes[0].densities[0]))
+        paces.append(pace / schedule(asked[-1]))
         return loss
 
+    def scheduled(done: float) -> float:
+        asked.append(done)
+        return schedule(done)
+
     monkeypatch.setattr(student.Student, "step", step)
+    monkeypatch.setattr(distill, "schedule", scheduled)
     monkeypatch.setattr(distill, "ANNEAL", 0.5)
     assert run(command(folder, tmp_path / "out")) == 0
     starts = [i for i, (done, _) in enumerate(seen) if done == 0]
@@ -117,6 +125,10 @@ def test_densities_anneal_from_those_of_the_stage_before(
     assert seen[starts[1]][1] == pytest.approx(0.6, abs=0.05)
     assert seen[-1][1] == pytest.approx(0.3, abs=0.08)
     assert seen[starts[1] - 1][0] > 0.8  # of its own stage, by which the rate falls
+    for first, name in zip(starts, NAMES, strict=True):
+        before = adaptation(tmp_path / "out" / name)["curve"][0]["divergence"]
+        assert paces[first] == pytest.approx(min(before / distill.FAR, 1))
+    assert paces[starts[0]] < 1  # little is to be won at a density of 0.6
 
 
 def test_frontier_holds_adapted_models_against_the_original(folder: Path, whole: Path) -> None:
