@@ -283,10 +283,10 @@ def test_what_is_missing_or_does_not_fit(backend: Callable[[str], Path], tiny: P
 
 
 def test_engines() -> None:
-    assert set(ENGINES) == {"llama.cpp", "transformers", "torch"}
+    assert set(ENGINES) == {"llama.cpp", "transformers", "torch", "ctranslate2"}
     assert all(engine.backend.is_file() for engine in ENGINES.values())
     with pytest.raises(InputError, match=r"unknown[\s\S]*llama\.cpp"):
-        find_engine("ctranslate2")
+        find_engine("vllm")
 
 
 # --- files
@@ -376,17 +376,22 @@ def test_bench_with_peers(
     assert run([*base, "-o", "csv"]) == 0
     assert "status 3" in capsys.readouterr().err
     assert not list(tmp_path.glob("dejavu-bench-*"))
-    assert run(["bench", str(tiny), "--peer", "ctranslate2"]) == InputError.exit_code
+    assert run(["bench", str(tiny), "--peer", "vllm"]) == InputError.exit_code
 
 
-def test_transformers_runs_the_same_folder(
-    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("name", "codec"),
+    [("transformers", "f32"), ("torch", "int8"), ("ctranslate2", "f32"), ("ctranslate2", "int8")],
+)
+def test_peers_of_folders_run_the_same_one(
+    name: str, codec: str, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("transformers")
+    for package in ("transformers", name):
+        pytest.importorskip(package)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    cases = make_cases(("f32",), ("f16",), (1,), TESTS)
+    cases = make_cases((codec,), ("f16",), (1,), TESTS)
     files = PeerFiles(tmp_path, tiny)
-    found = make_peer_cases([ENGINES["transformers"]], cases, python=sys.executable, files=files)
+    found = make_peer_cases([ENGINES[name]], cases, python=sys.executable, files=files)
     run_all(found, 1)
     assert [(case.status, case.reason) for case in found] == [("measured", "")] * 3
-    assert os.fspath(tiny) == str(files.find(ENGINES["transformers"], "f32"))
+    assert os.fspath(tiny) == str(files.find(ENGINES[name], "f32"))

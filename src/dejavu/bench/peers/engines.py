@@ -71,6 +71,15 @@ ENGINES = {
             None,
             {"": {}},
         ),
+        Engine(
+            "ctranslate2",
+            _FOLDER / "ctranslate2_backend.py",
+            "pip install ctranslate2 torch transformers",
+            "folder",
+            {"f32": "float32", "int8": "int8"},
+            None,
+            {"": {}},
+        ),
     )
 }
 """torch is the model of transformers with PyTorch's dynamic int8 linears."""
