@@ -185,6 +185,7 @@ def test_tables_of_details() -> None:
         bandwidth=1e9,
         packed_bytes=134_515_008,
         predictor_bytes=1 << 20,
+        recall=0.912,
     )
     prompt = result((0.5,), BenchTest("pp", 512), packed_bytes=134_515_008, predictor_bytes=1 << 20)
     subject = Bench().subject
@@ -194,9 +195,9 @@ def test_tables_of_details() -> None:
         part_table([planned, prompt]),
     )
     assert steps.rows[0] == (
-        "int8", "off", "2", "tg10", "75.000", "15.000", "20.000", "20.000", "30", "75", "10",
+        "int8", "off", "2", "tg10", "75.000", "15.000", "20.000", "20.000", "30", "75", "91", "10",
     )  # fmt: skip
-    assert steps.rows[1][4:] == ("250.000", "", "", "", "", "", "")
+    assert steps.rows[1][4:] == ("250.000", "", "", "", "", "", "", "")
     assert memory.rows == [("int8", "off", "128.3 MiB", "1.0 MiB", "8.06", "3.97")]
     assert parts.rows[1][4:] == ("mlp", "2.000", "50", "5.00", "5.000", "250")
     assert parts.rows[-1][4:] == ("waiting", "0.000", "0", "", "", "")

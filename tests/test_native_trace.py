@@ -12,7 +12,6 @@ from dejavu.codecs import CODECS
 from dejavu.engine import NativeExecutor
 from dejavu.engine.packed import pack_in_memory
 from dejavu.errors import InputError
-from dejavu.evaluation.running import recall
 from dejavu.executor import TRACE_FIELDS
 from dejavu.models.loading import open_model
 from dejavu.plan import (
@@ -27,6 +26,7 @@ from dejavu.plan import (
     Threshold,
     VocabularySketch,
 )
+from dejavu.recall import recall
 from dejavu.reference import ReferenceExecutor
 from tiny_models import CASES, prompt, relative_error
 from tolerances import TOLERANCES

@@ -223,6 +223,9 @@ def test_bench_loads_by_a_plan(
     assert planned.density is not None
     assert planned.density < 1
     assert planned.part_ms is not None
+    assert base.recall is None
+    assert planned.recall is not None
+    assert 0 < planned.recall <= 1
     assert (base.case.setting.plan, planned.case.setting.plan) == ("off", str(tmp_path / "mine"))
     with pytest.raises(PlanError, match="cannot read"):
         subject.load(Setting("int8", "f16", 1, str(tmp_path / "none")))

@@ -55,7 +55,7 @@ class _Setting:
 
     @property
     def name(self) -> str:
-        return self.kind if self.plan is None else f"{self.kind} {self.density:g}"
+        return "off" if self.plan is None else f"{self.kind} {self.density:g}"
 
 
 class Frontier:
@@ -197,9 +197,9 @@ class Frontier:
         subject = dataclasses.replace(original, tokens=text, load=load)
         test = Test("tg", min(STEPS, subject.max_context))
         cases = [Case(Setting(codec, KV_DTYPE, self._threads, name), test) for name in named]
-        self._progress.start(
-            "timing", (2 + REPEATS) * len(cases)
-        )  # loading and warming up are two more rounds
+        planned = sum(setting.plan is not None for setting in settings)
+        # Loading and warming up are two more rounds; plans are checked in the end.
+        self._progress.start("timing", (2 + REPEATS) * len(cases) + planned)
         return run_cases(
             subject, cases, repeats=REPEATS, progress=lambda what: self._progress.advance(1, what)
         )

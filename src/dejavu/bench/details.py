@@ -36,12 +36,12 @@ def step_table(results: Sequence[Result]) -> Table:
     """Time to the first token, time between tokens, and what of the model a step ran."""
     headers = (
         "codec", "plan", "threads", "test", "first token ms", "step p50 ms", "p95", "p99",
-        "neurons %", "heads %", "choosing %",
+        "neurons %", "heads %", "recall %", "choosing %",
     )  # fmt: skip
     out = []
     for result in results:
         times = [result.ttft, *(result.step_quantile(q) for q in QUANTILES)]
-        shares = (result.density, result.heads_density, result.predictor_share)
+        shares = (result.density, result.heads_density, result.recall, result.predictor_share)
         out.append(
             (
                 *_setting(result),

@@ -106,6 +106,7 @@ def _record(subject: Subject, result: Result) -> dict[str, object]:
         "touched_bytes": result.touched,
         "density": result.density,
         "heads_density": result.heads_density,
+        "recall": result.recall,
         "predictor_share": result.predictor_share,
         "packed_bytes": result.packed_bytes,
         "predictor_bytes": result.predictor_bytes,

@@ -45,6 +45,8 @@ class Result:
     """Of the plan's predictors and compensators."""
     bandwidth: float | None = None
     """Measured sequential read bandwidth in bytes/s with as many threads; None: not measured."""
+    recall: float | None = None
+    """tg by a plan: of as many neurons as were selected, those with the largest values, share that was; mean of layers."""
 
     @property
     def seconds(self) -> tuple[float, ...]:

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Protocol
 from dejavu.bench.results import Result, Run
 from dejavu.bench.timing import time_test, warm_test
 from dejavu.errors import InputError
+from dejavu.recall import CHECKED_TOKENS, recall
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     import numpy as np
@@ -124,7 +125,13 @@ def run_cases(
             for rival in rivals:
                 say(f"{repeat + 1}/{repeats} {rival}")
                 rival.run(subject.tokens)
-        return [_result(item, bandwidths[item.case.setting.threads]) for item in running]
+        recalls = {}
+        for setting in dict.fromkeys(item.case.setting for item in running if item.case.test.kind == "tg"):
+            if setting.plan != "off":
+                say(f"checking {_setting(setting)}")
+                layers = recall(executors[setting], subject.tokens[:CHECKED_TOKENS])
+                recalls[setting] = sum(layers) / len(layers)
+        return [_result(item, bandwidths[item.case.setting.threads], recalls) for item in running]
     finally:
         for executor in executors.values():
             executor.close()
@@ -139,11 +146,12 @@ def _setting(setting: Setting) -> str:
     return f"{setting.codec}, {setting.kv_dtype} cache, {setting.threads} threads{plan}"
 
 
-def _result(item: _Running, bandwidths: Sequence[float]) -> Result:
+def _result(item: _Running, bandwidths: Sequence[float], recalls: Mapping[Setting, float]) -> Result:
     return Result(
         item.case,
         tuple(item.runs),
         packed_bytes=item.executor.packed.nbytes,
         predictor_bytes=item.executor.touched_bytes(0).get("predictors", 0),  # all of them are read, always
         bandwidth=statistics.median(bandwidths) if bandwidths else None,
+        recall=recalls.get(item.case.setting) if item.case.test.kind == "tg" else None,
     )
