@@ -198,7 +198,7 @@ class _Run:
         self._stages = stages
         self._checkpoint = checkpoint
         self._settings = settings
-        self._held_out = _Validation(student, stream.validation(VALIDATION_TOKENS))
+        self._held_out = Validation(student, stream.validation(VALIDATION_TOKENS))
         self._tokens = 0
         self._position = Position()
         self._loss = 0.0
@@ -282,7 +282,7 @@ class _Run:
         self._settle(SETTLE_TOKENS)
         self._note()
         pieces = self._stream.validation(FINAL_VALIDATION_TOKENS, skip=VALIDATION_TOKENS)
-        last = _Validation(self._student, pieces) if pieces else self._held_out
+        last = Validation(self._student, pieces) if pieces else self._held_out
         final = last.measure(self._masks)
         self._spent = self._seconds
         return Distilled(self._stage.number, tuple(self._curve), final, self._stream.turns(self._position))
@@ -297,7 +297,7 @@ class _Run:
         masks.refresh_all()
         masks.restart()
         scores = [Quantiles() for _ in masks.selectors]
-        batches = list(_batches(next(self._stream.batches(tokens))[0], _PART))
+        batches = list(batches_of(next(self._stream.batches(tokens))[0]))
         for first in range(0, len(batches), at_once):
             some = batches[first : first + at_once]
             seen = [[Quantiles() for _ in scores] for _ in some]
@@ -350,12 +350,12 @@ class _Run:
         return stages * (self._seconds - stage.seconds) / (3600 * (self._options.hours or 1.0))
 
 
-class _Validation:
+class Validation:
     """Held-out text, with what the dense original says of it."""
 
     def __init__(self, student: Student, pieces: Sequence[Piece]) -> None:
         self._student = student
-        self._batches = list(_batches(pieces, _PART))
+        self._batches = list(batches_of(pieces))
         self._targets = student.workers.map(student.run, self._batches, [None] * len(self._batches))
 
     def measure(self, masks: PlanMasks) -> Measured:
@@ -388,7 +388,7 @@ def _dealt(pieces: Sequence[Piece], parts: int) -> list[Batch]:
     return [Batch.of(part) for part in dealt if part]
 
 
-def _batches(pieces: Sequence[Piece], tokens: int) -> Iterator[Batch]:
+def batches_of(pieces: Sequence[Piece], tokens: int = _PART) -> Iterator[Batch]:
     """Pieces as batches of at least `tokens` tokens, but for the last."""
     found: list[Piece] = []
     for piece in pieces:
