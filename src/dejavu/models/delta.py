@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dejavu.errors import InputError, ModelFormatError
+from dejavu.models.changed import ChangedWeights
 from dejavu.models.progress import NoProgress
 from dejavu.models.safetensors import SafeTensors
 from dejavu.models.safetensors_writer import write_safetensors
 from dejavu.models.store import staged_folder
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -109,7 +109,7 @@ def decode(signs: NDArray[np.uint8], scales: NDArray[np.float16], columns: int) 
     return (2 * plus - 1) * spread
 
 
-class DeltaWeights:
+class DeltaWeights(ChangedWeights):
     """`Weights` of a base and the delta in a folder.
 
     Args:
@@ -127,8 +127,8 @@ class DeltaWeights:
                 f"{folder} is for other weights than those of {record['base']}",
                 fix="fetch both again; a delta fits the very file that it was made of",
             )
-        self._base = base
         self._delta = SafeTensors(folder / ARRAYS_NAME)
+        super().__init__(base, self._delta)
         try:
             self._check(folder)
         except BaseException:
@@ -157,25 +157,14 @@ class DeltaWeights:
         both = f"{self._base.fingerprint}+{self._delta.fingerprint}"
         return hashlib.sha256(both.encode()).hexdigest()
 
-    def names(self) -> Collection[str]:
-        """The base's."""
-        return self._base.names()
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._base
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """The base's."""
-        return self._base.shape(name)
-
-    def source_type(self, name: str) -> str:
-        """Adapted matrices are floats, whatever the base's were."""
-        return "F16" if _in_delta(name, self.shape(name)) else self._base.source_type(name)
+    def changes(self, name: str) -> bool:
+        """Matrices of layers."""
+        return _in_delta(name, self.shape(name))
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> NDArray[np.float32]:
         """See `Weights.read`."""
         values = self._base.read(name, start, stop)
-        if not _in_delta(name, self.shape(name)):
+        if not self.changes(name):
             return values
         signs, scales = self._arrays(name)
         return values + decode(signs[start:stop], scales[start:stop], self.shape(name)[1])
@@ -183,23 +172,13 @@ class DeltaWeights:
     def read_columns(self, name: str, start: int, stop: int) -> NDArray[np.float32]:
         """See `Weights.read_columns`."""
         values = self._base.read_columns(name, start, stop)
-        if not _in_delta(name, self.shape(name)):
+        if not self.changes(name):
             return values
         signs, scales = self._arrays(name)  # `start` is a multiple of COLUMN_STEP, and that of GROUP and of 8
         return values + decode(signs[:, start // 8 :], scales[:, start // GROUP :], stop - start)
 
     def _arrays(self, name: str) -> tuple[NDArray[np.uint8], NDArray[np.float16]]:
         return self._delta.read(f"{name}.signs"), self._delta.read(f"{name}.scales")
-
-    def release(self) -> None:
-        """Let the OS drop the pages read so far."""
-        self._base.release()
-        self._delta.release()
-
-    def close(self) -> None:
-        """Close both."""
-        self._base.close()
-        self._delta.close()
 
 
 def check_record(folder: Path, values: dict[str, Any]) -> dict[str, Any]:

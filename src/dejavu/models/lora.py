@@ -19,6 +19,7 @@ import numpy as np
 
 from dejavu.errors import InputError, ModelFormatError, NumericsError, UnsupportedModelError
 from dejavu.models.adapter_config import ADAPTER_NAME, Adapter
+from dejavu.models.changed import ChangedWeights
 from dejavu.models.mapped import FLOAT_BYTES
 from dejavu.models.safetensors import SafeTensors
 from dejavu.models.safetensors_writer import write_safetensors
@@ -28,7 +29,7 @@ from dejavu.models.weights import MappedWeights, TensorView
 from dejavu.models.writing import output_errors, whole_shape
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -50,7 +51,7 @@ _SHOWN = 3  # names in an error message
 _MEND = f"name the right base in {ADAPTER_NAME}, or fetch the adapter again"
 
 
-class LoraWeights:
+class LoraWeights(ChangedWeights):
     """`Weights` of a base and the adapter in a folder.
 
     Args:
@@ -74,7 +75,6 @@ class LoraWeights:
                 f"{folder} holds {PICKLE_NAME} but no {ARRAYS_NAME}; pickled weights are never loaded",
                 fix="convert it: PeftModel.from_pretrained(...).save_pretrained(..., safe_serialization=True)",
             )
-        self._base = base
         self._folder = folder
         arrays = SafeTensors(path)
         try:
@@ -85,29 +85,19 @@ class LoraWeights:
         except BaseException:
             arrays.close()
             raise
+        super().__init__(base, self._factors)
         both = f"{base.fingerprint}+{arrays.fingerprint}*{sorted(scales.items())}"
         self.fingerprint = hashlib.sha256(both.encode()).hexdigest()
         """Of both, and of the scales."""
 
-    def names(self) -> Collection[str]:
-        """The base's."""
-        return self._base.names()
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._base
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """The base's."""
-        return self._base.shape(name)
-
-    def source_type(self, name: str) -> str:
-        """Adapted matrices are floats, whatever the base's were."""
-        return "F16" if _a(name) in self._factors else self._base.source_type(name)
+    def changes(self, name: str) -> bool:
+        """Those that the adapter has factors of."""
+        return _a(name) in self._factors
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> NDArray[np.float32]:
         """See `Weights.read`. Raises `NumericsError` where the adapter holds NaN or infinity."""
         values = self._base.read(name, start, stop)
-        if _a(name) not in self._factors:
+        if not self.changes(name):
             return values
         with np.errstate(all="ignore"):
             return self._checked(
@@ -117,7 +107,7 @@ class LoraWeights:
     def read_columns(self, name: str, start: int, stop: int) -> NDArray[np.float32]:
         """See `Weights.read_columns`, and `read`."""
         values = self._base.read_columns(name, start, stop)
-        if _a(name) not in self._factors:
+        if not self.changes(name):
             return values
         with np.errstate(all="ignore"):
             a = self._factors.read_columns(_a(name), start, stop)
@@ -127,16 +117,6 @@ class LoraWeights:
         if not np.isfinite(values).all():
             raise NumericsError(f"{name} with the adapter in {self._folder} holds NaN or infinity", fix=_MEND)
         return values
-
-    def release(self) -> None:
-        """Let the OS drop the pages read so far."""
-        self._base.release()
-        self._factors.release()
-
-    def close(self) -> None:
-        """Close both."""
-        self._base.close()
-        self._factors.close()
 
 
 def write_adapter(
