@@ -327,22 +327,20 @@ void bind_rows(nb::module_& m) {
       [](const std::string& isa, const std::string& codec, Bytes packed, int rows, int row, List list,
          FloatRows coefficients, FloatRowsOut y) {
         const Bundles b = view(codec, int(y.shape(1)), rows, packed);
-        const int n = int(list.shape(0)), tokens = check_tokens(coefficients.shape(0), y.shape(0));
-        if (int(coefficients.shape(1)) != n) throw std::invalid_argument("coefficients are not [tokens, listed]");
-        check_list(b, row, list);
-        const Outputs outputs(b, y.shape(0));
-        const RowKernels& kernel = kernels(parse_isa(isa)).rows[int(b.layout.codec)];
-        if (tokens == 1) {
-          kernel.axpy_list(b, row, list.data(), n, coefficients.data(), outputs.pointers[0]);
-        } else {
-          const auto c = row_pointers(coefficients.data(), coefficients.shape(0), coefficients.shape(1));
-          kernel.axpy_list_many(b, row, list.data(), n, c.data(), tokens, outputs.pointers.data());
+        const int n = int(list.shape(0));
+        if (coefficients.shape(0) != 1 || int(coefficients.shape(1)) != n || y.shape(0) != 1) {
+          throw std::invalid_argument("coefficients are not [1, listed], or y is not [1, d]");
         }
+        check_list(b, row, list);
+        const Outputs outputs(b, 1);
+        kernels(parse_isa(isa))
+            .rows[int(b.layout.codec)]
+            .axpy_list(b, row, list.data(), n, coefficients.data(), outputs.pointers[0]);
         outputs.add_to(y);
       },
       nb::arg("isa"), nb::arg("codec"), nb::arg("packed").noconvert(), nb::arg("rows"), nb::arg("row"),
       nb::arg("list").noconvert(), nb::arg("coefficients").noconvert(), nb::arg("y").noconvert(),
-      "y[t] += sum of coefficients[t, i] * row(list[i], row)");
+      "y[0] += sum of coefficients[0, i] * row(list[i], row)");
 }
 
 }  // namespace dejavu

@@ -77,8 +77,6 @@ struct RowKernels {
   void (*dot_list)(const Bundles&, int first, int rows, const int32_t* list, int n, const void* input, float* out);
   // axpy over row `row` of each bundle of a list.
   void (*axpy_list)(const Bundles&, int row, const int32_t* list, int n, const float* coefficients, float* output);
-  void (*axpy_list_many)(const Bundles&, int row, const int32_t* list, int n, const float* const* coefficients,
-                         int tokens, float* const* outputs);
   // Weights [begin, end) of a row in stored order; begin and end are multiples of 64, or `padded`.
   void (*decode)(const RowLayout&, Row row, int begin, int end, float* out);
 };

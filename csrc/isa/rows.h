@@ -91,12 +91,6 @@ void axpy_many(const Bundles& bundles, int bundle, int first, int n, const float
 }
 
 template <Codec C>
-void axpy_list_many(const Bundles& bundles, int row, const int32_t* list, int n, const float* const* coefficients,
-                    int tokens, float* const* outputs) {
-  axpys<C>(bundles.layout, [&](int i) { return bundles.row(list[i], row); }, n, coefficients, tokens, outputs);
-}
-
-template <Codec C>
 void dot(const Bundles& bundles, int bundle, int first, int n, const void* input, float* out) {
   dots_of_one<C>(bundles.layout, Onward(bundles, bundle, first, n), n, input, out);
 }
@@ -108,7 +102,7 @@ void axpy(const Bundles& bundles, int bundle, int first, int n, const float* coe
 
 template <Codec C>
 void axpy_list(const Bundles& bundles, int row, const int32_t* list, int n, const float* coefficients, float* output) {
-  axpy_list_many<C>(bundles, row, list, n, &coefficients, 1, &output);
+  axpys<C>(bundles.layout, [&](int i) { return bundles.row(list[i], row); }, n, &coefficients, 1, &output);
 }
 
 template <Codec C>
@@ -140,7 +134,6 @@ constexpr dejavu::RowKernels row_kernels() {
           mlp_many<C>,
           dot_list<C>,
           axpy_list<C>,
-          axpy_list_many<C>,
           decode<C>};
 }
 
