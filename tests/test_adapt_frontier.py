@@ -137,6 +137,7 @@ def test_frontier_holds_adapted_models_against_the_original(folder: Path, whole:
     assert kinds == [
         ("adapted", 0.6),
         ("adapted", 0.3),
+        ("gentler", 0.6),
         ("training-free", 0.6),
         ("training-free", 0.3),
         ("dense", 1.0),
@@ -148,10 +149,22 @@ def test_frontier_holds_adapted_models_against_the_original(folder: Path, whole:
         skipped = 1 - row["density"]
         assert 1 - 0.9 * skipped <= row["touched_share"] <= 1 - 0.6 * skipped  # leading bits are read of all
     assert found["rows"][0]["ppl_ratio"] == adaptation(whole / "0.6")["native"]["ppl_ratio"]
+    assert not adaptation(whole / "0.6")["gentler"]
+    (gentler,) = adaptation(whole / "0.3")["gentler"]
+    assert (found["rows"][2]["model"], found["rows"][2]["plan"]) == ("0.3", "0.3/gentler/0.6")
+    assert found["rows"][2]["ppl_ratio"] == gentler["ppl_ratio"]
+    own, other = (AccessPlan.load(whole / found["rows"][i]["plan"]) for i in (1, 2))
+    assert own.model == other.model
+    assert all(
+        isinstance(a.neurons, Sketch)
+        and isinstance(b.neurons, Sketch)
+        and a.neurons.threshold > b.neurons.threshold
+        for a, b in zip(own.layers, other.layers, strict=True)
+    )
     opened = open_model(folder / "model")
     fingerprint = opened.weights.fingerprint
     opened.close()
-    plan = AccessPlan.load(whole / found["rows"][2]["plan"])
+    plan = AccessPlan.load(whole / found["rows"][3]["plan"])
     assert plan.model == fingerprint
     assert all(isinstance(x.neurons, Sketch) and x.neurons.bits == 4 for x in plan.layers)
 
@@ -163,6 +176,8 @@ def test_picture_and_page(folder: Path, whole: Path) -> None:
         assert text in svg
     page = (whole / "README.md").read_text()
     assert "-m FOLDER/0.3\n" in page
+    assert "-m FOLDER/0.3 --plan FOLDER/0.3/gentler/0.6\n" in page
+    assert "| gentler/0.6 |" in (whole / "0.3" / "README.md").read_text()
     assert "-m model --codec int8 --plan FOLDER/training-free/0.6\n" in page
     assert page.count("| plans of the original |") == 2
     assert str(folder) not in page.replace(json.loads((whole / "frontier.json").read_text())["command"], "")
@@ -315,7 +330,7 @@ def test_by_the_clock_and_to_dense(folder: Path, tmp_path: Path, capsys: pytest.
     short = ["--hours", "0.001", "--frontier", "1,0.5", "--batch-tokens", "64", "--threads", "2", "--json"]
     assert run(["adapt", str(folder / "model"), *text, *short]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert [row["target"] for row in found["rows"]] == [1, 0.5, 1, 0.5, 1]
+    assert [row["target"] for row in found["rows"]] == [1, 0.5, 1, 1, 0.5, 1]
     seconds = [adaptation(tmp_path / "out" / name)["seconds"] for name in ("1", "0.5")]
     assert 1.7 <= seconds[0] < seconds[1] - 1.7
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from dejavu.adapt.masks import PlanMasks
     from dejavu.adapt.options import AdaptOptions
     from dejavu.adapt.student import Student
+    from dejavu.plan import NeuronSelector
     from dejavu.training.stream import Piece, TokenStream
 
 ANNEAL = 0.05
@@ -108,6 +109,8 @@ class Distilled:
     """On other held-out text."""
     turns: float
     """Times through the text."""
+    gentler: tuple[tuple[NeuronSelector, ...], ...]
+    """For each stage before, selectors with which these weights run at its densities."""
 
 
 def distill(
@@ -284,8 +287,20 @@ class _Run:
         pieces = self._stream.validation(FINAL_VALIDATION_TOKENS, skip=VALIDATION_TOKENS)
         last = Validation(self._student, pieces) if pieces else self._held_out
         final = last.measure(self._masks)
+        gentler = self._gentler()
         self._spent = self._seconds
-        return Distilled(self._stage.number, tuple(self._curve), final, self._stream.turns(self._position))
+        turns = self._stream.turns(self._position)
+        return Distilled(self._stage.number, tuple(self._curve), final, turns, gentler)
+
+    def _gentler(self) -> tuple[tuple[NeuronSelector, ...], ...]:
+        masks, own, found = self._masks, self._masks.thresholds, []
+        for densities in self._stages[: self._stage.number]:
+            masks.aim(densities, start=masks.starts)
+            self._settle(SETTLE_TOKENS)
+            found.append(masks.deployed())
+        self._aim()
+        masks.thresholds = own
+        return tuple(found)
 
     def _aim(self) -> None:
         number = self._stage.number

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 PLAN_FOLDER = "plan"
 ADAPTATION_NAME = "adaptation.json"
+GENTLER_FOLDER = "gentler"
+"""Beside a model's own plan: those of higher densities, each in a folder of that name."""
 """All figures of a run."""
 _COPIED = (
     "tokenizer.json",
@@ -166,6 +168,7 @@ def _card(base: str, opened: OpenModel, evidence: Mapping[str, Any]) -> str:
             "|---|---|---|---|",
             *rows,
             "",
+            *_gentler(evidence["gentler"]),
             "## Recipe",
             "",
             *(f"- {name}: {value}" for name, value in recipe.items()),
@@ -181,6 +184,22 @@ def _regression(point: Mapping[str, Any], options: Mapping[str, Any]) -> str:
         f"--activation {options['activation']}: each MLP by itself learned to give what the original's gives, on "
         f"{point['tokens']:,} tokens; the perplexity ratio was {point['ratio']:.3f} then, at density {point['density']:.3f}"
     )
+
+
+def _gentler(plans: Sequence[Mapping[str, Any]]) -> list[str]:
+    if not plans:
+        return []
+    return [
+        "## Gentler plans for the same weights",
+        "",
+        "| --plan | density | MLP bytes read | ppl ratio |",
+        "|---|---|---|---|",
+        *(
+            f"| {p['plan']} | {p['density']:.3f} | {100 * p['touched_share']:.1f}% | {p['ppl_ratio']:.4f} |"
+            for p in plans
+        ),
+        "",
+    ]
 
 
 def _some(curve: Sequence[Any], most: int = 12) -> list[Any]:

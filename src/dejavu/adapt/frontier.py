@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dejavu.adapt.export import ADAPTATION_NAME, PLAN_FOLDER
+from dejavu.adapt.export import ADAPTATION_NAME, GENTLER_FOLDER, PLAN_FOLDER
 from dejavu.adapt.frontier_card import frontier_card, frontier_svg
 from dejavu.adapt.training_free import uniform_sketches
 from dejavu.bench.cases import Case, Setting, Test
@@ -61,8 +61,9 @@ class _Setting:
 class Frontier:
     """The folder of a frontier.
 
-    A model per density in a folder of that name, the plans of the original at the same densities in ``training-free``, and
-    in the end ``frontier.json``, ``frontier.svg`` and ``README.md``.
+    A model per density in a folder of that name (with gentler plans for the same weights in its ``gentler``), the plans
+    of the original at the same densities in ``training-free``, and in the end ``frontier.json``, ``frontier.svg`` and
+    ``README.md``.
 
     Args:
         opened: the original.
@@ -104,8 +105,9 @@ class Frontier:
             command: to be noted.
 
         Returns:
-            What is in frontier.json: settings, and ``rows`` with kind ("adapted", "training-free" or "dense"), density,
-            touched_share, ppl_ratio, tokens_per_s, model and plan (folders in the output; None: the original, dense).
+            What is in frontier.json: settings, and ``rows`` with kind ("adapted", "gentler", "training-free" or "dense"),
+            density, touched_share, ppl_ratio, tokens_per_s, model and plan (folders in the output; None: the original,
+            dense).
 
         Raises:
             CacheError: the output cannot be written.
@@ -135,15 +137,19 @@ class Frontier:
         return found
 
     def _adapted(self) -> list[_Setting]:
-        found = []
+        found, gentler = [], []
         for density in self._options.densities:
             folder = self.folder(density)
             if not folder.exists():  # it was moved away since it was made
                 continue
-            figures = json.loads((folder / ADAPTATION_NAME).read_text(encoding="utf-8"))["native"]
+            known = json.loads((folder / ADAPTATION_NAME).read_text(encoding="utf-8"))
             plan = AccessPlan.load(folder / PLAN_FOLDER)
-            found.append(_Setting("adapted", density, folder, plan, figures))
-        return found
+            found.append(_Setting("adapted", density, folder, plan, known["native"]))
+            gentler = [
+                _Setting("gentler", x["target"], folder, AccessPlan.load(folder / x["plan"]), x)
+                for x in known["gentler"]
+            ]
+        return [*found, *gentler]
 
     def _training_free(self, verifier: Verifier) -> list[_Setting]:
         o, original = self._options, self._opened.path
@@ -208,6 +214,7 @@ class Frontier:
         name = f"{setting.density:g}"
         places: dict[str, tuple[str | None, str | None]] = {
             "adapted": (name, f"{name}/{PLAN_FOLDER}"),
+            "gentler": (setting.model.name, f"{setting.model.name}/{GENTLER_FOLDER}/{name}"),
             TRAINING_FREE: (None, f"{TRAINING_FREE}/{name}"),
             "dense": (None, None),
         }

@@ -11,7 +11,12 @@ if TYPE_CHECKING:
 
     Rows = Mapping[str, list[Mapping[str, Any]]]
 
-LABELS = {"adapted": "adapted", "training-free": "plans of the original", "dense": "dense original"}
+LABELS = {
+    "adapted": "adapted",
+    "gentler": "the last one, gentler plans",
+    "training-free": "plans of the original",
+    "dense": "dense original",
+}
 """By the kind of a row; the order of colours."""
 
 
@@ -76,7 +81,8 @@ def frontier_card(found: Mapping[str, Any]) -> str:
             f"# {base} at several densities",
             "",
             f"{base}, adapted in one run to fewer and fewer MLP neurons, beside plans of the original (the same kind of "
-            "selection at the same densities, nothing trained) and the dense original.",
+            "selection at the same densities, nothing trained) and the dense original. The last model, that of the lowest "
+            "density, bears gentler plans too.",
             "",
             "![perplexity ratio against MLP bytes and against tokens/s](frontier.svg)",
             "",
@@ -106,7 +112,8 @@ def frontier_card(found: Mapping[str, Any]) -> str:
 
 def _use(row: Mapping[str, Any], found: Mapping[str, Any]) -> str:
     if row["model"] is not None:
-        return f'dejavu generate "Hello" -m FOLDER/{row["model"]}'
+        plan = f" --plan FOLDER/{row['plan']}" if row["kind"] == "gentler" else ""
+        return f'dejavu generate "Hello" -m FOLDER/{row["model"]}{plan}'
     plan = "off" if row["plan"] is None else f"FOLDER/{row['plan']}"
     return f'dejavu generate "Hello" -m {found["base"]} --codec {found["codec"]} --plan {plan}'
 
@@ -116,7 +123,8 @@ def _label(row: Mapping[str, Any]) -> str:
 
 
 def _by_kind(found: Mapping[str, Any]) -> Rows:
-    return {kind: [row for row in found["rows"] if row["kind"] == kind] for kind in LABELS}
+    rows = {kind: [row for row in found["rows"] if row["kind"] == kind] for kind in LABELS}
+    return {kind: some for kind, some in rows.items() if some}
 
 
 def _column(rows: Rows, kind: str, name: str) -> list[float]:

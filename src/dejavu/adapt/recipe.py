@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from dejavu.adapt.distill import check_unused, distill
-from dejavu.adapt.export import PLAN_FOLDER, add_tokenizer, base_name, write_card
+from dejavu.adapt.export import GENTLER_FOLDER, PLAN_FOLDER, add_tokenizer, base_name, write_card
 from dejavu.adapt.frontier import Frontier
 from dejavu.adapt.gates import Gates
 from dejavu.adapt.masks import PlanMasks
@@ -189,7 +189,7 @@ class _Recipe:
             folder = folders[distilled.stage]
             if not folder.exists():  # or a run that was interrupted after it had written it
                 evidence = self._evidence(distilled, masks, stages)
-                self._write(folder, student, masks, evidence)
+                self._write(folder, student, masks, evidence, distilled.gentler)
         return evidence
 
     def _student(
@@ -269,15 +269,31 @@ class _Recipe:
             "curve": [dataclasses.asdict(point) for point in curve],
         }
 
-    def _write(self, target: Path, student: Student, masks: PlanMasks, evidence: dict[str, Any]) -> None:
-        """Write the student with its plan and card to `target`, whole or not at all; completes `evidence`."""
+    def _write(
+        self,
+        target: Path,
+        student: Student,
+        masks: PlanMasks,
+        evidence: dict[str, Any],
+        gentler: Sequence[Sequence[NeuronSelector]],
+    ) -> None:
+        """Write the student with its plans and card to `target`, whole or not at all; completes `evidence`."""
+
+        def add_plan(folder: Path, place: str, selectors: Sequence[NeuronSelector]) -> dict[str, Any]:
+            plan = _plan(folder, selectors)
+            native = self.verifier.measure(folder, plan)
+            name = f"adapted, density {native['density']:.2f}"
+            dataclasses.replace(plan, name=name, evidence=_for_plan(evidence, native)).save(folder / place)
+            return native
 
         def add_files(folder: Path) -> None:
             add_tokenizer(folder, self._opened)
-            plan = _plan(folder, masks)
-            evidence["native"] = self.verifier.measure(folder, plan)
-            name = f"adapted, density {evidence['native']['density']:.2f}"
-            dataclasses.replace(plan, name=name, evidence=_for_plan(evidence)).save(folder / PLAN_FOLDER)
+            evidence["native"] = add_plan(folder, PLAN_FOLDER, masks.deployed())
+            evidence["gentler"] = []
+            for density, selectors in zip(self._options.densities, gentler, strict=False):
+                place = f"{GENTLER_FOLDER}/{density:g}"
+                found = add_plan(folder, place, selectors)
+                evidence["gentler"].append({"plan": place, "target": density} | found)
             write_card(folder, self._base, self._opened, evidence)
 
         config = self._opened.config
@@ -353,20 +369,19 @@ def _described(masks: PlanMasks, twin: Twin | None) -> str:
     return " and ".join(sorted(names))
 
 
-def _plan(folder: Path, masks: PlanMasks) -> AccessPlan:
-    """The masks as a plan for the model in `folder`."""
+def _plan(folder: Path, selectors: Sequence[NeuronSelector]) -> AccessPlan:
+    """A plan for the model in `folder`."""
     adapted = open_model(folder)
     try:
         fingerprint = adapted.weights.fingerprint
     finally:
         adapted.close()
-    layers = tuple(LayerPlan(neurons=selector) for selector in masks.deployed())
+    layers = tuple(LayerPlan(neurons=selector) for selector in selectors)
     return AccessPlan(model=fingerprint, layers=layers)
 
 
-def _for_plan(evidence: dict[str, Any]) -> dict[str, Any]:
-    """What the plan itself keeps."""
-    native = evidence["native"]
+def _for_plan(evidence: dict[str, Any], native: dict[str, Any]) -> dict[str, Any]:
+    """What a plan itself keeps."""
     return {
         "command": evidence["command"],
         "codec": evidence["options"]["codec"],

@@ -189,7 +189,7 @@ def _stages(path: Path, document: Any) -> Source:
     """What `dejavu adapt --frontier` wrote, as rows of a frontier."""
     _check(document, shapes.STAGES, str(path))
     of_all = {"cpu": document["machine"]["cpu"], "command": document["command"]}
-    kinds, rows = {"training-free": "plan"}, []
+    kinds, rows = {"training-free": "plan", "gentler": "adapted"}, []
     for row in document["rows"]:
         name = row["kind"] if row["kind"] == "dense" else f"{row['kind']} {row['target']:g}"
         entry = {"name": name, "kind": kinds.get(row["kind"], row["kind"]), **of_all}
