@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from dejavu.adapt.distill import SETTLE_TOKENS, Measured, Validation, batches_of
+from dejavu.adapt.distill import SETTLE_TOKENS
+from dejavu.adapt.held_out import Measured, Validation, batches_of
 from dejavu.adapt.masks import MaskPass, PlanMasks
 from dejavu.adapt.options import AdaptOptions
 from dejavu.adapt.student import Student

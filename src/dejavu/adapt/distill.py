@@ -8,11 +8,10 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
+from dejavu.adapt.held_out import Measured, Validation, batches_of, mean
 from dejavu.adapt.masks import MaskPass
 from dejavu.adapt.model import Batch
-from dejavu.adapt.student import Losses, schedule
+from dejavu.adapt.student import schedule
 from dejavu.errors import InputError, NumericsError
 from dejavu.training.checkpoint import load_checkpoint, save_checkpoint
 from dejavu.training.quantiles import Quantiles
@@ -41,7 +40,6 @@ MIN_TOKENS = 2048
 FAR = 0.25
 """Divergence, nats, from which on a stage learns at the full rate. A smaller one takes the same share of it: the noise of
 the steps costs in proportion to their rate, and there is less to be won."""
-_PART = 512  # tokens that are measured at a time
 _SMOOTH = 0.05  # of the divergence that is reported
 
 
@@ -61,16 +59,6 @@ class Point:
     """Mean over layers."""
     recalls: tuple[float, ...]
     """Of each layer: the share that is chosen of as many neurons, those with the largest values."""
-
-
-@dataclass(frozen=True)
-class Measured:
-    """Masked against dense on held-out text; see `Point`."""
-
-    ratio: float
-    divergence: float
-    densities: tuple[float, ...]
-    recalls: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -273,7 +261,7 @@ class _Run:
                     rate,
                     student.objective,
                     self._loss,
-                    _mean([p.densities for p in passes]),
+                    mean([p.densities for p in passes]),
                     self._curve[-1],
                 )
             )
@@ -365,34 +353,9 @@ class _Run:
         return stages * (self._seconds - stage.seconds) / (3600 * (self._options.hours or 1.0))
 
 
-class Validation:
-    """Held-out text, with what the dense original says of it."""
-
-    def __init__(self, student: Student, pieces: Sequence[Piece]) -> None:
-        self._student = student
-        self._batches = list(batches_of(pieces))
-        self._targets = student.workers.map(student.run, self._batches, [None] * len(self._batches))
-
-    def measure(self, masks: PlanMasks) -> Measured:
-        """Run `masks` over it."""
-        student, passes = self._student, [MaskPass(masks, recall=True) for _ in self._batches]
-        losses = student.workers.map(student.measure, self._batches, self._targets, passes)
-        total = sum(losses, Losses(0, 0.0, 0.0, 0.0))
-        ratio = math.exp(min((total.masked - total.dense) / total.tokens, 700.0))
-        tokens = [len(batch.tokens) for batch in self._batches]
-        densities = _mean([p.densities for p in passes], tokens)
-        recalls = _mean([p.recalls for p in passes], tokens)
-        return Measured(ratio, total.divergence / total.tokens, densities, recalls)
-
-
 def _spread(values: Sequence[float]) -> str:
     """The mean over layers, and the least and the most."""
     return f"{sum(values) / len(values):.3f} ({min(values):.2f}-{max(values):.2f})"
-
-
-def _mean(rows: Sequence[Sequence[float]], weights: Sequence[float] | None = None) -> tuple[float, ...]:
-    """Over rows, of each column."""
-    return tuple(np.average(rows, axis=0, weights=weights).tolist())
 
 
 def _dealt(pieces: Sequence[Piece], parts: int) -> list[Batch]:
@@ -401,15 +364,3 @@ def _dealt(pieces: Sequence[Piece], parts: int) -> list[Batch]:
     for piece in sorted(pieces, key=len, reverse=True):
         min(dealt, key=lambda part: sum(map(len, part))).append(piece)
     return [Batch.of(part) for part in dealt if part]
-
-
-def batches_of(pieces: Sequence[Piece], tokens: int = _PART) -> Iterator[Batch]:
-    """Pieces as batches of at least `tokens` tokens, but for the last."""
-    found: list[Piece] = []
-    for piece in pieces:
-        found.append(piece)
-        if sum(map(len, found)) >= tokens:
-            yield Batch.of(found)
-            found = []
-    if found:
-        yield Batch.of(found)

@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 PLAN_FOLDER = "plan"
 ADAPTATION_NAME = "adaptation.json"
+"""All figures of a run."""
 GENTLER_FOLDER = "gentler"
 """Beside a model's own plan: those of higher densities, each in a folder of that name."""
-"""All figures of a run."""
 _COPIED = (
     "tokenizer.json",
     "tokenizer_config.json",
