@@ -49,13 +49,17 @@ void Engine::BatchThread::mlp(int i) {
 // c1[n x tokens] = what the down rows of neurons [n0, n0 + n) are multiplied with; c0: act(gate) if it is to be kept.
 void Engine::BatchThread::hidden(int i, int n0, int n, bool keep_gate) {
   const Layer& layer = e.layers_[size_t(i)];
+  const Selector* selector = b.plan ? &b.plan->layers[size_t(i)].neurons : nullptr;
+  const int leading_bits = selector && selector->leading_values ? selector->bits : 0;  // that neurons hold
   const auto multiply = [&](int part, const float* bias, float* out) {
     const RowLayout& layout = mlp_layout(layer);
     const NestedMlp& parts = layer.parts;
     uint8_t* joined = reinterpret_cast<uint8_t*>(w.joined.get(size_t(kPiece) * layout.code_bytes / sizeof(float)));
     for (int r = 0; parts.low.count && r < n; ++r) {
+      uint8_t* codes = joined + size_t(r) * layout.code_bytes;
       join_parts(layout, parts.lead.layout.codec, parts.lead.row(n0 + r, part).codes, parts.low.layout.codec,
-                 parts.low.row(n0 + r, part).codes, joined + size_t(r) * layout.code_bytes);
+                 parts.low.row(n0 + r, part).codes, codes);
+      if (leading_bits && n0 + r < e.own_neurons()) keep_leading(layout, leading_bits, codes);
     }
     const auto row_at = [&](int r) {
       if (!layer.nested) return layer.mlp.row(n0 + r, part);

@@ -89,6 +89,8 @@ Selector parse_selector(const nb::dict& v, int d, int units) {
     s.rule = Rule::sketch;
     s.lookahead = between(v, "lookahead", 0, 8);
     s.bits = between(v, "bits", 2, 4);
+    s.leading_values = field<bool>(v, "leading_values");
+    if (s.leading_values && s.lookahead) throw std::invalid_argument("a sketch that looks ahead knows no values");
   } else {
     throw std::invalid_argument("selector kind " + kind + " is unknown");
   }

@@ -120,4 +120,9 @@ void join_parts(const RowLayout& layout, Codec high, const uint8_t* leading, Cod
   for (int i = 0; i < layout.padded; ++i) codes[i] ^= 128u;
 }
 
+void keep_leading(const RowLayout& layout, int bits, uint8_t* codes) {
+  const int middle = 1 << (7 - bits), known = -2 * middle;
+  for (int i = 0; i < layout.padded; ++i) codes[i] = uint8_t((codes[i] & known) | middle);
+}
+
 }  // namespace dejavu

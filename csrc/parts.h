@@ -2,8 +2,8 @@
 // scales, so that the leading bits of many rows can be read without the rest. The unsigned code is 128 + the int8 one.
 // What a part does not know it takes to be in the middle; with four leading bits of a code, or three:
 //
-//   high4  scale * (16 high + 7.5 - 128)      low4  scale * (low - 7.5)      their sum is the int8 weight
-//   top3   scale * (32 high + 15.5 - 128)     low5  scale * (low - 15.5)
+//   high4  scale * (16 high + 8 - 128)      low4  scale * (low - 8)      their sum is the int8 weight
+//   top3   scale * (32 high + 16 - 128)     low5  scale * (low - 16)
 //
 // Parts lie in planes of bits (layout.h). The specification is dejavu/nested.py.
 #pragma once
@@ -39,5 +39,8 @@ void leading_parts(const Bundles& from, int bundle, const Bundles& to);
 // The codes of an int8 row, stored order, from its parts, of the codecs `high` and `low`; `padded` bytes.
 void join_parts(const RowLayout& layout, Codec high, const uint8_t* leading, Codec low, const uint8_t* rest,
                 uint8_t* codes);
+
+// Of the codes of an int8 row its leading bits, and the middle of what these leave open.
+void keep_leading(const RowLayout& layout, int bits, uint8_t* codes);
 
 }  // namespace dejavu

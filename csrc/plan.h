@@ -51,6 +51,7 @@ struct Selector {
   float threshold = 0;
   int lookahead = 0;             // of low_rank and sketch
   int bits = 0;                  // sketch: leading bits
+  bool leading_values = false;   // sketch: neurons hold what these bits say
   uint64_t seed = 0;             // random
   std::vector<int32_t> indices;  // fixed, ascending
   LowRank low_rank;

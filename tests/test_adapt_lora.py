@@ -213,7 +213,7 @@ def test_gradients_are_projections(dtype: torch.dtype) -> None:
     masters = {name: originals[name].clone() for name in names}
     used = {name: master.to(dtype).requires_grad_() for name, master in masters.items()}
     slopes = {name: torch.randn(7, 5, generator=generator).to(dtype) for name in names}
-    share = LowRankShare(names, masters, used, {}, originals=originals, factors=factors, scale=2.0)
+    share = LowRankShare(names, masters, used, {}, {}, originals=originals, factors=factors, scale=2.0)
     total = 0.0
     for name in names:
         used[name].grad = slopes[name].clone()

@@ -109,7 +109,14 @@ def test_masks_are_those_of_the_reference(kind: str, codec: Any, tmp_path: Path)
     masters = read_tensors(config, opened.weights)
     opened.close()
     masks = PlanMasks(
-        config, [selector] * 2, [0.4] * 2, codec=codec, masters=masters, dtype=torch.float32, threads=1
+        config,
+        [selector] * 2,
+        [0.4] * 2,
+        codec=codec,
+        masters=masters,
+        held={},
+        dtype=torch.float32,
+        threads=1,
     )
     decoder, batch = Decoder(config, tensors), Batch.of([tokens])
     scores = [Quantiles(), Quantiles()]
@@ -145,7 +152,9 @@ def test_thresholds_follow_the_target(tmp_path: Path) -> None:
     tensors = read_tensors(config, opened.weights)
     opened.close()
     sketch = Sketch(bits=4, threshold=0.0)
-    masks = PlanMasks(config, [sketch] * 2, [0.3, 0.999], codec="int8", masters=tensors, dtype=torch.float32)
+    masks = PlanMasks(
+        config, [sketch] * 2, [0.3, 0.999], codec="int8", masters=tensors, held={}, dtype=torch.float32
+    )
     decoder, rng = Decoder(config, tensors), np.random.default_rng(0)
     for annealed, expected in ((0.5, 0.65), (1.0, 0.3)):
         for _ in range(60):
@@ -309,6 +318,7 @@ def test_learns_in_every_kind_of_model(name: str, tiny_folder: Callable[[str], P
         [0.3] * config.n_layers,
         codec="int8",
         masters=learner.masters,
+        held=learner.held,
         dtype=torch.float32,
     )
     tokens = prompt(CASES[name])

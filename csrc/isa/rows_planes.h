@@ -19,12 +19,12 @@ struct Form {
 };
 constexpr Form form_of(Codec c) {
   return c == Codec::int4    ? Form{15, 1, 0}
-         : c == Codec::low4  ? Form{15, 1, -7.5f}
-         : c == Codec::low5  ? Form{31, 1, -15.5f}
-         : c == Codec::high4 ? Form{15, 16, 7.5f - 128}
-         : c == Codec::top3  ? Form{7, 32, 15.5f - 128}
-         : c == Codec::high3 ? Form{14, 16, 15.5f - 128}
-                             : Form{12, 16, 31.5f - 128};
+         : c == Codec::low4  ? Form{15, 1, -8}
+         : c == Codec::low5  ? Form{31, 1, -16}
+         : c == Codec::high4 ? Form{15, 16, 8 - 128}
+         : c == Codec::top3  ? Form{7, 32, 16 - 128}
+         : c == Codec::high3 ? Form{14, 16, 16 - 128}
+                             : Form{12, 16, 32 - 128};
 }
 constexpr int bits_of(Codec c) { return dejavu::planes_of(c).bits; }
 

@@ -70,7 +70,7 @@ def estimate(encoded: Encoded, bits: int) -> NDArray[np.float32]:
     if encoded.codec == "int4":
         return decode(encoded)
     left = 8 - bits
-    codes = (_unsigned(encoded) >> left << left).astype(np.float32) + np.float32((2**left - 1) / 2 - 128)
+    codes = (_unsigned(encoded) >> left << left).astype(np.float32) + np.float32(2 ** (left - 1) - 128)
     return decode(replace(encoded, codes=codes))
 
 

@@ -158,6 +158,7 @@ class Frontier:
             self._stream,
             o.densities,
             bits=o.bits,
+            values=o.values,
             codec=o.codec,
             threads=self._threads,
             progress=self._progress,

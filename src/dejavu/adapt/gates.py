@@ -38,7 +38,7 @@ class Gates(PlanMasks):
     def __init__(self, twin: Twin, densities: Sequence[float]) -> None:
         selectors = [Threshold(threshold=0.0)] * twin.config.n_layers
         super().__init__(
-            twin.config, selectors, densities, codec="f32", masters={}, dtype=torch.float32
+            twin.config, selectors, densities, codec="f32", masters={}, held={}, dtype=torch.float32
         )  # of which the last three are for sketches
         self._least = twin.least_threshold
 

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from dejavu.adapt.leading import Held
+
     Factors = tuple[Tensor, Tensor]
     """A and B."""
 
@@ -43,6 +45,7 @@ class LowRankShare(Share):
         masters: see `Share`.
         used: see `Share`.
         turned: see `Share`.
+        held: see `Share`.
         originals: W0 of the weights, float32.
         factors: A and B of the weights.
         scale: s.
@@ -54,6 +57,7 @@ class LowRankShare(Share):
         masters: Mapping[str, Tensor],
         used: Mapping[str, Tensor],
         turned: Mapping[str, Tensor],
+        held: Mapping[str, Held],
         *,
         originals: Mapping[str, Tensor],
         factors: Mapping[str, Factors],
@@ -63,7 +67,7 @@ class LowRankShare(Share):
         self._factors = factors
         self._scale = scale
         learned = {f"{name}.{part}": t for name in names for part, t in zip("AB", factors[name], strict=True)}
-        super().__init__(names, masters, used, turned, learned)
+        super().__init__(names, masters, used, turned, held, learned)
 
     def _take(self, name: str, gradient: Tensor) -> None:
         a, b = self._factors[name]

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from dejavu.adapt.leading import Held
     from dejavu.adapt.model import Block
     from dejavu.codecs import Codec
     from dejavu.models.config import ModelConfig
@@ -47,6 +48,7 @@ class PlanMasks:
         densities: per layer, the target; they fall to it from 1, or from where `aim` says.
         codec: the weights' in deployment; sketches read its leading bits.
         masters: the weights, float32; sketches are made of them by `refresh`.
+        held: those that are used as their leading bits say, as `leading_weights` wants it.
         dtype: of the products.
         threads: for making sketches.
 
@@ -63,6 +65,7 @@ class PlanMasks:
         *,
         codec: Codec,
         masters: Mapping[str, Tensor],
+        held: Mapping[str, Held],
         dtype: torch.dtype,
         threads: int = 1,
     ) -> None:
@@ -75,6 +78,7 @@ class PlanMasks:
         self._config = config
         self._codec = codec
         self._masters = masters
+        self._held = held
         self._dtype = dtype
         self._threads = threads
         self.selectors = tuple(selectors)
@@ -102,10 +106,13 @@ class PlanMasks:
         selector, c = self.selectors[layer], self._config
         if isinstance(selector, Sketch):
             codec = mlp_codec(self._codec, layer, c.n_layers)
-            for part in ("gate", "up") if c.gated else ("up",):
-                rows = self._masters[f"layers.{layer}.{part}.weight"].numpy()
+            for name in _dots(c, layer):
+                if name in self._held:
+                    self._held[name].refresh(self._threads)
+                    continue
+                rows = self._masters[name].numpy()
                 found = leading(codec, rows, selector.bits, self._threads)
-                self._known[f"{layer}.{part}"] = column_major(torch.from_numpy(found).to(self._dtype))
+                self._known[name] = column_major(torch.from_numpy(found).to(self._dtype))
 
     def aim(self, densities: Sequence[float], *, start: Sequence[float]) -> None:
         """Set other targets per layer, and the densities on the way from which they lie."""
@@ -117,7 +124,10 @@ class PlanMasks:
 
     def runs_all(self, layer: int, annealed: float) -> bool:
         """Whether a layer has no threshold."""
-        return isinstance(self.selectors[layer], Dense) or self.target(layer, annealed) >= DENSE_FROM
+        selector = self.selectors[layer]
+        if isinstance(selector, Sketch) and selector.values == "leading":
+            return False  # a layer that runs all neurons runs them by all their bits
+        return isinstance(selector, Dense) or self.target(layer, annealed) >= DENSE_FROM
 
     def wanted(self, layer: int, scores: Tensor, annealed: float) -> float:
         """The threshold that `scores` call for."""
@@ -148,6 +158,9 @@ class PlanMasks:
     def scores(self, layer: int, block: Block) -> Tensor:
         """What the selector of a layer goes by, [n, f]."""
         selector = self.selectors[layer]
+        if isinstance(selector, Sketch) and selector.values == "leading":
+            signed = not self._config.gated and self._config.exact_zeros
+            return block.products - self._config.activation_threshold if signed else block.hidden().abs_()
         if isinstance(selector, Sketch):
             return self._sketch(layer, self._ahead(layer, selector.lookahead, block), block)
         if isinstance(selector, LowRank):
@@ -164,9 +177,9 @@ class PlanMasks:
 
     def _sketch(self, layer: int, y: Tensor, block: Block) -> Tensor:
         c, p = self._config, f"layers.{layer}."
-        up = block.decoder.linear(f"{p}up", y, self._known[f"{layer}.up"])  # [n, f]
+        up = block.decoder.linear(f"{p}up", y, self._known[f"{p}up.weight"])  # [n, f]
         if c.gated:
-            gate = block.decoder.linear(f"{p}gate", y, self._known[f"{layer}.gate"])  # [n, f]
+            gate = block.decoder.linear(f"{p}gate", y, self._known[f"{p}gate.weight"])  # [n, f]
             return hidden_values(gate, up, c).abs_()
         return up - c.activation_threshold if c.exact_zeros else hidden_values(up, None, c).abs_()
 
@@ -176,6 +189,22 @@ class PlanMasks:
             return block.y
         x = block.inputs[layer - min(distance, layer)]
         return block.decoder.norm(f"layers.{layer}.mlp_norm", x) if self._config.pre_norm else x
+
+
+def leading_weights(
+    config: ModelConfig, selectors: Sequence[NeuronSelector], codec: Codec
+) -> dict[str, tuple[Codec, int]]:
+    """The weights that neurons hold by their leading bits, each with its codec and the number of these."""
+    return {
+        name: (mlp_codec(codec, layer, config.n_layers), selector.bits)
+        for layer, selector in enumerate(selectors)
+        if isinstance(selector, Sketch) and selector.values == "leading"
+        for name in _dots(config, layer)
+    }
+
+
+def _dots(config: ModelConfig, layer: int) -> tuple[str, ...]:
+    return tuple(f"layers.{layer}.{part}.weight" for part in (("gate", "up") if config.gated else ("up",)))
 
 
 class MaskPass:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 ActivationName = Literal["keep", "relu", "shifted", "fatrelu"]
 LossName = Literal["forward-kl", "reverse-kl", "mixed"]
 MethodName = Literal["full", "lora"]
+ValuesName = Literal["exact", "leading"]
 
 RANK = 32
 """Of updates of low rank, where nothing else is asked for."""
@@ -34,6 +35,7 @@ class AdaptOptions:
         rank: of these; None: `RANK`.
         alpha: updates count alpha / rank; None: as the rank.
         bits: of the sketches.
+        values: what a selected neuron holds, see `dejavu.plan.Sketch`.
         codec: of the weights in deployment.
         loss: on the next-token distributions of the dense and the masked model.
         match_hidden: weight of the loss on the residual streams; 0: none.
@@ -52,6 +54,7 @@ class AdaptOptions:
     rank: int | None = None
     alpha: int | None = None
     bits: int = 4
+    values: ValuesName = "exact"
     codec: Codec = "int8"
     loss: LossName = "forward-kl"
     match_hidden: float = 0.0
@@ -80,6 +83,11 @@ class AdaptOptions:
             raise InputError(
                 f"a plan selects neurons of a model that keeps its activation; with {self.activation} gates select them",
                 fix="give --density in the place of --plan",
+            )
+        if self.values == "leading" and (self.plan is not None or self.activation != "keep"):
+            raise InputError(
+                "leading values are those of sketches that a density asks for; a plan says by itself what neurons hold",
+                fix="leave --values away",
             )
         self._check_method()
         if self.frontier is not None:

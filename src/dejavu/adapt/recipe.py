@@ -14,7 +14,7 @@ from dejavu.adapt.distill import check_unused, distill
 from dejavu.adapt.export import GENTLER_FOLDER, PLAN_FOLDER, add_tokenizer, base_name, write_card
 from dejavu.adapt.frontier import Frontier
 from dejavu.adapt.gates import Gates
-from dejavu.adapt.masks import PlanMasks
+from dejavu.adapt.masks import PlanMasks, leading_weights
 from dejavu.adapt.regress import Regressor, first_checkpoint, joined, split
 from dejavu.adapt.share import ATTENTION
 from dejavu.adapt.student import Student
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
     from dejavu.adapt.distill import Distilled, State
     from dejavu.adapt.options import AdaptOptions
+    from dejavu.codecs import Codec
     from dejavu.models.loading import OpenModel
     from dejavu.plan import NeuronSelector
     from dejavu.tokenizer import Tokenizer
@@ -164,14 +165,15 @@ class _Recipe:
             "densities": [list(densities) for densities in stages],
         }
         if self._twin is None:
-            student = self._student(Student, options)
+            leading = leading_weights(opened.config, selectors, options.codec)
+            student = self._student(Student, options, leading=leading)
             masks = self._masks(selectors, stages[0], student)
         else:
             if not resume:
                 check_unused(checkpoint)  # now, not after the first part
             self._begun, start = self._regress(self._twin, first_checkpoint(checkpoint), resume, settings)
             resume, options = resume and checkpoint.exists(), split(options)[1]
-            student = self._student(Student, options, start)
+            student = self._student(Student, options, start=start)
             del start
             masks = Gates(self._twin, stages[0])
         evidence: dict[str, Any] = {}
@@ -196,12 +198,21 @@ class _Recipe:
         self,
         kind: type[Student],
         options: AdaptOptions,
+        *,
+        leading: Mapping[str, tuple[Codec, int]] | None = None,
         start: Mapping[str, NDArray[np.float32]] | None = None,
     ) -> Student:
         twin = None if self._twin is None else self._twin.config
         opened = self._opened
         return kind(
-            opened.config, opened.weights, options, self._dtype, self._threads, twin=twin, start=start
+            opened.config,
+            opened.weights,
+            options,
+            self._dtype,
+            self._threads,
+            twin=twin,
+            leading=leading,
+            start=start,
         )
 
     def _masks(
@@ -213,6 +224,7 @@ class _Recipe:
             densities,
             codec=self._options.codec,
             masters=student.masters,
+            held=student.held,
             dtype=self._dtype,
             threads=self._threads,
         )
@@ -338,7 +350,7 @@ def _wanted(
     layers = opened.config.n_layers
     plan = options.plan
     if plan is None:
-        sketches = (Sketch(bits=options.bits, threshold=0.0),) * layers
+        sketches = (Sketch(bits=options.bits, threshold=0.0, values=options.values),) * layers
         return sketches, [(density,) * layers for density in options.densities]
     plan.check_fits(opened.config, opened.weights.fingerprint)
     if any(not isinstance(x.heads, Dense) or x.compensator is not None for x in plan.layers):
@@ -365,8 +377,12 @@ def _wanted(
 def _described(masks: PlanMasks, twin: Twin | None) -> str:
     if twin is not None:
         return f"gates of {twin.name}"
-    names = {f"{x.bits}-bit sketches" if isinstance(x, Sketch) else str(x.kind) for x in masks.selectors}
+    names = {_sketched(x) if isinstance(x, Sketch) else str(x.kind) for x in masks.selectors}
     return " and ".join(sorted(names))
+
+
+def _sketched(sketch: Sketch) -> str:
+    return f"{sketch.bits}-bit sketches" + (", also as values" if sketch.values == "leading" else "")
 
 
 def _plan(folder: Path, selectors: Sequence[NeuronSelector]) -> AccessPlan:

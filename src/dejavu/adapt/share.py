@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
+    from dejavu.adapt.leading import Held
+
 ATTENTION = 0.3
 """Learning rate of the attention, as a share of the MLPs'."""
 BETAS = (0.9, 0.98)
@@ -28,6 +30,7 @@ class Share:
         masters: of all weights, float32.
         used: their copies, which get the gradients.
         turned: transposes of the copies.
+        held: weights that are used as their leading bits say, among others.
         learned: what the optimiser changes, by names that begin as those of the weights; None: the masters.
     """
 
@@ -37,9 +40,11 @@ class Share:
         masters: Mapping[str, Tensor],
         used: Mapping[str, Tensor],
         turned: Mapping[str, Tensor],
+        held: Mapping[str, Held],
         learned: Mapping[str, Tensor] | None = None,
     ) -> None:
         self._tensors = {name: (masters[name], used[name]) for name in names}
+        self._held = held
         self._turned = [(turned[name], used[name]) for name in names if name in turned]
         self._learned = {name: masters[name] for name in names} if learned is None else dict(learned)
         parts: dict[float, list[Tensor]] = {1.0: [], ATTENTION: []}
@@ -101,6 +106,9 @@ class Share:
     def _publish(self) -> None:
         for name, (master, used) in self._tensors.items():
             self._rebuild(name, master)
-            used.copy_(master)
+            if name in self._held:
+                self._held[name].publish()
+            else:
+                used.copy_(master)
         for turned, used in self._turned:
             turned.copy_(used.T)

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from dejavu.adapt.divergence import Head, divergence
+from dejavu.adapt.leading import Held
 from dejavu.adapt.low_rank_update import LowRankShare, first_factors
 from dejavu.adapt.model import Decoder, is_linear, read_tensors
 from dejavu.adapt.operations import column_major
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
     from dejavu.adapt.model import Batch, Masks
     from dejavu.adapt.options import AdaptOptions
+    from dejavu.codecs import Codec
     from dejavu.models.config import ModelConfig
     from dejavu.models.weights import Weights
 
@@ -72,6 +74,7 @@ class Student:
         dtype: of the products.
         threads: that work side by side, each on documents of its own.
         twin: the student, where it is not as the teacher: a model of the same shape.
+        leading: codec and number of the leading bits that weights are used by; all others are used as they are.
         start: the student's linears in the beginning, float32; those that are not in it are the teacher's, or zero.
     """
 
@@ -87,6 +90,7 @@ class Student:
         threads: int = 1,
         *,
         twin: ModelConfig | None = None,
+        leading: Mapping[str, tuple[Codec, int]] | None = None,
         start: Mapping[str, NDArray[np.float32]] | None = None,
     ) -> None:
         self._options = options
@@ -104,6 +108,11 @@ class Student:
         self.head = Head.of(config, fixed, dtype)
         self.teacher = Decoder(config, fixed | taught)
         self.decoder = Decoder(twin or config, fixed | self._used, self._turned)
+        self.held = {
+            name: Held(codec, bits, self.masters[name], self._used[name].detach(), self._turned[name])
+            for name, (codec, bits) in (leading or {}).items()
+        }
+        """Weights that are used as their leading bits say."""
         self._factors: dict[str, tuple[Tensor, Tensor]] = {}
         share: Callable[..., Share] = Share
         if options.adapter is not None:
@@ -112,7 +121,8 @@ class Student:
             self._factors = first_factors(originals, rank, options.seed)
             share = partial(LowRankShare, originals=originals, factors=self._factors, scale=alpha / rank)
         self._shares = [
-            share(names[i::threads], self.masters, self._used, self._turned) for i in range(threads)
+            share(names[i::threads], self.masters, self._used, self._turned, self.held)
+            for i in range(threads)
         ]
         self.steps = 0
 

@@ -18,6 +18,7 @@ from dejavu.training.search import Search, combine
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from dejavu.adapt.options import ValuesName
     from dejavu.codecs import Codec
     from dejavu.executor import Trace
     from dejavu.models.loading import OpenModel
@@ -34,6 +35,7 @@ def uniform_sketches(
     densities: Sequence[float],
     *,
     bits: int,
+    values: ValuesName,
     codec: Codec,
     threads: int,
     progress: Progress,
@@ -45,6 +47,7 @@ def uniform_sketches(
         stream: the text.
         densities: of the plans.
         bits: of the sketches.
+        values: what selected neurons hold.
         codec: in which the model is held.
         threads: of the engine.
         progress: told of the tokens.
@@ -63,7 +66,9 @@ def uniform_sketches(
                 yield runs.trace(piece, want=["mlp_input"])
                 progress.advance(len(piece))
 
-        family = Family(f"sketch{bits}", "neurons", (Sketch(bits=bits, density=1.0),) * config.n_layers)
+        family = Family(
+            f"sketch{bits}", "neurons", (Sketch(bits=bits, density=1.0, values=values),) * config.n_layers
+        )
         scores = Scores(config, weights, codec, BlockInputs(config, weights))
         calibrations = calibrate([family], scores, traces())
         probe = Probe(runs, stream.validation(SETTLE_TOKENS))

@@ -32,6 +32,13 @@ class MethodChoice(str, Enum):
     lora = "lora"
 
 
+class ValuesChoice(str, Enum):
+    """Values of --values."""
+
+    exact = "exact"
+    leading = "leading"
+
+
 class PlaneCodec(str, Enum):
     """Values of --codec: those with leading bits."""
 
@@ -77,6 +84,13 @@ def adapt(
         int | None, typer.Option(min=1, help="These count alpha / rank; default: as the rank.")
     ] = None,
     bits: Annotated[int, typer.Option(min=2, max=4, help="Leading bits that neurons are chosen by.")] = 4,
+    values: Annotated[
+        ValuesChoice,
+        typer.Option(
+            help="What a chosen neuron holds: exact: gate and up by all their bits; leading: by those bits that chose it, "
+            "and no others are read."
+        ),
+    ] = ValuesChoice.exact,
     loss: Annotated[
         LossChoice, typer.Option(help="Between the predictions of the dense and the masked model.")
     ] = LossChoice.forward,
@@ -124,6 +138,7 @@ def adapt(
         rank=rank,
         alpha=alpha,
         bits=bits,
+        values=values.value,
         codec=codec.value,
         loss=loss.value,
         match_hidden=match_hidden,

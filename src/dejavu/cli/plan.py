@@ -106,7 +106,7 @@ def _selector(part: dict[str, Any]) -> tuple[str, str, str, str]:
     if "rank" in part:
         by = f"rank {part['rank']}" + (", relu" if part["hidden"] == "relu" else "")
     elif "bits" in part:
-        by = f"{part['bits']} bits"
+        by = f"{part['bits']} bits" + (", also as values" if part["values"] == "leading" else "")
     return str(part["kind"]), take, by, str(part.get("lookahead", ""))
 
 

@@ -25,6 +25,13 @@ class SelectorName(str, Enum):
     threshold = "threshold"
 
 
+class ValuesName(str, Enum):
+    """Values of --values."""
+
+    exact = "exact"
+    leading = "leading"
+
+
 class HiddenName(str, Enum):
     """Values of --hidden."""
 
@@ -59,6 +66,13 @@ def train(
             help="Leading bits of sketches; may be repeated. Default: 4. 3 alone reads three; 2, or several, read four."
         ),
     ] = None,
+    values: Annotated[
+        ValuesName,
+        typer.Option(
+            help="What a neuron holds that a sketch chose: exact: gate and up by all their bits; leading: by the bits "
+            "that chose it."
+        ),
+    ] = ValuesName.exact,
     rank: Annotated[
         int | None,
         typer.Option(min=1, help="Of low-rank predictors; default 128. With auto: train them too."),
@@ -117,6 +131,7 @@ def train(
         max_ppl_ratio=max_ppl_ratio,
         uniform=uniform,
         bits=tuple(bits) if bits else None,
+        values=values.value,
         rank=rank,
         hidden=hidden.value,
         lookahead=lookahead,

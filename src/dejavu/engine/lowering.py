@@ -50,6 +50,7 @@ def _selector(selector: NeuronSelector | HeadSelector, units: int) -> dict[str, 
         values["lookahead"] = selector.lookahead
     if isinstance(selector, Sketch):
         values["bits"] = selector.bits
+        values["leading_values"] = selector.values == "leading"
     if isinstance(selector, LowRank):
         values |= _floats(a=selector.a, b=selector.b, bias=selector.bias)
         values["relu"] = selector.hidden == "relu"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from dejavu.codecs import GROUP
+from dejavu.codecs import GROUP, mlp_codec
 from dejavu.plan import Dense, LowRank, Oracle, Pick, Sketch, Static, Threshold, VocabularySketch
 
 if TYPE_CHECKING:
@@ -60,10 +60,17 @@ def _neurons(packed: Packed, layer: int, selector: NeuronSelector, density: floa
     if isinstance(selector, Dense):
         return lead + rest, 0.0
     if isinstance(selector, Sketch):
-        return density * rest, lead
+        return density * (rest if selector.values == "exact" else _down(packed, layer, rest)), lead
     first = rows - 1 if isinstance(selector, Oracle) else 1 if isinstance(selector, Threshold) else 0
     row = (lead + rest) / rows
     return density * (rows - first) * row, first * row
+
+
+def _down(packed: Packed, layer: int, rest: int) -> float:
+    """The down rows, which in int8 are a part of what sketches choose."""
+    c = packed.config
+    cut = mlp_codec(packed.codec, layer, c.n_layers) == "int8"
+    return c.d_ff * c.d_model * (1 + 2 / GROUP) if cut else rest
 
 
 def _attention(packed: Packed, layer: int) -> int:

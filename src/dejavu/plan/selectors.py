@@ -140,11 +140,19 @@ class Sketch(Pick):
     bits: int
     """Leading bits of the code: 2, 3 or 4."""
     lookahead: int = 0
+    values: Literal["exact", "leading"] = "exact"
+    """What a selected neuron holds: act(g) * u by all bits of its weights, or act(g') * u', and no other bits of
+    gate and up are read."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         checks.one_of("bits", self.bits, (2, 3, 4))
         checks.whole("lookahead", self.lookahead, 0, MAX_LOOKAHEAD)
+        checks.one_of("values", self.values, ("exact", "leading"))
+        if self.values == "leading" and self.lookahead:
+            raise PlanError(
+                "a sketch that looks ahead knows no values of its layer", fix='use values "exact"'
+            )
 
 
 NeuronSelector = Dense | Static | Random | Oracle | Threshold | LowRank | Sketch

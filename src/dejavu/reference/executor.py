@@ -274,6 +274,10 @@ class ReferenceExecutor:
         hidden = gate = self._gate(p, x)  # [t, f]
         if c.gated:
             hidden = gated(gate, self._linear(p + "up", x), c.activation)  # [t, f]
+        selector = run.plan.layers[i].neurons if run.plan else Dense()
+        if isinstance(selector, Sketch) and selector.values == "leading":
+            own = c.base_neurons  # refined copies, behind them, are exact
+            gate[:, :own], hidden[:, :own] = self._leading_values(p, x, selector.bits)
         run.note("gate", gate)
         run.note("hidden", hidden)
         if run.plan is None:
@@ -294,6 +298,14 @@ class ReferenceExecutor:
         return activate(
             self._linear(p + ("gate" if c.gated else "up"), x), c.activation, c.activation_threshold
         )
+
+    def _leading_values(self, p: str, x: Array, bits: int) -> tuple[Array, Array]:
+        """`_gate` and the hidden values by the leading bits of gate and up: [t, d] -> two of [t, base]."""
+        c = self.config
+        up = self._linear(p + "up", x, bits=bits)[:, : c.base_neurons]
+        first = self._linear(p + "gate", x, bits=bits)[:, : c.base_neurons] if c.gated else up
+        gate = activate(first, c.activation, c.activation_threshold)
+        return gate, gated(gate, up, c.activation) if c.gated else gate
 
     def _choose_neurons(self, i: int, selector: NeuronSelector, gate: Array, hidden: Array, run: Run) -> Mask:
         """[t, f]; refined copies, the last ones, are always chosen."""

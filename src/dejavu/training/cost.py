@@ -38,7 +38,9 @@ class Cost:
         if isinstance(selector, Sketch):
             bits = self.leading if self.codec == "int8" else 4
             lead = (bits + _SCALE_BITS[self.codec]) / 8 * self.config.d_model  # of one row
-            rest = (8 - bits + _SCALE_BITS["int8"]) / 8 * self.config.d_model if self.codec == "int8" else 0.0
+            rest = 0.0
+            if self.codec == "int8" and selector.values == "exact":
+                rest = (8 - bits + _SCALE_BITS["int8"]) / 8 * self.config.d_model
             return f * first * lead + density * f * (first * rest + row)
         if isinstance(selector, Threshold):  # the first row of every neuron, the others of the selected
             return f * row + density * f * first * row

@@ -26,6 +26,7 @@ class TrainOptions:
         density: mean density of the neurons over layers; or
         max_ppl_ratio: the highest perplexity ratio. Exactly one of the two.
         uniform: the same density in all layers, without a search.
+        values: what a neuron that a sketch selects holds, see `dejavu.plan.Sketch`.
         bits: of the sketches to choose from; None: 4, which read no more than fewer do.
         rank: of the low-rank predictors of neurons.
         hidden: their middle layer.
@@ -45,6 +46,7 @@ class TrainOptions:
     max_ppl_ratio: float | None = None
     uniform: bool = False
     bits: tuple[int, ...] | None = None
+    values: Literal["exact", "leading"] = "exact"
     rank: int | None = None
     hidden: Literal["linear", "relu"] = "linear"
     lookahead: int = 0
@@ -71,6 +73,11 @@ class TrainOptions:
                 fix="add --density and --selector, and for sketches one --bits",
             )
 
+        if self.values == "leading" and self.lookahead:
+            raise InputError(
+                "sketches that look ahead know no values of their layer",
+                fix="leave --values or --lookahead out",
+            )
         self._refuse_unused()
 
     def _refuse_unused(self) -> None:
@@ -78,6 +85,7 @@ class TrainOptions:
         predictors = "low-rank predictors, of which this training has none"
         unused = {
             "--bits": self.bits is not None and not self.uses_sketches and "sketches",
+            "--values": self.values != "exact" and not self.uses_sketches and "sketches",
             "--rank": self.rank is not None
             and self.selector in ("sketch", "threshold")
             and "--selector low_rank or auto",

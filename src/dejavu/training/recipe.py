@@ -188,7 +188,7 @@ class _Recipe:
         families = [Family("oracle", "neurons", oracle)]
         if o.selector in ("sketch", "auto"):
             for bits in o.sketches:
-                sketch = Sketch(bits=bits, lookahead=o.lookahead, density=1.0)
+                sketch = Sketch(bits=bits, lookahead=o.lookahead, density=1.0, values=o.values)
                 families.append(Family(f"sketch{bits}", "neurons", (sketch,) * layers))
         if o.selector in ("threshold", "auto"):
             families.append(Family("threshold", "neurons", (Threshold(density=1.0),) * layers))
