@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-CHARACTERS = 6000
-"""Of a document, about: some paragraphs."""
+CHARACTERS = 1200
+"""Of a document, about: as long as those of other texts, so that threads get equal shares of a step."""
 _STRING = 9  # type of a string in R's serialization, and its lowest flag byte
 _HEAD = 2000  # characters of a file in which a licence or a table of contents may stand
 

@@ -72,7 +72,7 @@ void Engine::BatchThread::sketched_logits() {
   for (int r = mine_here.begin; r < mine_here.end; ++r) {
     float* out = b.logits + size_t(r) * size_t(c.vocab);
     k.rows[int(e.head_.layout.codec)].prepare(e.head_.layout, logits_input(r), scratch);
-    e.leading_logits(b.plan->head_bits, {0, e.head_lead_.count}, scratch, out);
+    e.leading_logits(b.plan->head_bits, {0, e.head_lead_.tiles()}, scratch, out);
     const int n = pick(best, out, c.vocab, room, list);
     e.exact_logits(list, n, scratch, out);
     e.finish_logits(out, 0, c.vocab);

@@ -55,16 +55,15 @@ void Engine::BatchThread::hidden(int i, int n0, int n, bool keep_gate) {
     const RowLayout& layout = mlp_layout(layer);
     const NestedMlp& parts = layer.parts;
     uint8_t* joined = reinterpret_cast<uint8_t*>(w.joined.get(size_t(kPiece) * layout.code_bytes / sizeof(float)));
-    for (int r = 0; parts.low.count && r < n; ++r) {
+    for (int r = 0; parts.cut() && r < n; ++r) {
       uint8_t* codes = joined + size_t(r) * layout.code_bytes;
-      join_parts(layout, parts.lead.layout.codec, parts.lead.row(n0 + r, part).codes, parts.low.layout.codec,
-                 parts.low.row(n0 + r, part).codes, codes);
+      join_parts(parts, n0 + r, part, codes);
       if (leading_bits && n0 + r < e.own_neurons()) keep_leading(layout, leading_bits, codes);
     }
     const auto row_at = [&](int r) {
       if (!layer.nested) return layer.mlp.row(n0 + r, part);
-      const Row lead = parts.lead.row(n0 + r, part);
-      return parts.low.count ? Row{joined + size_t(r) * layout.code_bytes, lead.scales} : lead;
+      if (!parts.cut()) return parts.whole.row(n0 + r, part);
+      return Row{joined + size_t(r) * layout.code_bytes, parts.low.row(n0 + r, part).scales};
     };
     products.dot(PackedRows{layout, row_at}, n, b.input.get(0), total, scratch, packed, out, b.ld);
     for (int r = 0; bias && r < n; ++r) {

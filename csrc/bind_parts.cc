@@ -67,19 +67,20 @@ void each_bundle(int count, int threads, Body body) {
 void bind_parts(nb::module_& m) {
   m.def(
       "nested_bytes",
-      [](const std::string& codec, int d, int dots, int leading) {
-        const NestedMlp mlp(layout_of(codec, d, dots), dots, 1, leading_bits(leading));
+      [](const std::string& codec, int d, int dots, int count, int leading) {
+        if (count < 0) throw std::invalid_argument("count must not be negative");
+        const NestedMlp mlp(layout_of(codec, d, dots), dots, count, leading_bits(leading));
         return std::pair(mlp.lead_bytes(), mlp.rest_bytes());
       },
-      nb::arg("codec"), nb::arg("d"), nb::arg("dots"), nb::arg("leading"),
-      "Bytes of a neuron in a nested MLP's two sections, cut behind so many leading bits.");
+      nb::arg("codec"), nb::arg("d"), nb::arg("dots"), nb::arg("count"), nb::arg("leading"),
+      "Bytes of a nested MLP's two sections, of `count` neurons cut behind so many leading bits.");
 
   m.def(
       "leading_bytes",
       [](int d, int rows, int leading) {
-        return Bundles(RowLayout(leading_part(leading_bits(leading)), layout_of("int8", d, rows).d), rows, 1).bytes();
+        return Tiles(layout_of("int8", d, rows).d, leading_bits(leading), 1, rows).bytes();
       },
-      nb::arg("d"), nb::arg("rows"), nb::arg("leading"), "Bytes of a bundle of leading bits.");
+      nb::arg("d"), nb::arg("rows"), nb::arg("leading"), "Bytes of the leading bits of `rows` rows.");
 
   m.def(
       "split_nested",
@@ -89,7 +90,10 @@ void bind_parts(nb::module_& m) {
         nb::gil_scoped_release release;
         std::memset(lead.data(), 0, lead.shape(0));
         std::memset(rest.data(), 0, rest.shape(0));
-        each_bundle(from.count, threads, [&](int i) { split_bundle(from, i, mlp); });
+        // Sixteen at a time: threads must not write to the same tile.
+        each_bundle((from.count + kTileRows - 1) / kTileRows, threads, [&](int tile) {
+          for (int i = tile * kTileRows; i < from.count && i < (tile + 1) * kTileRows; ++i) split_bundle(from, i, mlp);
+        });
       },
       nb::arg("codec"), nb::arg("packed").noconvert(), nb::arg("d"), nb::arg("dots"), nb::arg("leading"),
       nb::arg("lead").noconvert(), nb::arg("rest").noconvert(), nb::arg("threads") = 1,
@@ -98,8 +102,9 @@ void bind_parts(nb::module_& m) {
   m.def(
       "leading_parts",
       [](Bytes packed, int d, int rows, int leading, Room lead, int threads) {
+        if (rows != kTileRows) throw std::invalid_argument("bundles of sixteen rows are needed");
         const Bundles from = packed_view(layout_of("int8", d, rows), rows, packed);
-        const Bundles to(RowLayout(leading_part(leading_bits(leading)), d), rows, from.count, lead.data());
+        const Tiles to(d, leading_bits(leading), 1, from.count * rows, lead.data());
         same_bytes(lead.shape(0), to.bytes(), "lead");
         nb::gil_scoped_release release;
         std::memset(lead.data(), 0, lead.shape(0));
@@ -117,8 +122,7 @@ void bind_parts(nb::module_& m) {
         std::vector<uint8_t> codes(layout.code_bytes);
         for (int i = 0; i < count; ++i) {
           for (int r = 0; r < dots; ++r) {
-            join_parts(layout, mlp.lead.layout.codec, mlp.lead.row(i, r).codes, mlp.low.layout.codec,
-                       mlp.low.row(i, r).codes, codes.data());
+            join_parts(mlp, i, r, codes.data());
             int8_t* to = out.data() + (size_t(i) * size_t(dots) + size_t(r)) * size_t(d);
             for (int o = 0; o < layout.padded; ++o) {
               if (layout.natural(o) < d) to[layout.natural(o)] = int8_t(codes[size_t(o)]);
@@ -131,42 +135,59 @@ void bind_parts(nb::module_& m) {
 
   m.def(
       "nested_dot",
-      [](const std::string& isa, const std::string& codec, Bytes lead, Bytes rest, int dots, int leading, int bits,
+      [](const std::string& isa, const std::string& codec, Bytes lead, Bytes rest, int dots, int leading, int count,
          int row, Array<const int32_t, 1> list, Array<const float, 1> x, Array<float, 1> out) {
-        const int d = int(x.shape(0));
-        const RowLayout layout = layout_of(codec, d, dots);
-        const size_t each = NestedMlp(layout, dots, 1, leading_bits(leading)).lead_bytes();
-        const int count = int(lead.shape(0) / each), n = int(list.shape(0));
+        const RowLayout layout = layout_of(codec, int(x.shape(0)), dots);
+        if (count < 0) throw std::invalid_argument("count must not be negative");
         const NestedMlp mlp = nested_view(layout, dots, count, leading, lead, rest);
-        const Codec stored = mlp.lead.layout.codec;
-        const bool low = bits == 0, fewer = stored == Codec::high4 && (bits == 2 || bits == 3);
-        if (low ? !mlp.low.count : bits != planes_of(stored).bits && !fewer) {
-          throw std::invalid_argument("bits out of range");
+        const int n = int(list.shape(0));
+        if (row < 0 || row >= dots || out.shape(0) != size_t(n)) {
+          throw std::invalid_argument("row or out out of range");
         }
-        const Codec read = low ? mlp.low.layout.codec : fewer ? Codec(int(Codec::high4) + 4 - bits) : stored;
-        const Kernels& k = kernels(parse_isa(isa));
-        const RowKernels& rows = k.rows[int(read)];
-        std::vector<char> input(layout.input_bytes());
-        rows.prepare(layout, x.data(), input.data());
-        const Bundles& from = low ? mlp.low : mlp.lead;
-        if (row < 0) {  // all rows of a range of bundles
-          const bool two = n == 2 && list.data()[0] >= 0 && list.data()[0] <= list.data()[1] && list.data()[1] <= count;
-          if (!two) throw std::invalid_argument("the list is not a range of neurons");
-          const int begin = list.data()[0], end = list.data()[1];
-          if (out.shape(0) != size_t(end - begin) * size_t(dots)) throw std::invalid_argument("out has another size");
-          return rows.dot(from, begin, 0, (end - begin) * from.rows, input.data(), out.data());
-        }
-        if (row >= dots || out.shape(0) != size_t(n)) throw std::invalid_argument("row or out out of range");
         for (int i = 0; i < n; ++i) {
           if (list.data()[i] < 0 || list.data()[i] >= count) throw std::invalid_argument("neuron out of range");
         }
+        const Bundles& from = mlp.cut() ? mlp.low : mlp.whole;
+        const RowKernels& rows = kernels(parse_isa(isa)).rows[int(from.layout.codec)];
+        std::vector<char> input(layout.input_bytes());
+        rows.prepare(layout, x.data(), input.data());
         rows.dot_list(from, row, 1, list.data(), n, input.data(), out.data());
       },
       nb::arg("isa"), nb::arg("codec"), nb::arg("lead").noconvert(), nb::arg("rest").noconvert(), nb::arg("dots"),
-      nb::arg("leading"), nb::arg("bits"), nb::arg("row"), nb::arg("list").noconvert(), nb::arg("x").noconvert(),
+      nb::arg("leading"), nb::arg("count"), nb::arg("row"), nb::arg("list").noconvert(), nb::arg("x").noconvert(),
       nb::arg("out").noconvert(),
-      "x times row `row` of the listed neurons by `bits` leading bits (0: by the others); row -1: all rows of the "
-      "neurons [list[0], list[1]).");
+      "x times row `row` of the listed neurons, of int8 by the bits behind the leading ones.");
+
+  m.def(
+      "tile_dot",
+      [](const std::string& isa, Bytes lead, int rows, int leading, int count, int bits, Array<const int32_t, 1> list,
+         int begin, int end, Array<const float, 1> x, Array<float, 2> out) {
+        const RowLayout layout = layout_of("int8", int(x.shape(0)), rows);
+        if (count < 0 || rows > 2) throw std::invalid_argument("count or rows out of range");
+        const Tiles tiles(layout.d, leading_bits(leading), rows, count, lead.data());
+        same_bytes(lead.shape(0), tiles.bytes(), "lead");
+        if (leading == 3 ? bits != 3 : bits < 2 || bits > 4) throw std::invalid_argument("bits out of range");
+        const int listed = int(list.shape(0));
+        if (begin % kTileRows || begin < 0 || end < begin || end > count) {
+          throw std::invalid_argument("not a range of neurons that begins with a tile");
+        }
+        for (int i = 0; i < listed; ++i) {
+          if (list.data()[i] < 0 || list.data()[i] >= tiles.tiles()) throw std::invalid_argument("tile out of range");
+        }
+        const int n = listed ? listed * kTileRows : end - begin;
+        if (out.shape(0) != size_t(rows) || out.shape(1) != size_t(n)) {
+          throw std::invalid_argument("out has another size");
+        }
+        const Kernels& k = kernels(parse_isa(isa));
+        std::vector<char> input(layout.input_bytes());
+        k.rows[int(Codec::int8)].prepare(layout, x.data(), input.data());
+        float* const outs[2] = {out.data(), out.data() + (rows - 1) * n};
+        k.tile_dot(tiles, bits, listed ? list.data() : nullptr, begin / kTileRows, n, input.data(), outs);
+      },
+      nb::arg("isa"), nb::arg("lead").noconvert(), nb::arg("rows"), nb::arg("leading"), nb::arg("count"),
+      nb::arg("bits"), nb::arg("list").noconvert(), nb::arg("begin"), nb::arg("end"), nb::arg("x").noconvert(),
+      nb::arg("out").noconvert(),
+      "x times all rows of the neurons [begin, end), or of the listed tiles, by `bits` leading bits: [rows, n].");
 }
 
 }  // namespace dejavu

@@ -189,10 +189,19 @@ void Engine::Decoder::fetch(const Bundles& b, int bundle, int row, int units, si
   }
 }
 
+void Engine::Decoder::fetch(const Tiles& t, Range tiles) const {
+  const Streams order(tiles.end - tiles.begin);
+  for (int i = 0; i < Streams::kStreams && i < tiles.end - tiles.begin; ++i) {
+    const uint8_t* tile = t.tile(tiles.begin + order(i), 0);
+    for (size_t at = 0; at < t.tile_bytes; at += 64) __builtin_prefetch(tile + at, 0, 1);
+  }
+}
+
 // What this thread reads first of layer i's attention, or of the head behind the last layer.
 void Engine::Decoder::fetch_attention(int i) const {
   if (i == c.layers) {
-    const Bundles& b = plan && plan->head_bits ? e.head_lead_ : e.head_;
+    if (plan && plan->head_bits) return fetch(e.head_lead_, share(e.head_lead_.tiles(), 1, thread, threads));
+    const Bundles& b = e.head_;
     const Range mine = share(b.count, 1, thread, threads);
     if (s.logits && mine.begin < mine.end) fetch(b, mine.begin, 0, mine.end - mine.begin, b.stride);
     return;
@@ -211,11 +220,14 @@ void Engine::Decoder::fetch_mlp(int i) const {
     const Range mine = share(c.ff, 4, thread, threads);
     if (mine.begin < mine.end) fetch(layer.mlp, mine.begin, 0, mine.end - mine.begin, layer.mlp.stride);
   } else if (layer.nested && (rule == Rule::dense || rule == Rule::sketch)) {
-    const Bundles& lead = layer.parts.lead;
     const Range mine = rule == Rule::dense ? share(c.ff, 4, thread, threads)
                                            : share(e.own_neurons(), kScoredTogether, thread, threads);
     const int n = mine.end - mine.begin < kTogether ? mine.end - mine.begin : kTogether;
-    if (n > 0) fetch(lead, mine.begin, 0, n, lead.stride);
+    if (layer.parts.cut()) {
+      fetch(layer.parts.lead, {mine.begin / kTileRows, (mine.end + kTileRows - 1) / kTileRows});
+    } else if (n > 0) {
+      fetch(layer.parts.whole, mine.begin, 0, n, layer.parts.whole.stride);
+    }
   }
 }
 
@@ -258,7 +270,7 @@ void Engine::Decoder::logits() {
 
 // All rows of the head by their leading bits, the best of them exactly. `input` is prepared.
 void Engine::Decoder::sketched_logits(float* const* out) {
-  const Range mine = share(e.head_lead_.count, 1, thread, threads);
+  const Range mine = share(e.head_lead_.tiles(), 1, thread, threads);
   for (int t = 0; t < s.n; ++t) e.leading_logits(plan->head_bits, mine, input[t], out[t]);
   barrier();
   Selector best;
@@ -271,7 +283,7 @@ void Engine::Decoder::sketched_logits(float* const* out) {
     e.exact_logits(list + some.begin, some.end - some.begin, input[t], out[t]);
   }
   barrier();
-  const int first = mine.begin * kPlainRows, end = least(mine.end * kPlainRows, c.vocab);
+  const int first = mine.begin * kTileRows, end = least(mine.end * kTileRows, c.vocab);
   for (int t = 0; t < s.n; ++t) e.finish_logits(out[t] + first, first, end - first);
 }
 

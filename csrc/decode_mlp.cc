@@ -189,9 +189,8 @@ void Engine::Decoder::sum_neurons(const Layer& layer, const Selector& selector, 
 void Engine::Decoder::neuron_dots(const Layer& layer, const Selector& selector, int t, int first, int rows,
                                   const int32_t* ids, int n, float* out) {
   // Leading bits that scoring has read for this very input.
-  const bool led =
-      selector.rule == Rule::sketch && selector.lookahead == 0 &&
-      (selector.leading_values || selector.bits == planes_of(layer.parts.lead.layout.codec).bits);
+  const bool led = selector.rule == Rule::sketch && selector.lookahead == 0 &&
+                   (selector.leading_values || !layer.parts.cut() || selector.bits == layer.parts.lead.bits);
   const bool gate_first = c.gated && first == 0;
   const int own = e.own_neurons();  // second copies, the last ones, have no scores
   int from = 0;
@@ -201,7 +200,7 @@ void Engine::Decoder::neuron_dots(const Layer& layer, const Selector& selector, 
     for (; from < n && ids[from] < own; ++from) {
       for (int r = 0; r < rows; ++r) out[from * rows + r] = (gate_first && r == 0 ? gate : up)[ids[from]];
     }
-    if (led && !selector.leading_values) e.add_low(layer, first, rows, ids, from, input[t], out);
+    if (led && !selector.leading_values && layer.parts.cut()) e.add_low(layer, first, rows, ids, from, input[t], out);
   }
   e.exact_dots(layer, first, rows, ids + from, n - from, input[t], out + from * rows);
 }

@@ -53,6 +53,7 @@ struct Engine::Decoder {
               const float* norm_weight, const float* norm_bias);
   // Asks for what the next stage reads first, so that it arrives while this thread waits for the others.
   void fetch(const Bundles& b, int bundle, int row, int units, size_t unit_bytes) const;
+  void fetch(const Tiles& t, Range tiles) const;
   void fetch_attention(int i) const;
   void fetch_mlp(int i) const;
   // Dots and weighted sums of rows for several tokens.

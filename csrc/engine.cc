@@ -32,6 +32,13 @@ class Reader {
     return b;
   }
 
+  Tiles tiles(const std::string& name, int d, int bits, int count) const {
+    const Section section = find(name);
+    const Tiles t(d, bits, 1, count, section.data);
+    check(name, section, t.bytes());
+    return t;
+  }
+
   NestedMlp nested(const std::string& layer, const RowLayout& layout, int dots, int count, int leading) const {
     const Section lead = find(layer + "lead"), rest = find(layer + "mlp");
     const NestedMlp mlp(layout, dots, count, leading, lead.data, rest.data);
@@ -60,13 +67,11 @@ class Reader {
 
 int plain_bundles(int rows) { return (rows + kPlainRows - 1) / kPlainRows; }
 
-// Whether rows of `c` have so many leading bits to read. Of four some can be left unused; int4 has no others.
-void check_bits(Codec c, int bits) {
-  const bool all = c == Codec::high4;
-  if (all ? bits >= 2 && bits <= 4 : bits == planes_of(c).bits) return;
+// Whether of `apart` leading bits so many can be read. Of four of int8 some can be left unused.
+void check_bits(bool int8, int apart, int bits) {
+  if (int8 && apart == 4 ? bits >= 2 && bits <= 4 : bits == apart) return;
   throw std::invalid_argument("the plan reads " + std::to_string(bits) +
-                              " leading bits, but the model was packed with " + std::to_string(planes_of(c).bits) +
-                              " apart");
+                              " leading bits, but the model was packed with " + std::to_string(apart) + " apart");
 }
 
 }  // namespace
@@ -105,8 +110,7 @@ Engine::Engine(const Config& config, Codec codec, Codec head_codec, const Sectio
   head_ = sections.count("head.weight") ? read.bundles("head.weight", embed_layout, kPlainRows, plain_bundles(c_.vocab))
                                         : embed_;
   if (sections.count("head.lead")) {
-    head_lead_ =
-        read.bundles("head.lead", RowLayout(leading_part(leading), c_.embed_dim), kPlainRows, plain_bundles(c_.vocab));
+    head_lead_ = read.tiles("head.lead", c_.embed_dim, leading, c_.vocab);
   }
   if (c_.embed_dim != d) {
     proj_in_ = read.bundles("embed.proj_in", RowLayout(Codec::f32, c_.embed_dim), kPlainRows, plain_bundles(d));
@@ -171,7 +175,7 @@ void Engine::set_plan(std::unique_ptr<Plan> plan) {
     if (layer.neurons.rule == Rule::sketch) {
       const Layer& own = layers_[size_t(i)];
       if (!own.nested) throw std::invalid_argument("the plan selects by sketches, but the model was not packed nested");
-      check_bits(own.parts.lead.layout.codec, layer.neurons.bits);
+      check_bits(own.parts.cut(), own.parts.cut() ? own.parts.lead.bits : 4, layer.neurons.bits);
     }
     widest_rank_ = layer.compensator.rank > widest_rank_ ? layer.compensator.rank : widest_rank_;
     for (const bool heads : {false, true}) {
@@ -188,7 +192,7 @@ void Engine::set_plan(std::unique_ptr<Plan> plan) {
     if (!head_lead_.count) {
       throw std::invalid_argument("the plan reads the vocabulary by sketches, but the model was not packed nested");
     }
-    check_bits(head_lead_.layout.codec, plan->head_bits);
+    check_bits(true, head_lead_.bits, plan->head_bits);
   }
   plan_ = std::move(plan);
   const size_t layers = plan_ ? size_t(c_.layers) * kMaxTokens : 0, ff = size_t(c_.ff);

@@ -143,7 +143,7 @@ class Engine {
   void add_branch(float* x, float* branch, const float* bias, const float* post_norm, const float* norm_weight,
                   const float* norm_bias) const;
   void to_natural(const float* stored, float* out) const;  // an axpy accumulator, minima added
-  // Logits of bundles `range` of the head by their leading bits; and exact ones of the listed rows.
+  // Logits of tiles `range` of the head by their leading bits; and exact ones of the listed rows.
   void leading_logits(int bits, Range range, const void* input, float* logits) const;
   void exact_logits(const int32_t* rows, int n, const void* input, float* logits) const;
   const float* head_input(const float* x, float* normed, float* projected) const;
@@ -155,10 +155,12 @@ class Engine {
   void hidden_of(const LowRank& map, Range range, const void* input8, float* hidden) const;
   // Scores, or what stands in for skipped neurons; `range` begins with a bundle of b's columns.
   void output_of(const LowRank& map, Range range, const float* hidden, float* output) const;
-  const RowKernels& leading_rows(const Bundles& lead, int bits) const;
   // out[i * rows + r]: the exact dot of row first + r (gate, then up) of the i-th listed neuron; at most kTogether.
   void exact_dots(const Layer& layer, int first, int rows, const int32_t* neurons, int n, const void* input,
                   float* out) const;
+  // The same by the leading bits that lie apart, of int8.
+  void leading_dots(const Layer& layer, int first, int rows, const int32_t* neurons, int n, const void* input,
+                    float* out) const;
   // out += what the leading bits left out.
   void add_low(const Layer& layer, int first, int rows, const int32_t* neurons, int n, const void* input,
                float* out) const;
@@ -177,7 +179,7 @@ class Engine {
   std::vector<int32_t> natural_;  // stored order -> natural order
   std::vector<Layer> layers_;
   Bundles embed_, head_, proj_in_, proj_out_;
-  Bundles head_lead_;  // nested models: the leading bits of the head's rows
+  Tiles head_lead_;  // nested models: the leading bits of the head's rows
   const float *positions_, *embed_norm_, *embed_norm_bias_, *final_norm_, *final_norm_bias_, *head_bias_;
   Pool pool_;
   std::mutex mutex_;  // one forward pass at a time

@@ -8,6 +8,7 @@
 #include "isa.h"
 #include "layout.h"
 #include "learn.h"
+#include "tiles.h"
 
 namespace dejavu {
 
@@ -54,7 +55,7 @@ struct MlpManyArgs {
   float* const* outputs;      // [tokens]
 };
 
-// Parts of int8 rows (Codec::high4 and after) have prepare, dot and dot_list. Kernels named `many` give each token
+// Later bits of int8 rows (Codec::low4 and after) have prepare, dot and dot_list. Kernels named `many` give each token
 // the bits that the one for a single token gives; weights are read once for all.
 struct RowKernels {
   // x[d] -> the form that dot products take; grouped codecs: int16 codes with one scale per group.
@@ -84,6 +85,10 @@ struct RowKernels {
 struct Kernels {
   const char* name;
   RowKernels rows[kCodecCount];
+  // outs[r][i] = row r of neuron 16 * begin + i . x by its leading `bits`, i < n; x as int8 rows take it. With a list
+  // of tiles, sixteen neurons of each.
+  void (*tile_dot)(const Tiles&, int bits, const int32_t* list, int begin, int n, const void* input,
+                   float* const* outs);
 
   void (*rms_norm)(const float* x, const float* weight, float eps, int n, float* out);
   void (*layer_norm)(const float* x, const float* weight, const float* bias, float eps, int n,

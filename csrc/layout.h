@@ -9,23 +9,11 @@
 
 namespace dejavu {
 
-// high4 and low4 are the two parts of int8 rows that are cut behind the fourth bit, top3 and low5 behind the third; see
-// parts.h. high3 and high2 read rows of high4, but fewer bits.
-enum class Codec : int {
-  f32 = 0,
-  bf16 = 1,
-  int8 = 2,
-  int4 = 3,
-  high4 = 4,
-  high3 = 5,
-  high2 = 6,
-  low4 = 7,
-  top3 = 8,
-  low5 = 9
-};
-inline constexpr int kCodecCount = 10;
+// low4 and low5 are what follows the leading four or three bits of int8 rows; see parts.h.
+enum class Codec : int { f32 = 0, bf16 = 1, int8 = 2, int4 = 3, low4 = 4, low5 = 5 };
+inline constexpr int kCodecCount = 6;
 inline constexpr bool is_grouped(Codec c) { return c >= Codec::int8; }
-inline constexpr bool is_part(Codec c) { return c >= Codec::high4; }
+inline constexpr bool is_part(Codec c) { return c >= Codec::low4; }
 inline constexpr bool is_planes(Codec c) { return c >= Codec::int4; }
 
 // Grouped codecs, all but f32 and bf16: groups of 32 weights share a float16 scale (int4: and a float16 minimum).
@@ -36,11 +24,11 @@ inline constexpr int kGroup = 32;
 inline constexpr int kBlockGroups = 16;
 inline constexpr int kBlock = kGroup * kBlockGroups;
 
-// Codes of fewer than eight bits (int4, and the parts of int8) lie in planes of 1, 2 or 4 bits, those of a block one
+// Codes of fewer than eight bits (int4, and the later bits of int8) lie in planes of 1 or 4 bits, those of a block one
 // after the other. A block has eight vectors of 64 elements; byte 2 i (2 i + 1) of a vector is its element i (32 + i),
 // stored order, so that four neighbouring bytes belong to one group. 8 / w vectors share 64 bytes of a plane of w bits,
 // the first one in the lowest bits. Tail, behind all blocks: each plane as a whole, 4 w bytes of each group. Of four
-// bits the first sixteen weights are in the lower halves; of fewer, in the order 0, 16, 1, 17 ..., the first 4 w are in
+// bits the first sixteen weights are in the lower halves; of one, in the order 0, 16, 1, 17 ..., the first four are in
 // the lowest bits.
 inline constexpr int kVector = 64, kNibbleChunk = 2 * kVector;
 struct Plane {
@@ -52,9 +40,7 @@ struct Planes {
   Plane plane[2];
 };
 inline constexpr Planes planes_of(Codec c) {
-  return c == Codec::top3   ? Planes{2, 3, {{2, 1}, {1, 0}}}
-         : c == Codec::low5 ? Planes{2, 5, {{4, 0}, {1, 4}}}
-                            : Planes{1, 4, {{4, 0}, {0, 0}}};
+  return c == Codec::low5 ? Planes{2, 5, {{4, 0}, {1, 4}}} : Planes{1, 4, {{4, 0}, {0, 0}}};
 }
 struct Place {
   int byte, shift;
@@ -114,8 +100,7 @@ struct Row {
   const uint8_t* scales;
 };
 
-// `count` bundles of `rows` rows: [codes of row 0, codes of row 1, ..., scales of row 0, ...], padded to 64 bytes (but
-// for leading bits, which are read one after the other).
+// `count` bundles of `rows` rows: [codes of row 0, codes of row 1, ..., scales of row 0, ...], padded to 64 bytes.
 struct Bundles {
   RowLayout layout;
   int rows = 0;
@@ -126,8 +111,7 @@ struct Bundles {
   Bundles() = default;
   Bundles(RowLayout layout_, int rows_, int count_, const uint8_t* base_ = nullptr)
       : layout(layout_), rows(rows_), count(count_), base(base_) {
-    stride = size_t(rows) * (layout.code_bytes + layout.scale_bytes);
-    if (layout.codec != Codec::high4 && layout.codec != Codec::top3) stride = (stride + 63) / 64 * 64;
+    stride = (size_t(rows) * (layout.code_bytes + layout.scale_bytes) + 63) / 64 * 64;
   }
   size_t bytes() const { return stride * size_t(count); }
   Row row(int bundle, int r) const {

@@ -40,11 +40,11 @@ void each_run(const RowLayout& layout, Codec c, int number, Body body) {
   }
 }
 
-// Bits [from, 8) or [0, from) of every code of an int8 row, as the planes of `c`.
-void cut_row(const RowLayout& layout, const Row& row, Codec c, int from, const Row& to) {
+// The lowest bits of every code of an int8 row, as the planes of `c`.
+void cut_row(const RowLayout& layout, const Row& row, Codec c, const Row& to) {
   const Planes all = planes_of(c);
   for (int p = 0; p < all.count; ++p) {
-    const int down = from + all.plane[p].shift, mask = (1 << all.plane[p].bits) - 1;
+    const int down = all.plane[p].shift, mask = (1 << all.plane[p].bits) - 1;
     uint8_t* codes = writable(to.codes);
     each_run(layout, c, p, [&](int first, int stride, size_t byte, int shift, int n) {
       const uint8_t* source = row.codes + first;
@@ -57,20 +57,16 @@ void cut_row(const RowLayout& layout, const Row& row, Codec c, int from, const R
   std::memcpy(writable(to.scales), row.scales, layout.scale_bytes);
 }
 
-void split_row(const RowLayout& layout, const Row& from, Codec high, const Row& leading) {
-  cut_row(layout, from, high, 8 - planes_of(high).bits, leading);
-}
-
 void copy_row(const RowLayout& layout, const Row& from, const Row& to) {
   std::memcpy(writable(to.codes), from.codes, layout.code_bytes);
   std::memcpy(writable(to.scales), from.scales, layout.scale_bytes);
 }
 
-// codes |= the planes of `c`, moved up by `up` bits
-void gather(const RowLayout& layout, Codec c, const uint8_t* from, int up, uint8_t* codes) {
+// codes |= the planes of `c`
+void gather(const RowLayout& layout, Codec c, const uint8_t* from, uint8_t* codes) {
   const Planes all = planes_of(c);
   for (int p = 0; p < all.count; ++p) {
-    const int back = up + all.plane[p].shift, mask = (1 << all.plane[p].bits) - 1;
+    const int back = all.plane[p].shift, mask = (1 << all.plane[p].bits) - 1;
     each_run(layout, c, p, [&](int first, int stride, size_t byte, int shift, int n) {
       for (int i = 0; i < n; ++i) {
         codes[first + i] = uint8_t(codes[first + i] | (from[byte + size_t(i * stride)] >> shift & mask) << back);
@@ -83,40 +79,39 @@ void gather(const RowLayout& layout, Codec c, const uint8_t* from, int up, uint8
 
 NestedMlp::NestedMlp(const RowLayout& layout, int dots, int count, int bits, const uint8_t* leading,
                      const uint8_t* rest) {
-  const bool cut = layout.codec == Codec::int8;
-  lead = Bundles(cut ? RowLayout(leading_part(bits), layout.d) : layout, dots, count, leading);
-  low = Bundles(RowLayout(other_part(bits), layout.d), dots, cut ? count : 0, rest);
   down = Bundles(layout, 1, count, rest);
-  if (!cut) return;
+  if (layout.codec != Codec::int8) {
+    whole = Bundles(layout, dots, count, leading);
+    return;
+  }
+  lead = Tiles(layout.d, bits, dots, count, leading);
+  low = Bundles(RowLayout(other_part(bits), layout.d), dots, count, rest);
   const size_t before = size_t(dots) * (low.layout.code_bytes + low.layout.scale_bytes);
   low.stride = down.stride = (before + layout.code_bytes + layout.scale_bytes + 63) / 64 * 64;
   if (rest) down.base = rest + before;
 }
 
 void split_bundle(const Bundles& from, int bundle, const NestedMlp& mlp) {
-  for (int r = 0; r < mlp.lead.rows; ++r) {
-    const Row row = from.row(bundle, r), lead = mlp.lead.row(bundle, r);
-    if (mlp.low.count) {
-      split_row(from.layout, row, mlp.lead.layout.codec, lead);
-      cut_row(from.layout, row, mlp.low.layout.codec, 0, mlp.low.row(bundle, r));
+  for (int r = 0; r < mlp.dots(); ++r) {
+    const Row row = from.row(bundle, r);
+    if (mlp.cut()) {
+      put_in_tile(mlp.lead, bundle, r, row);
+      cut_row(from.layout, row, mlp.low.layout.codec, mlp.low.row(bundle, r));
     } else {
-      copy_row(from.layout, row, lead);
+      copy_row(from.layout, row, mlp.whole.row(bundle, r));
     }
   }
-  copy_row(from.layout, from.row(bundle, mlp.lead.rows), mlp.down.row(bundle, 0));
+  copy_row(from.layout, from.row(bundle, mlp.dots()), mlp.down.row(bundle, 0));
 }
 
-void leading_parts(const Bundles& from, int bundle, const Bundles& to) {
-  for (int r = 0; r < from.rows; ++r) {
-    split_row(from.layout, from.row(bundle, r), to.layout.codec, to.row(bundle, r));
-  }
+void leading_parts(const Bundles& from, int bundle, const Tiles& to) {
+  for (int r = 0; r < from.rows; ++r) put_in_tile(to, bundle * from.rows + r, 0, from.row(bundle, r));
 }
 
-void join_parts(const RowLayout& layout, Codec high, const uint8_t* leading, Codec low, const uint8_t* rest,
-                uint8_t* codes) {
-  std::memset(codes, 0, size_t(layout.padded));
-  gather(layout, high, leading, planes_of(low).bits, codes);
-  gather(layout, low, rest, 0, codes);
+void join_parts(const NestedMlp& mlp, int neuron, int row, uint8_t* codes) {
+  const RowLayout& layout = mlp.lead.layout;
+  take_from_tile(mlp.lead, neuron, row, codes);
+  gather(layout, mlp.low.layout.codec, mlp.low.row(neuron, row).codes, codes);
   for (int i = 0; i < layout.padded; ++i) codes[i] ^= 128u;
 }
 

@@ -44,15 +44,42 @@ void Engine::output_of(const LowRank& map, Range range, const float* hidden, flo
 
 void Engine::exact_dots(const Layer& layer, int first, int rows, const int32_t* neurons, int n, const void* input,
                         float* out) const {
-  const Bundles& from = layer.nested ? layer.parts.lead : layer.mlp;
+  if (layer.nested && layer.parts.cut()) {
+    leading_dots(layer, first, rows, neurons, n, input, out);
+    return add_low(layer, first, rows, neurons, n, input, out);
+  }
+  const Bundles& from = layer.nested ? layer.parts.whole : layer.mlp;
   k_.rows[int(from.layout.codec)].dot_list(from, first, rows, neurons, n, input, out);
-  if (layer.nested) add_low(layer, first, rows, neurons, n, input, out);
+}
+
+void Engine::leading_dots(const Layer& layer, int first, int rows, const int32_t* neurons, int n, const void* input,
+                          float* out) const {
+  constexpr int kTiles = 16;
+  const Tiles& lead = layer.parts.lead;
+  alignas(64) float found[2][kTiles * kTileRows];
+  float* const outs[2] = {found[0], found[1]};
+  for (int i = 0; i < n;) {
+    int32_t tiles[kTiles];
+    int count = 0, end = i;  // neurons [i, end) of the list lie in so many tiles
+    for (; end < n; ++end) {
+      const int tile = neurons[end] / kTileRows;
+      if (count && tiles[count - 1] == tile) continue;
+      if (count == kTiles) break;
+      tiles[count++] = tile;
+    }
+    k_.tile_dot(lead, lead.bits, tiles, 0, count * kTileRows, input, outs);
+    for (int at = 0; i < end; ++i) {
+      while (tiles[at] != neurons[i] / kTileRows) ++at;
+      for (int r = 0; r < rows; ++r) {
+        out[i * rows + r] = found[first + r][at * kTileRows + neurons[i] % kTileRows];
+      }
+    }
+  }
 }
 
 void Engine::add_low(const Layer& layer, int first, int rows, const int32_t* neurons, int n, const void* input,
                      float* out) const {
   const Bundles& low = layer.parts.low;
-  if (!low.count) return;
   float rest[2 * kTogether];
   k_.rows[int(low.layout.codec)].dot_list(low, first, rows, neurons, n, input, rest);
   k_.add(out, rest, n * rows);
@@ -60,29 +87,32 @@ void Engine::add_low(const Layer& layer, int first, int rows, const int32_t* neu
 
 void Engine::score_neurons(const Layer& layer, const Selector& selector, Range range, const void* input, float* gate,
                            float* up, float* scores) const {
-  constexpr int kLed = 1024;  // neurons whose leading bits are read in one go
+  constexpr int kScored = 1024;  // neurons that are read in one go
   const bool sketch = selector.rule == Rule::sketch, gate_only = selector.rule == Rule::threshold && c_.gated;
-  const int rows = c_.gated && !gate_only ? 2 : 1, most = sketch ? kLed : kTogether;
-  alignas(64) float dots[2 * kLed], g[kLed], u[kLed];
+  const int rows = c_.gated && !gate_only ? 2 : 1, most = sketch ? kScored : kTogether;
+  alignas(64) float dots[2 * kScored], g[kScored], u[kScored];
   int32_t ids[kTogether];
   for (int begin = range.begin; begin < range.end; begin += most) {
     const int n = range.end - begin < most ? range.end - begin : most;
     float* out = scores + begin;
-    if (sketch) {
-      const Bundles& lead = layer.parts.lead;
-      leading_rows(lead, selector.bits).dot(lead, begin, 0, n * rows, input, dots);
+    if (sketch && layer.parts.cut()) {
+      float* const by_row[] = {(c_.gated ? gate : up) + begin, up + begin};
+      k_.tile_dot(layer.parts.lead, selector.bits, nullptr, begin / kTileRows, n, input, by_row);
     } else {
-      for (int i = 0; i < n; ++i) ids[i] = begin + i;
-      exact_dots(layer, 0, rows, ids, n, input, dots);
+      if (sketch) {
+        const Bundles& whole = layer.parts.whole;
+        k_.rows[int(whole.layout.codec)].dot(whole, begin, 0, n * rows, input, dots);
+      } else {
+        for (int i = 0; i < n; ++i) ids[i] = begin + i;
+        exact_dots(layer, 0, rows, ids, n, input, dots);
+      }
+      for (int i = 0; c_.gated && i < n; ++i) gate[begin + i] = dots[i * rows];
+      for (int i = 0; !gate_only && i < n; ++i) up[begin + i] = dots[i * rows + rows - 1];
     }
     for (int i = 0; c_.gated && i < n; ++i) {
-      gate[begin + i] = dots[i * rows];
-      g[i] = dots[i * rows] + (layer.gate_bias ? layer.gate_bias[begin + i] : 0);
+      g[i] = gate[begin + i] + (layer.gate_bias ? layer.gate_bias[begin + i] : 0);
     }
-    for (int i = 0; !gate_only && i < n; ++i) {
-      up[begin + i] = dots[i * rows + rows - 1];
-      u[i] = dots[i * rows + rows - 1] + (layer.up_bias ? layer.up_bias[begin + i] : 0);
-    }
+    for (int i = 0; !gate_only && i < n; ++i) u[i] = up[begin + i] + (layer.up_bias ? layer.up_bias[begin + i] : 0);
     if (gate_only) {
       k_.activate(c_.activation, g, nullptr, n, out);
     } else if (c_.gated) {
@@ -98,9 +128,9 @@ void Engine::score_neurons(const Layer& layer, const Selector& selector, Range r
 }
 
 void Engine::leading_logits(int bits, Range range, const void* input, float* logits) const {
-  const int first = range.begin * kPlainRows,
-            end = range.end * kPlainRows < c_.vocab ? range.end * kPlainRows : c_.vocab;
-  leading_rows(head_lead_, bits).dot(head_lead_, 0, first, end - first, input, logits + first);
+  const int first = range.begin * kTileRows, end = range.end * kTileRows < c_.vocab ? range.end * kTileRows : c_.vocab;
+  float* out = logits + first;
+  k_.tile_dot(head_lead_, bits, nullptr, range.begin, end - first, input, &out);
 }
 
 void Engine::exact_logits(const int32_t* rows, int n, const void* input, float* logits) const {
@@ -108,12 +138,6 @@ void Engine::exact_logits(const int32_t* rows, int n, const void* input, float* 
   for (int i = 0; i < n; ++i) {
     kernels.dot(head_, 0, rows[i], 1, input, logits + rows[i]);
   }
-}
-
-// The kernels that read so many leading bits of `lead`.
-const RowKernels& Engine::leading_rows(const Bundles& lead, int bits) const {
-  const Codec stored = lead.layout.codec;
-  return k_.rows[int(bits == planes_of(stored).bits ? stored : bits == 3 ? Codec::high3 : Codec::high2)];
 }
 
 }  // namespace dejavu

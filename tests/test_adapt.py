@@ -128,9 +128,12 @@ def test_kill_and_resume_gives_the_same(folder: Path, monkeypatch: pytest.Monkey
     assert unbroken == again
 
 
-def test_resumed_run_is_exactly_the_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("values", ["exact", "leading"])
+def test_resumed_run_is_exactly_the_run(folder: Path, values: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(distill, "CHECKPOINT_STEPS", 6)
-    assert run(command(folder, folder / "whole", *DENSITY, tokens=5000)) == 0
+    more = (*DENSITY, "--values", values)
+    whole_folder, parts_folder = folder / f"whole-{values}", folder / f"parts-{values}"
+    assert run(command(folder, whole_folder, *more, tokens=5000)) == 0
 
     class StopError(Exception):
         pass
@@ -143,13 +146,12 @@ def test_resumed_run_is_exactly_the_run(folder: Path, monkeypatch: pytest.Monkey
         return steps(self, *args)
 
     monkeypatch.setattr(student.Student, "step", stop)
-    assert run(command(folder, folder / "parts", *DENSITY, tokens=5000)) == 70
+    assert run(command(folder, parts_folder, *more, tokens=5000)) == 70
     monkeypatch.setattr(student.Student, "step", steps)
-    assert run(command(folder, folder / "parts", *DENSITY, "--resume", tokens=5000)) == 0
-    for name in ("whole", "parts"):
-        assert (folder / name / "model.safetensors").exists()
-    whole, parts = ((folder / n / "model.safetensors").read_bytes() for n in ("whole", "parts"))
+    assert run(command(folder, parts_folder, *more, "--resume", tokens=5000)) == 0
+    whole, parts = ((path / "model.safetensors").read_bytes() for path in (whole_folder, parts_folder))
     assert whole == parts
+    assert AccessPlan.load(parts_folder / "plan").layers[0].neurons.values == values
 
 
 @pytest.mark.parametrize("kind", ["threshold", "mixed"])

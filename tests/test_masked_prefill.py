@@ -63,7 +63,8 @@ def test_sketches(isa: str, codec: str, tiny_folder: Folder, monkeypatch: pytest
         "low-rank-ahead-2",
         "sketch-4",
         "sketch-ahead-1",
-        *(["sketch-2", "sketch-3"] if codec == "int8" else []),
+        "sketch-4-values",
+        *(["sketch-2", "sketch-3", "sketch-2-values"] if codec == "int8" else []),
     ):
         native.set_plan(plan_of(native, kind, head_kind="random", rank=2))
         found = native.prefill(tokens, native.new_cache(), all_logits=True, sparse=True)

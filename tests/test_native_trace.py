@@ -196,3 +196,7 @@ def test_bytes_that_a_plan_touches(leading: int, tiny_folder: Folder) -> None:
         touched = native.touched_bytes(0)
         assert (touched["mlp"], touched["predictors"]) == (round((mlp - lead) / 2), lead)
         assert native.touched_bytes(0)["head"] == packed.places["head.lead"][1] + dense["head"]
+        values = Sketch(bits=leading, density=0.5, values="leading")
+        native.set_plan(AccessPlan.uniform(packed.fingerprint, layers, neurons=values))
+        down = layers * c.d_ff * c.d_model * 8.5 / 8
+        assert native.touched_bytes(0)["mlp"] == round(down / 2)

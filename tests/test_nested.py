@@ -26,8 +26,8 @@ class Nested:
         self.leading = leading
         self.weights = weights((neurons, dots + 1, width))
         self.encoded = codecs.encode(codec, self.weights.reshape(-1, width))
-        sizes = _core.nested_bytes(codec, width, dots, leading)
-        self.lead, self.rest = (np.full(size * neurons + 1, 0xA5, np.uint8)[1:] for size in sizes)
+        sizes = _core.nested_bytes(codec, width, dots, neurons, leading)
+        self.lead, self.rest = (np.full(size + 1, 0xA5, np.uint8)[1:] for size in sizes)
         _core.split_nested(codec, packed(codec, self.weights), width, dots, leading, self.lead, self.rest, 2)
 
     def rows(self, bits: int) -> np.ndarray:
@@ -40,18 +40,26 @@ class Nested:
             rows = nested.estimate(self.encoded, bits).astype(np.float64)
         return rows.reshape(self.weights.shape)[:, :-1]
 
-    def dot(self, isa: str, bits: int, row: int, listed: np.ndarray, x: np.ndarray) -> np.ndarray:
-        n = len(listed) if row >= 0 else int(listed[1] - listed[0]) * self.dots
-        out = np.full(n, POISON)
-        listed = listed.astype(np.int32)
-        sections = (self.lead, self.rest, self.dots, self.leading)
-        _core.nested_dot(isa, self.codec, *sections, bits, row, listed, x, out)
-        return out if row >= 0 else out.reshape(-1, self.dots)
+    def dot(self, isa: str, row: int, listed: np.ndarray, x: np.ndarray) -> np.ndarray:
+        """Row `row` of the listed neurons by the later bits; of int4 by all."""
+        out = np.full(len(listed), POISON)
+        sections = (self.lead, self.rest, self.dots, self.leading, self.neurons)
+        _core.nested_dot(isa, self.codec, *sections, row, listed.astype(np.int32), x, out)
+        return out
+
+    def tile_dot(
+        self, isa: str, bits: int, x: np.ndarray, begin: int = 0, end: int = 0, listed: tuple[int, ...] = ()
+    ) -> np.ndarray:
+        """All rows of a range of neurons, or of the listed tiles, by the leading bits: [neurons, dots]."""
+        out = np.full((self.dots, 16 * len(listed) or end - begin), POISON)
+        tiles = np.array(listed, np.int32)
+        sections = (self.lead, self.dots, self.leading, self.neurons)
+        _core.tile_dot(isa, *sections, bits, tiles, begin, end, x, out)
+        return out.T
 
 
-def readable(codec: str, leading: int) -> list[int]:
-    bits = nested.LEADING_BITS[codec] if leading == 4 else (leading,)
-    return [*bits, *([LOW] if codec == "int8" else [])]
+def readable(leading: int) -> tuple[int, ...]:
+    return nested.LEADING_BITS["int8"] if leading == 4 else (leading,)
 
 
 @pytest.mark.parametrize("bits", [3, 4])
@@ -61,7 +69,7 @@ def test_the_twin_splits_without_loss(bits: int) -> None:
     assert (int(high.max()), int(low.max())) == (2**bits - 1, 2 ** (8 - bits) - 1)
     np.testing.assert_array_equal(high.astype(int) * 2 ** (8 - bits) + low - 128, encoded.codes)
     scales = np.repeat(encoded.scales.astype(np.float32), codecs.GROUP, axis=1)[:, :100]
-    rest = (low[:, :100].astype(np.float32) - (2 ** (8 - bits) - 1) / 2) * scales
+    rest = (low[:, :100].astype(np.float32) - 2 ** (7 - bits)) * scales
     found = nested.estimate(encoded, bits) + rest
     np.testing.assert_allclose(found, codecs.decode(encoded), atol=1e-5 * np.abs(found).max())
 
@@ -103,25 +111,31 @@ def test_bits_that_lie_apart() -> None:
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("dots", [1, 2])
 @pytest.mark.parametrize("leading", [3, 4])
-def test_packing_int8_equals_the_twin_bit_for_bit(leading: int, width: int, dots: int) -> None:
-    case = Nested("int8", 5, dots, width, leading)
-    parts = zip(nested.cut(case.encoded, leading), (leading, 8 - leading), strict=True)
-    high, low = (nested.pack(part, bits).reshape(5, dots + 1, -1)[:, :-1] for part, bits in parts)
-    scales = case.encoded.scales.view(np.uint8).reshape(5, dots + 1, -1)[:, :-1]
-    for section, half in ((case.lead, high), (case.rest, low)):
-        expected = np.concatenate([half.reshape(5, -1), scales.reshape(5, -1)], axis=1)
-        np.testing.assert_array_equal(section.reshape(5, -1)[:, : expected.shape[1]], expected)
-    assert case.lead.size == 5 * (high[0].size + scales[0].size)
-    down = packed("int8", np.ascontiguousarray(case.weights[:, -1:])).reshape(5, -1)
-    rest = case.rest.reshape(5, -1)[:, expected.shape[1] :]
+@pytest.mark.parametrize("neurons", [5, 32, 37])
+def test_packing_int8_equals_the_twin_bit_for_bit(neurons: int, leading: int, width: int, dots: int) -> None:
+    case = Nested("int8", neurons, dots, width, leading)
+    shape = (neurons, dots + 1, -1)
+    high, low = (part.reshape(shape)[:, :-1] for part in nested.cut(case.encoded, leading))
+    scales = case.encoded.scales.reshape(shape)[:, :-1]
+    tiles = [
+        nested.tile(high[i : i + 16, row], leading, scales[i : i + 16, row])
+        for i in range(0, neurons, 16)
+        for row in range(dots)
+    ]
+    np.testing.assert_array_equal(case.lead, np.concatenate(tiles))
+    codes = nested.pack(low.reshape(-1, low.shape[2]), 8 - leading).reshape(neurons, -1)
+    expected = np.concatenate([codes, scales.reshape(neurons, -1).view(np.uint8)], axis=1)
+    rest = case.rest.reshape(neurons, -1)
+    np.testing.assert_array_equal(rest[:, : expected.shape[1]], expected)
+    down = packed("int8", np.ascontiguousarray(case.weights[:, -1:])).reshape(neurons, -1)
+    rest = rest[:, expected.shape[1] :]
     used = min(rest.shape[1], down.shape[1])
     np.testing.assert_array_equal(rest[:, :used], down[:, :used])
     assert not rest[:, used:].any()
     assert not down[:, used:].any()
-    codes = np.empty((5, dots, width), np.int8)
-    _core.join_nested(case.lead, case.rest, leading, codes)
-    whole = case.encoded.codes.reshape(5, dots + 1, -1)[:, :-1, :width]
-    np.testing.assert_array_equal(codes, whole)
+    found = np.empty((neurons, dots, width), np.int8)
+    _core.join_nested(case.lead, case.rest, leading, found)
+    np.testing.assert_array_equal(found, case.encoded.codes.reshape(shape)[:, :-1, :width])
 
 
 @pytest.mark.parametrize("width", [48, 576])
@@ -131,84 +145,117 @@ def test_rows_of_int4_move_as_they_are(width: int) -> None:
     np.testing.assert_array_equal(case.rest, packed("int4", np.ascontiguousarray(case.weights[:, -1:])))
 
 
+def reach(case: Nested, x: np.ndarray) -> float:
+    """Of the magnitudes that are summed up: of the codes' offsets too, which are as large as the largest weight."""
+    whole = np.abs(codecs.decode(case.encoded)).reshape(case.weights.shape)[:, :-1]
+    return float(TOLERANCES["dot"] * (whole.max(axis=2) * np.abs(x).sum()).max())
+
+
+def inputs(width: int) -> np.ndarray:
+    x = np.random.default_rng(1).standard_normal(width).astype(np.float32)
+    x[::7] *= 50
+    return x
+
+
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize(("codec", "leading"), CUTS)
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("dots", [1, 2])
-def test_dots_of_all_some_and_no_neurons(isa: str, codec: str, leading: int, width: int, dots: int) -> None:
-    case = Nested(codec, 21, dots, width, leading)
-    x = np.random.default_rng(1).standard_normal(width).astype(np.float32)
-    x[::7] *= 50
-    whole = np.abs(codecs.decode(case.encoded)).reshape(case.weights.shape)[:, :-1]
-    # Of the magnitudes that are summed up: of the codes' offsets too, which are as large as the largest weight.
-    reach = TOLERANCES["dot"] * (whole.max(axis=2) * np.abs(x).sum()).max()
-    for bits in readable(codec, leading):
+def test_later_bits_of_listed_neurons(isa: str, codec: str, leading: int, width: int, dots: int) -> None:
+    case, x = Nested(codec, 21, dots, width, leading), inputs(width)
+    exact = case.rows(LOW if codec == "int8" else 4) @ x.astype(np.float64)  # [neurons, dots]
+    for listed in (np.array([20, 3, 3, 0, 11, 7, 19, 1, 2, 5]), np.array([], int)):
+        for row in range(dots):
+            assert (np.abs(case.dot(isa, row, listed, x) - exact[listed, row]) <= reach(case, x)).all()
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("leading", [3, 4])
+@pytest.mark.parametrize("width", [*WIDTHS, 4160])
+@pytest.mark.parametrize("dots", [1, 2])
+@pytest.mark.parametrize("neurons", [7, 86])
+def test_leading_bits_of_ranges_and_tiles(
+    isa: str, leading: int, width: int, dots: int, neurons: int
+) -> None:
+    case, x = Nested("int8", neurons, dots, width, leading), inputs(width)
+    for bits in readable(leading):
         exact = case.rows(bits) @ x.astype(np.float64)  # [neurons, dots]
-        for begin, end in ((0, 21), (3, 20), (7, 7)):
-            found = case.dot(isa, bits, -1, np.array([begin, end]), x)
-            assert (np.abs(found - exact[begin:end]) <= reach).all()
-        for listed in (np.array([20, 3, 3, 0, 11, 7, 19, 1, 2, 5]), np.array([], int)):
-            for row in range(dots):
-                assert (np.abs(case.dot(isa, bits, row, listed, x) - exact[listed, row]) <= reach).all()
+        for begin, end in ((0, neurons), (0, 0), (0, min(5, neurons)), (16, neurons)):
+            if end >= begin:
+                found = case.tile_dot(isa, bits, x, begin, end)
+                assert (np.abs(found - exact[begin:end]) <= reach(case, x)).all()
+        tiles = tuple(range(-(-neurons // 16)))[::-2]
+        padded = np.zeros((16 * -(-neurons // 16), dots))  # rows that are missing are zero
+        padded[:neurons] = exact
+        expected = padded.reshape(-1, 16, dots)[list(tiles)].reshape(-1, dots)
+        assert (np.abs(case.tile_dot(isa, bits, x, listed=tiles) - expected) <= reach(case, x)).all()
 
 
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("leading", [3, 4])
 def test_both_parts_are_the_exact_dot(isa: str, leading: int, width: int) -> None:
-    case = Nested("int8", 9, 2, width, leading)
+    case, x = Nested("int8", 9, 2, width, leading), inputs(width)
     data = packed("int8", case.weights)
-    x = np.random.default_rng(1).standard_normal(width).astype(np.float32)
     exact = np.empty((9, 2), np.float32)
     for neuron in range(9):
         _core.dot(isa, "int8", data, 3, neuron, 0, x, exact[neuron])
-    found = sum(case.dot(isa, bits, -1, np.array([0, 9]), x) for bits in (leading, LOW))
-    reach = TOLERANCES["dot"] * (np.abs(case.weights[:, :-1]).max(axis=2) * np.abs(x).sum()).max()
-    assert (np.abs(found - exact) <= reach).all()
+    later = np.stack([case.dot(isa, row, np.arange(9), x) for row in range(2)], axis=1)
+    assert (np.abs(case.tile_dot(isa, leading, x, 0, 9) + later - exact) <= reach(case, x)).all()
 
 
 @pytest.mark.parametrize("isa", ISAS)
 def test_three_bits_of_four_are_those_of_three(isa: str) -> None:
-    cases = [Nested("int8", 9, 2, 576, leading) for leading in (3, 4)]
-    x, all_of_them = np.random.default_rng(1).standard_normal(576).astype(np.float32), np.array([0, 9])
-    three, four = (case.dot(isa, 3, -1, all_of_them, x) for case in cases)
+    three, four = (Nested("int8", 9, 2, 576, n).tile_dot(isa, 3, inputs(576), 0, 9) for n in (3, 4))
     np.testing.assert_array_equal(three, four)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_a_tile_is_the_same_wherever_it_is_read(isa: str) -> None:
+    case, x = Nested("int8", 86, 2, 576), inputs(576)
+    whole = case.tile_dot(isa, 4, x, 0, 86)
+    np.testing.assert_array_equal(case.tile_dot(isa, 4, x, 32, 70), whole[32:70])
+    np.testing.assert_array_equal(
+        case.tile_dot(isa, 4, x, listed=(3, 0)), whole[[*range(48, 64), *range(16)]]
+    )
 
 
 @pytest.mark.parametrize("leading", [3, 4])
 def test_leading_bits_of_plain_rows(leading: int) -> None:
     w = weights((3, 16, 100))  # as the head has them: sixteen to a bundle
-    lead = np.empty(_core.leading_bytes(100, 16, leading) * 3, np.uint8)
+    lead = np.empty(_core.leading_bytes(100, 48, leading), np.uint8)
     _core.leading_parts(packed("int8", w), 100, 16, leading, lead)
     encoded = codecs.encode("int8", w.reshape(48, 100))
-    codes = nested.pack(nested.cut(encoded, leading)[0], leading).reshape(3, -1)
-    expected = np.concatenate([codes, encoded.scales.view(np.uint8).reshape(3, -1)], axis=1)
-    np.testing.assert_array_equal(lead.reshape(3, -1), expected)
+    high = nested.cut(encoded, leading)[0]
+    tiles = [nested.tile(high[i : i + 16], leading, encoded.scales[i : i + 16]) for i in (0, 16, 32)]
+    np.testing.assert_array_equal(lead, np.concatenate(tiles))
 
 
 def test_wrong_sizes_are_refused_before_memory_is_read() -> None:
     case = Nested("int8", 3, 2, 64)
-    x = np.zeros(64, np.float32)
-    one = np.array([0])
-    case.dot("portable", 4, 0, one, x)
+    x, one = np.zeros(64, np.float32), np.array([0])
+    case.dot("portable", 0, one, x)
     with pytest.raises(ValueError, match="neuron out of range"):
-        case.dot("portable", 4, 0, np.array([3]), x)
-    with pytest.raises(ValueError, match="not a range"):
-        case.dot("portable", 4, -1, np.array([1, 4]), x)
+        case.dot("portable", 0, np.array([3]), x)
     with pytest.raises(ValueError, match="row or out"):
-        case.dot("portable", 4, 2, one, x)
+        case.dot("portable", 2, one, x)
+    for begin, end in ((1, 3), (0, 4), (-16, 0), (16, 3)):
+        with pytest.raises(ValueError, match=r"not a range|shape|negative"):
+            case.tile_dot("portable", 4, x, begin, end)
+    with pytest.raises(ValueError, match="tile out of range"):
+        case.tile_dot("portable", 4, x, listed=(1,))
     for bits in (1, 5):
         with pytest.raises(ValueError, match="bits out of range"):
-            case.dot("portable", bits, 0, one, x)
+            case.tile_dot("portable", bits, x, 0, 3)
     for bits in (2, 4):
         with pytest.raises(ValueError, match="bits out of range"):
-            Nested("int8", 3, 2, 64, 3).dot("portable", bits, 0, one, x)
-    with pytest.raises(ValueError, match="bits out of range"):
-        Nested("int4", 3, 2, 64).dot("portable", 3, 0, one, x)
+            Nested("int8", 3, 2, 64, 3).tile_dot("portable", bits, x, 0, 3)
     case.lead = case.lead[64:]
     with pytest.raises(ValueError, match="bytes instead of"):
-        case.dot("portable", 4, 0, one, x)
+        case.dot("portable", 0, one, x)
+    with pytest.raises(ValueError, match="bytes instead of"):
+        case.tile_dot("portable", 4, x, 0, 3)
     with pytest.raises(ValueError, match="only int8 and int4"):
-        _core.nested_bytes("bf16", 64, 2, 4)
+        _core.nested_bytes("bf16", 64, 2, 1, 4)
     with pytest.raises(ValueError, match="behind 3 or 4"):
-        _core.nested_bytes("int8", 64, 2, 5)
+        _core.nested_bytes("int8", 64, 2, 1, 5)

@@ -89,6 +89,9 @@ neurons = st.one_of(
     st.tuples(picks, st.integers(2, 4), st.integers(0, 2)).map(
         lambda x: Sketch(**x[0], bits=x[1], lookahead=x[2])
     ),
+    st.tuples(picks, st.integers(2, 4), st.sampled_from(["exact", "leading"])).map(
+        lambda x: Sketch(**x[0], bits=x[1], values=x[2])
+    ),
 )
 layer_plans = st.builds(
     LayerPlan, neurons, shared(H), st.one_of(st.none(), st.sampled_from([0, 1, 33]).map(compensator))
@@ -173,6 +176,8 @@ def test_predictors_are_rounded_when_made() -> None:
         (lambda: Random(density=1, seed=-1), "seed is -1"),
         (lambda: Sketch(density=0.5, bits=5), "bits is 5; supported: 2, 3, 4"),
         (lambda: Sketch(density=0.5, bits=3, lookahead=3), "lookahead is 3"),
+        (lambda: Sketch(density=0.5, bits=3, values="all"), "values is 'all'"),
+        (lambda: Sketch(density=0.5, bits=3, values="leading", lookahead=1), "looks ahead knows no values"),
         (lambda: low_rank(F, density=0.5, hidden="tanh"), "hidden is 'tanh'; supported: linear, relu"),
         (lambda: dataclasses.replace(low_rank(F), b=normal(4, F)), r"b has shape \[4, 70\]; \[5, 70\]"),
         (lambda: dataclasses.replace(low_rank(F), bias=normal(F, 1)), r"shape \[70, 1\]; 1 axes"),

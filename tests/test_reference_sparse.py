@@ -232,7 +232,7 @@ def brute_leading(codec: Any, rows: Array, bits: int) -> Array:
     encoded = encode(codec, rows)
     left = {"int8": 8, "int4": 4}[codec] - bits
     codes = encoded.codes.astype(np.int64) + (128 if codec == "int8" else 0)
-    middle = ((codes >> left) << left) + (2**left - 1) / 2 - (128 if codec == "int8" else 0)
+    middle = ((codes >> left) << left) + 2**left // 2 - (128 if codec == "int8" else 0)
     values = middle * np.repeat(encoded.scales.astype(np.float64), 32, axis=1)
     if encoded.mins is not None:
         values += np.repeat(encoded.mins.astype(np.float64), 32, axis=1)

@@ -55,7 +55,7 @@ def pair(
 
 def cut_for(kind: str) -> int:
     """The leading bits that lie apart for a selector of `plan_of`."""
-    return 3 if kind == "sketch-3" else 4 if kind.startswith("sketch") else 0
+    return 3 if kind.startswith("sketch-3") else 4 if kind.startswith("sketch") else 0
 
 
 def low_rank(n: int, d: int, seed: int, **options: Any) -> LowRank:
@@ -79,6 +79,9 @@ def neurons(kind: str, config: ModelConfig, layer: int) -> Any:
         "sketch-3": lambda: Sketch(threshold=0.005, bits=3),
         "sketch-4": lambda: Sketch(density=0.2, bits=4),
         "sketch-ahead-1": lambda: Sketch(density=0.55, bits=4, lookahead=1),
+        "sketch-2-values": lambda: Sketch(density=0.4, bits=2, values="leading"),
+        "sketch-3-values": lambda: Sketch(threshold=0.005, bits=3, values="leading"),
+        "sketch-4-values": lambda: Sketch(density=0.3, bits=4, values="leading"),
     }[kind]()
 
 
@@ -95,6 +98,9 @@ KINDS = [
     "sketch-3",
     "sketch-4",
     "sketch-ahead-1",
+    "sketch-2-values",
+    "sketch-3-values",
+    "sketch-4-values",
 ]
 
 
@@ -215,7 +221,7 @@ def test_codecs_and_instruction_sets(
     name = "llama-head-dim"
     native, reference = pair(tiny_folder(name), codec, leading=leading)
     bits = () if not leading else (leading,) if codec == "int4" or leading == 3 else (3, 4)
-    sketches = [f"sketch-{n}" for n in bits]
+    sketches = [f"sketch-{n}{more}" for n in bits for more in ("", "-values")]
     for kind in ("static", "oracle", "threshold", "low-rank-ahead-1", *sketches):
         check(native, reference, plan_of(native, kind, head_kind="low-rank", rank=5), name, codec)
 

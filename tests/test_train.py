@@ -154,6 +154,8 @@ def test_cost_of_a_layer(subject: Subject) -> None:
     )  # scales lie with both halves
     half = cost.neurons(Sketch(bits=2, density=0.5), 0.5)
     assert half == pytest.approx(48 * (2 * 32 * 4.5 / 8 + 0.5 * (2 * 32 * 4.5 / 8 + row)))
+    values = cost.neurons(Sketch(bits=4, density=0.5, values="leading"), 0.5)
+    assert values == pytest.approx(48 * (2 * 32 * 4.5 / 8 + 0.5 * row))
     zeros = LowRank(a=np.zeros((5, 32)), b=np.zeros((5, 48)), bias=np.zeros(48), density=0.1)
     assert cost.neurons(zeros, 0.1) == pytest.approx(5 * 80 * 8.5 / 8 + 4 * 48 + 0.1 * dense)
 

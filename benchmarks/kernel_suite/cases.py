@@ -17,7 +17,7 @@ CODECS = ("f32", "bf16", "int8", "int4")
 KV_TYPES = ("f32", "f16", "bf16", "int8")
 DENSITIES = (1.0, 0.5, 0.1)
 PLACES = ("hot", "cold")
-PARTS = ("high4", "low4", "top3", "low5", "int4")
+PARTS = ("lead4", "low4", "lead3", "low5")
 
 
 @dataclass(frozen=True)
@@ -89,9 +89,8 @@ def cases(sizes: Sizes, threads: int) -> dict[str, Case]:
             row(f"mlp/{codec}/{d}/{name}/cold", "mlp", codec=codec, d=d, neurons=ff, density=density)
         row(f"mlp8/{codec}/{d}/0.5/cold", "mlp", codec=codec, d=d, neurons=ff, density=0.5, tokens=8)
         row(f"decode_rows/{codec}/{d}/hot", "decode_rows", codec=codec, d=d)
-    for (d, _), part, place, kind in product(widths, PARTS, PLACES, ("parts", "parts_list")):
-        listed = kind == "parts_list"
-        row(f"{kind}/{part}/{d}/{place}", "parts", part=part, d=d, cold=place == "cold", listed=listed)
+    for (d, _), part, place in product(widths, PARTS, PLACES):
+        row(f"parts/{part}/{d}/{place}", "parts", part=part, d=d, cold=place == "cold")
     for (d, ff), kind in product(widths, ("f32", "bf16")):
         row(f"gemm/{kind}/{d}", "gemm", kind=kind, d=d, ff=ff)
     for kv in KV_TYPES:

@@ -25,14 +25,8 @@ if TYPE_CHECKING:
     Bytes = NDArray[np.uint8]
 
 DISTINCT = 64
-READ = {
-    "high4": ("int8", 4, 4),
-    "low4": ("int8", 4, 0),
-    "top3": ("int8", 3, 3),
-    "low5": ("int8", 3, 0),
-    "int4": ("int4", 4, 4),
-}
-"""Name -> codec, bits that lie apart, and those that are read as `_core.nested_dot` counts them (0: the others)."""
+READ = {"lead4": (4, True), "low4": (4, False), "lead3": (3, True), "low5": (3, False)}
+"""Name -> bits of int8 that lie apart, and whether they are read or the others."""
 
 
 def random_weights(*shape: int) -> Floats:
@@ -211,46 +205,45 @@ def decode_rows(sizes: Sizes, codec: Codec, d: int) -> Work:
     return Work(run, error, rows, data.nbytes, False)
 
 
-def parts(sizes: Sizes, part: str, d: int, cold: bool, listed: bool) -> Work:
-    """Gate and up by their leading bits for all neurons, or the gate's rows of half of them."""
+def parts(sizes: Sizes, part: str, d: int, cold: bool) -> Work:
+    """Gate and up by the leading bits, for all neurons; or the gate's later bits, for half of them."""
     from dejavu import nested  # here: a ref before it has the other cases
 
-    codec, apart, bits = READ[part]
+    apart, leading = READ[part]
     few = random_weights(DISTINCT, 3, d)
-    lead_bytes, rest_bytes = core.nested_bytes(codec, d, 2, apart)
-    read = rest_bytes if bits == 0 else lead_bytes
-    neurons = max(4, sizes.hot_bytes // int(read))
-    packed = np.ascontiguousarray(pack(codec, few)[np.arange(neurons) % DISTINCT]).reshape(-1)
-    lead, rest = aligned(lead_bytes * neurons), aligned(rest_bytes * neurons)
-    core.split_nested(codec, packed, d, 2, apart, lead, rest, 1)
-    count = times(sizes.cold_bytes, read * neurons, cold)
-    # Only the section that is read has to be large.
-    leads = repeated(lead, count if bits else 1)
-    rests = repeated(rest, 1 if bits else count)
-    lists = [some(neurons, 0.5, i) if listed else np.array([0, neurons], np.int32) for i in range(count)]
-    row, x, isa = 0 if listed else -1, vector(d), core.best_isa()
-    rows = len(lists[0]) if listed else 2 * neurons
-    out = np.empty(rows, np.float32)
+    each = sum(core.nested_bytes("int8", d, 2, 16, apart)) // 16
+    neurons = max(4, sizes.hot_bytes // int(each)) // 4 * 4
+    packed = np.ascontiguousarray(pack("int8", few)[np.arange(neurons) % DISTINCT]).reshape(-1)
+    lead, rest = (aligned(size) for size in core.nested_bytes("int8", d, 2, neurons, apart))
+    core.split_nested("int8", packed, d, 2, apart, lead, rest, 1)
+    section = lead if leading else rest
+    count = times(sizes.cold_bytes, section.nbytes, cold)
+    sections = repeated(section, count)
+    lists = [some(neurons, 0.5, i) for i in range(count)]
+    x, isa, every = vector(d), core.best_isa(), np.empty(0, np.int32)
+    out = np.empty((2, neurons) if leading else len(lists[0]), np.float32)
 
     def run(i: int) -> None:
         at = i % count
-        section, other = (leads[at], rests[0]) if bits else (leads[0], rests[at])
-        core.nested_dot(isa, codec, section, other, 2, apart, bits, row, lists[at], x, out)
+        if leading:
+            core.tile_dot(isa, sections[at], 2, apart, neurons, apart, every, 0, neurons, x, out)
+        else:
+            core.nested_dot(isa, "int8", lead, sections[at], 2, apart, neurons, 0, lists[at], x, out)
 
     def error() -> float:
-        encoded = codecs.encode(codec, few[:, :2].reshape(-1, d))
+        encoded = codecs.encode("int8", few[:, :2].reshape(-1, d))
         whole = codecs.decode(encoded).astype(np.float64)
-        leading = nested.estimate(encoded, apart).astype(np.float64)
-        exact = ((leading if bits else whole - leading) @ x).reshape(DISTINCT, 2)
-        index = (lists[0] if listed else np.arange(neurons)) % DISTINCT
+        known = nested.estimate(encoded, apart).astype(np.float64)
+        exact = ((known if leading else whole - known) @ x).reshape(DISTINCT, 2)
+        index = (np.arange(neurons) if leading else lists[0]) % DISTINCT
         out[:] = np.nan
         run(0)
         # Of all magnitudes that are summed up: of the codes' offsets too.
         limit = TOLERANCES["dot"] * float(np.abs(whole).max() * np.abs(x).sum())
-        return over(out, exact[index, 0] if listed else exact[index].reshape(-1), limit)
+        return over(out.reshape(-1), exact[index].T.reshape(-1) if leading else exact[index, 0], limit)
 
-    row_bytes = int(lead_bytes) // 2 if bits else d * (8 - apart) // 8 + d // 16  # codes and scales
-    return Work(run, error, rows, rows * row_bytes, cold)
+    row_bytes = d * (apart if leading else 8 - apart) // 8 + d // 16  # codes and scales
+    return Work(run, error, out.size, out.size * row_bytes, cold)
 
 
 def gemm(sizes: Sizes, kind: str, d: int, ff: int) -> Work:

@@ -7,6 +7,7 @@
 #include "learn.h"
 #include "math.h"
 #include "rows.h"
+#include "tiles.h"
 
 #define DEJAVU_KV(function) \
   {function<KvType::f32>, function<KvType::f16>, function<KvType::bf16>, function<KvType::int8>}
@@ -16,8 +17,8 @@ extern const Kernels DEJAVU_TABLE;
 const Kernels DEJAVU_TABLE = {
     DEJAVU_TABLE_NAME,
     {row_kernels<Codec::f32>(), row_kernels<Codec::bf16>(), row_kernels<Codec::int8>(), row_kernels<Codec::int4>(),
-     part_kernels<Codec::high4>(), part_kernels<Codec::high3>(), part_kernels<Codec::high2>(),
-     part_kernels<Codec::low4>(), part_kernels<Codec::top3>(), part_kernels<Codec::low5>()},
+     part_kernels<Codec::low4>(), part_kernels<Codec::low5>()},
+    tile_dot,
     rms_norm,
     layer_norm,
     ::add,

@@ -11,20 +11,13 @@ namespace {
 using dejavu::kVector;
 using B = Vec::B;
 
-// A weight is scale * (unit * (code & mask) + offset), of int4 plus the group's minimum: what is not known is taken
-// to be in the middle.
+// A weight is scale * (code + offset), of int4 plus the group's minimum.
 struct Form {
   int mask;
-  float unit, offset;
+  float offset;
 };
 constexpr Form form_of(Codec c) {
-  return c == Codec::int4    ? Form{15, 1, 0}
-         : c == Codec::low4  ? Form{15, 1, -8}
-         : c == Codec::low5  ? Form{31, 1, -16}
-         : c == Codec::high4 ? Form{15, 16, 8 - 128}
-         : c == Codec::top3  ? Form{7, 32, 16 - 128}
-         : c == Codec::high3 ? Form{14, 16, 16 - 128}
-                             : Form{12, 16, 32 - 128};
+  return c == Codec::int4 ? Form{15, 0} : c == Codec::low4 ? Form{15, -8} : Form{31, -16};
 }
 constexpr int bits_of(Codec c) { return dejavu::planes_of(c).bits; }
 
@@ -47,40 +40,28 @@ struct Lone {
 template <Codec C, int Chunk>
 inline void chunk_codes(const uint8_t* block, int h, B* first, B* second) {
   const uint8_t* at = block + h * 4 * W;
-  if constexpr (C == Codec::top3) {  // a plane of two bits, and one of the lowest bit
-    const B two = Vec::load_b(at + Chunk / 2 * kVector), one = Vec::load_b(at + 2 * kVector);
-    constexpr int place = Chunk % 2 * 4;
-    *first = Vec::either(Vec::field<place - 1, 6>(two), Vec::field<2 * Chunk, 1>(one));
-    *second = Vec::either(Vec::field<place + 1, 6>(two), Vec::field<2 * Chunk + 1, 1>(one));
-  } else {
-    constexpr int mask = form_of(C).mask & 15;
-    const B both = Vec::load_b(at + Chunk * kVector);
-    *first = Vec::field<0, mask>(both), *second = Vec::field<4, mask>(both);
-    if constexpr (C == Codec::low5) {  // and a plane of the highest bit
-      const B one = Vec::load_b(at + 4 * kVector);
-      *first = Vec::either(*first, Vec::field<2 * Chunk - 4, 16>(one));
-      *second = Vec::either(*second, Vec::field<2 * Chunk - 3, 16>(one));
-    }
+  const B both = Vec::load_b(at + Chunk * kVector);
+  *first = Vec::field<0, 15>(both), *second = Vec::field<4, 15>(both);
+  if constexpr (C == Codec::low5) {  // and a plane of the highest bit
+    const B one = Vec::load_b(at + 4 * kVector);
+    *first = Vec::either(*first, Vec::field<2 * Chunk - 4, 16>(one));
+    *second = Vec::either(*second, Vec::field<2 * Chunk - 3, 16>(one));
   }
 }
 
 // The codes of W / 8 groups from the t-th of a tail of `tails`; `alone`: of one, and anything.
 template <Codec C>
 inline B tail_codes(const uint8_t* tail, int tails, int t, bool alone) {
-  constexpr int first = 4 * (C == Codec::top3 ? 2 : 4);  // bytes of a group in the first plane
+  constexpr int first = 16;  // bytes of a group in the first plane
   const uint8_t *at = tail + first * t, *one = tail + first * tails + 4 * t;
   uint8_t copy[2 * first + 8] = {};
   if (alone) {
     if constexpr (bits_of(C) != 4) one = static_cast<uint8_t*>(memcpy(copy + 2 * first, one, 4));
     at = static_cast<uint8_t*>(memcpy(copy, at, first));
   }
-  if constexpr (C == Codec::top3) {
-    return Vec::either(Vec::field<-1, 6>(Vec::two_bits(at)), Vec::field<0, 1>(Vec::one_bit(one)));
-  } else {
-    const B found = Vec::both_fields<form_of(C).mask & 15>(at);
-    if constexpr (C != Codec::low5) return found;
-    return Vec::either(found, Vec::field<-4, 16>(Vec::one_bit(one)));
-  }
+  const B found = Vec::both_fields<15>(at);
+  if constexpr (C != Codec::low5) return found;
+  return Vec::either(found, Vec::field<-4, 16>(Vec::one_bit(one)));
 }
 
 template <Codec C, int Chunk, int R>
@@ -105,8 +86,7 @@ inline F add_groups(const RowLayout& layout, const Row& row, const GroupedInput&
     total = Vec::fma(Vec::to_float(codes), Vec::mul(s, xs), total);
     return Vec::fma(Vec::load_f16(row.scales + (layout.groups + g) * 2), sums, total);
   }
-  const F shifted = Vec::mul(sums, Vec::set1(form.offset)), unit = Vec::mul(xs, Vec::set1(form.unit));
-  return Vec::fma(Vec::fma(Vec::to_float(codes), unit, shifted), s, total);
+  return Vec::fma(Vec::fma(Vec::to_float(codes), xs, Vec::mul(sums, Vec::set1(form.offset))), s, total);
 }
 
 // total[r][t] += the groups after the last whole block: W groups share a vector of scales, W / 8 a vector of codes.
@@ -129,7 +109,7 @@ inline void add_tail(const RowLayout& layout, const Row* rows, const Row* next, 
       }
     }
     F xs[T];
-    for (int t = 0; t < T; ++t) xs[t] = Vec::mul(Vec::load_n(in[t].scales + g0, n), Vec::set1(form.unit));
+    for (int t = 0; t < T; ++t) xs[t] = Vec::load_n(in[t].scales + g0, n);
     for (int g = g0; g < g0 + n; g += W / 8) {
       const bool alone = W == 16 && g == lone[0].group;
       B w[R];

@@ -131,10 +131,10 @@ struct Vec {
                             _mm256_set1_epi8(mask));
   }
   static B either(B a, B b) { return _mm256_or_si256(a, b); }
-  static B two_bits(const uint8_t* p) {
-    long long word;
-    memcpy(&word, p, 8);
-    return shift_word(word);
+  static B spread_b(const uint8_t* p) {
+    int word;
+    memcpy(&word, p, 4);
+    return _mm256_set1_epi32(word);
   }
   static B one_bit(const uint8_t* p) {
     uint32_t word;

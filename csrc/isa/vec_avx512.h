@@ -119,7 +119,11 @@ struct Vec {
                             _mm512_set1_epi8(mask));
   }
   static B either(B a, B b) { return _mm512_or_si512(a, b); }
-  static B two_bits(const uint8_t* p) { return shift_words(_mm_loadu_si128((const __m128i*)p)); }
+  static B spread_b(const uint8_t* p) {
+    int word;
+    memcpy(&word, p, 4);
+    return _mm512_set1_epi32(word);
+  }
   static B one_bit(const uint8_t* p) {
     const __m128i words = _mm_cvtepu32_epi64(_mm_loadl_epi64((const __m128i*)p));
     return shift_words(_mm_or_si128(words, _mm_slli_epi64(words, 31)));

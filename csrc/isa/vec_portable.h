@@ -214,11 +214,9 @@ struct Vec {
     for (int i = 0; i < 4 * W; ++i) a.v[i] |= b.v[i];
     return a;
   }
-  // W / 8 times 32 codes of two bits, the first eight in the lowest bits of eight bytes. What is above them is left
-  // over.
-  static B two_bits(const uint8_t* p) {
+  static B spread_b(const uint8_t* p) {  // four bytes, W times
     B r;
-    for (int i = 0; i < 4 * W; ++i) r.v[i] = uint8_t(p[i / 32 * 8 + i % 8] >> (i % 32 / 8 * 2));
+    for (int i = 0; i < 4 * W; ++i) r.v[i] = p[i % 4];
     return r;
   }
   // W / 8 times 32 codes of one bit, the first four in the lowest bits of four bytes. What is above them is left over.

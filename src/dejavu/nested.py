@@ -1,9 +1,10 @@
 """The nested codec: int8 rows cut into their leading bits and the others, so that the leading ones can be read alone.
 
 The code of a weight is taken as unsigned (128 + the int8 one) and cut behind its third or fourth bit. All leading parts of
-a matrix lie together, the others with what else belongs to their neuron. Both together are exactly the int8 row. Where four
-bits lie apart, estimates may use two or three of them, which reads as much. Rows of int4 have four bits and are not cut.
-This is the specification of ``csrc/parts.h``.
+a matrix lie together, in tiles of sixteen rows, the others with what else belongs to their neuron. Both together are
+exactly the int8 row. Where four bits lie apart, estimates may use two or three of them, which reads as much. Rows of int4
+have four bits and are not cut.
+This is the specification of ``csrc/parts.h`` and ``csrc/tiles.h``.
 """
 
 from __future__ import annotations
@@ -25,20 +26,19 @@ if TYPE_CHECKING:
 
 LEADING_BITS: dict[str, tuple[int, ...]] = {"int8": (2, 3, 4), "int4": (4,)}
 """Codecs whose leading bits can be read, and how many."""
-PLANES: dict[int, tuple[tuple[int, int], ...]] = {3: ((2, 1), (1, 0)), 4: ((4, 0),), 5: ((4, 0), (1, 4))}
-"""By the bits of a part: the planes in which it is stored, each as (bits of the part, the lowest of them)."""
+CUTS: dict[str, tuple[int, ...]] = {"int8": (3, 4), "int4": (4,)}
+"""Behind how many leading bits rows can be cut."""
+PLANES: dict[int, tuple[tuple[int, int], ...]] = {4: ((4, 0),), 5: ((4, 0), (1, 4))}
+"""By the number of later bits: the planes in which they are stored, each as (bits of the part, the lowest of them)."""
+TILE = 16
+"""Rows whose leading bits are stored side by side."""
 
 _BLOCK = 16 * GROUP
 
 
 def leading_bits(codec: Codec) -> tuple[int, ...]:
     """How many leading bits of `codec` can be asked for. Raises `InputError` where none can."""
-    if codec not in LEADING_BITS:
-        raise InputError(
-            f"codec {codec!r} has no leading bits to read; those that have: {', '.join(LEADING_BITS)}",
-            fix="use --codec int8 or int4",
-        )
-    return LEADING_BITS[codec]
+    return LEADING_BITS[_nestable(codec)]
 
 
 def stored_bits(used: Iterable[int]) -> int:
@@ -49,7 +49,7 @@ def stored_bits(used: Iterable[int]) -> int:
 
 def check_cut(codec: Codec, leading: int) -> None:
     """Raise `InputError` where rows of `codec` cannot be cut behind `leading` bits; 0: they stay whole."""
-    if leading and (leading not in leading_bits(codec) or leading not in PLANES):
+    if leading and leading not in CUTS[_nestable(codec)]:
         raise InputError(
             f"{codec} rows cannot be cut behind {leading} bits", fix="cut int8 behind 3 or 4, int4 behind 4"
         )
@@ -80,14 +80,47 @@ def cut(encoded: Encoded, bits: int) -> tuple[NDArray[np.uint8], NDArray[np.uint
     return codes >> left, codes & np.uint8((1 << left) - 1)
 
 
+def tile(part: NDArray[np.uint8], bits: int, scales: NDArray[np.float16]) -> NDArray[np.uint8]:
+    """The bytes of the leading bits of up to sixteen rows, side by side.
+
+    A group is eight vectors of 64 bytes: bytes 4 l to 4 l + 3 of vector v are weights 4 v to 4 v + 3 of row l. Of four
+    bits, 64 bytes hold two vectors, the first one in the lower halves; of three, the two higher bits of four vectors share
+    64 bytes, and then the lowest bits of all eight share 64, the first vector in the lowest bits. All groups lie one after
+    the other, then their scales, those of sixteen rows together; zeros fill up 64 bytes.
+
+    Args:
+        part: the bits of n rows, [n, p]; rows that are missing are zero.
+        bits: how many, 3 or 4.
+        scales: of the rows, [n, p / 32].
+
+    Returns:
+        uint8, one axis.
+    """
+    n, padded = part.shape
+    rows = np.pad(part, ((0, TILE - n), (0, 0))).reshape(TILE, -1, 8, 4)  # [row, group, vector, weight]
+    vectors = rows.transpose(1, 2, 0, 3).reshape(padded // GROUP, 8, 64)
+    planes = [(4, 0)] if bits == 4 else [(2, 1), (1, 0)]
+    codes = [
+        _gathered(
+            (vectors >> np.uint8(lowest) & np.uint8(2**width - 1)).reshape(-1, width, 8 // width, 64), width
+        )
+        for width, lowest in planes
+    ]  # [group, width, 64] each
+    after = np.pad(scales, ((0, TILE - n), (0, 0))).T  # [group, row]
+    found = np.concatenate(
+        [np.concatenate(codes, axis=1).reshape(-1), np.ascontiguousarray(after).view(np.uint8).reshape(-1)]
+    )
+    return np.pad(found, (0, -len(found) % 64))
+
+
 def pack(part: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
-    """The bytes of rows of parts of so many bits, [n, p] -> [n, p * bits / 8].
+    """The bytes of rows of so many later bits, [n, p] -> [n, p * bits / 8].
 
     Blocks of sixteen groups have their `PLANES` one after the other. A block is eight vectors of 64 bytes: bytes 4 g to
     4 g + 3 of vector v are weights 8 v to 8 v + 7 of group g: the first four, in the order 0, 2, 1, 3, in the even
     vectors, the others in the odd ones that follow. 8 / w vectors share 64 bytes of a plane of w bits, the first in the
     lowest bits. Groups after the last block: plane by plane, each with 4 w bytes per group; of four bits the first sixteen
-    weights lie in the lower halves, of fewer the weights 0, 16, 1, 17 ... follow each other, the first 4 w in the lowest
+    weights lie in the lower halves, of one the weights 0, 16, 1, 17 ... follow each other, the first four in the lowest
     bits.
     """
     n, padded = part.shape
@@ -112,6 +145,15 @@ def _gathered(fields: NDArray[np.uint8], width: int) -> NDArray[np.uint8]:
     shifts = np.arange(fields.shape[-2], dtype=np.uint8)[:, None] * np.uint8(width)
     found: NDArray[np.uint8] = np.bitwise_or.reduce(fields << shifts, axis=-2)
     return found
+
+
+def _nestable(codec: Codec) -> Codec:
+    if codec not in LEADING_BITS:
+        raise InputError(
+            f"codec {codec!r} has no leading bits to read; those that have: {', '.join(LEADING_BITS)}",
+            fix="use --codec int8 or int4",
+        )
+    return codec
 
 
 def _unsigned(encoded: Encoded) -> NDArray[np.uint8]:

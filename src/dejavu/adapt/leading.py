@@ -36,9 +36,9 @@ def leading(codec: Codec, rows: NDArray[np.float32], bits: int, threads: int = 1
         raise InputError(f"{bits} leading bits of {codec} cannot be read; {leading_bits(codec)} can")
     packed = _packed(codec, rows, threads)
     if codec == "int8":
-        middle = np.uint8(1 << (7 - bits))  # of what is left open; the sign does not change these bits
+        middle = 1 << (7 - bits)  # of what is left open; the sign does not change these bits
         codes = packed[:, : _groups(d) * GROUP]
-        codes[:] = (codes & -(2 * middle)) | middle
+        codes[:] = (codes & np.uint8(256 - 2 * middle)) | np.uint8(middle)
     found = np.empty((n, 1, d), np.float32)
     load_core().unpack(codec, packed.reshape(-1), d, 1, found)
     return found[:, 0]
@@ -63,6 +63,8 @@ class Held:
         self._codec = codec
         self._bits = bits
         self._master, self._used, self._turned = master, used, turned
+        # Codes of int8 are rounded to the nearest, and then cut behind their leading bits.
+        self._half = 0.5 + (2.0 ** (bits - 9) if codec == "int8" else 0.0)
         self._step = self._least = torch.empty(0)  # of a code, and the value of code 0: [n, groups, 1]
         self.refresh()
 
@@ -94,13 +96,9 @@ class Held:
         n, d = self._master.shape
         step, padding = self._step, _groups(d) * GROUP - d
         rows = torch.nn.functional.pad(self._master, (0, padding)) if padding else self._master
-        codes = (rows.view(n, -1, GROUP) - self._least).div_(step.clamp_min(1e-30)).add_(_HALF[self._codec])
+        codes = (rows.view(n, -1, GROUP) - self._least).div_(step.clamp_min(1e-30)).add_(self._half)
         codes.floor_().clamp_(0, 2**self._bits - 1)
         self._used.copy_(codes.mul_(step).add_(self._least).view(n, -1)[:, :d])
-
-
-_HALF = {"int8": 0.5 + 2.0**-6, "int4": 0.5}
-"""Added before codes are rounded down: int8 codes are rounded to the nearest and cut behind their leading bits then."""
 
 
 def _packed(codec: Codec, rows: NDArray[np.float32], threads: int) -> NDArray[np.uint8]:

@@ -36,7 +36,7 @@ class Bundled:
 
 @dataclass(frozen=True)
 class Leading:
-    """A section of ``bits`` leading bits (see `dejavu.nested`) of ``count`` bundles of ``rows`` rows.
+    """A section of ``bits`` leading bits (see `dejavu.nested`) of ``count`` bundles of ``rows`` rows, in tiles of sixteen.
 
     Of an MLP: gate and up (or up) of each neuron, what else belongs to it being in the section ``rest``. Of the head:
     its rows, which are whole elsewhere.
@@ -55,8 +55,8 @@ class Leading:
         """Bytes of the section."""
         core = load_core()
         if self.rest is None:
-            return int(core.leading_bytes(self.width, self.rows, self.bits)) * self.count
-        return int(core.nested_bytes(self.codec, self.width, self.rows, self.bits)[0]) * self.count
+            return int(core.leading_bytes(self.width, self.rows * self.count, self.bits))
+        return int(core.nested_bytes(self.codec, self.width, self.rows, self.count, self.bits)[0])
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Rest:
     @property
     def nbytes(self) -> int:
         """Bytes of the section."""
-        return int(load_core().nested_bytes(self.codec, self.width, self.dots, self.bits)[1]) * self.count
+        return int(load_core().nested_bytes(self.codec, self.width, self.dots, self.count, self.bits)[1])
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from dejavu.models.progress import Progress
     from dejavu.models.weights import Weights
 
-VERSION = 8
+VERSION = 9
 """Of the bundles' byte layout and of the header; a file of another version is packed again."""
 
 _MAGIC = b"dejavu\x00p"

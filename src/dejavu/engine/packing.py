@@ -66,12 +66,12 @@ def split_bundles(
     core = load_core()
     if section.rest is None:
         count = len(packed) // core.bundle_bytes(section.codec, section.width, section.rows)
-        lead = np.empty(core.leading_bytes(section.width, section.rows, section.bits) * count, np.uint8)
+        lead = np.empty(core.leading_bytes(section.width, section.rows * count, section.bits), np.uint8)
         core.leading_parts(packed, section.width, section.rows, section.bits, lead, threads)
         return lead, None
     count = len(packed) // core.bundle_bytes(section.codec, section.width, section.rows + 1)
-    sizes = core.nested_bytes(section.codec, section.width, section.rows, section.bits)
-    lead, rest = (np.empty(size * count, np.uint8) for size in sizes)
+    sizes = core.nested_bytes(section.codec, section.width, section.rows, count, section.bits)
+    lead, rest = (np.empty(size, np.uint8) for size in sizes)
     core.split_nested(section.codec, packed, section.width, section.rows, section.bits, lead, rest, threads)
     return lead, rest
 
