@@ -16,7 +16,7 @@ from dejavu import LLM, SamplingParams
 from dejavu.cli.app import run
 from dejavu.models.loading import open_model
 from dejavu.plan import AccessPlan, LayerPlan, Oracle, Sketch, Threshold
-from tiny_chat import build_tiny_chat
+from tiny_chat import D, build_tiny_chat
 from training_texts import documents, write_jsonl
 
 if TYPE_CHECKING:
@@ -68,6 +68,18 @@ def test_native_engine_sees_what_was_trained(folder: Path, adapted: dict[str, An
     plan = AccessPlan.load(folder / "adapted" / "plan")
     assert plan.evidence["ppl_ratio"] == native["ppl_ratio"]
     assert all(isinstance(x.neurons, Sketch) and x.neurons.bits == 4 for x in plan.layers)
+
+
+def test_native_engine_sees_leading_values(folder: Path) -> None:
+    more = ("--values", "leading", "--threads", "1")
+    assert run(command(folder, folder / "leading", *DENSITY, *more, tokens=3000)) == 0
+    found = json.loads((folder / "leading" / "adaptation.json").read_text())
+    native = found["native"]
+    assert native["densities"] == pytest.approx(found["densities"], abs=0.03)
+    assert native["ppl_ratio"] == pytest.approx(found["ppl_ratio"], rel=0.1)
+    # Bytes of a neuron: rows of codes with a scale, padded to 64; leading bits are padded with those of fifteen others.
+    whole, lead, down = 128, 2 * -(-16 * (D // 2 + 2) // 64) * 64 / 16, D + 2
+    assert native["touched_share"] == pytest.approx((lead + native["density"] * down) / whole, rel=0.02)
 
 
 def test_adapted_folder_generates(folder: Path, adapted: dict[str, Any]) -> None:

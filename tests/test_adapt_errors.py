@@ -59,6 +59,7 @@ def test_options_that_do_not_go_together(refused: Any) -> None:
     assert "density" in refused(*TOKENS, wanted=())["message"]
     assert "above 0" in refused(*TOKENS, "--density", "0")["message"]
     assert "learning rate" in refused(*TOKENS, "--learning-rate", "-1")["message"]
+    assert "leading values" in refused(*TOKENS, "--values", "leading", "--activation", "relu")["message"]
 
 
 def test_text_that_is_too_short_or_none(folder: Path, refused: Any) -> None:

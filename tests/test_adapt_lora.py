@@ -13,6 +13,7 @@ from dejavu import LLM, SamplingParams
 from dejavu.cli.app import run
 from dejavu.engine import NativeExecutor
 from dejavu.models.loading import open_model
+from dejavu.plan import AccessPlan
 from tiny_chat import FF, build_tiny_chat
 from tiny_chat import D as WIDTH
 from training_texts import documents, write_jsonl
@@ -154,6 +155,15 @@ def test_resumed_run_is_exactly_the_run(folder: Path, monkeypatch: pytest.Monkey
     assert run(command(folder, folder / "parts", "--alpha", "8", "--resume", tokens=4000)) == 8
     assert run(command(folder, folder / "parts", "--resume", tokens=4000)) == 0
     same(folder / "whole", folder / "parts")
+
+
+def test_adapters_hold_leading_values(folder: Path) -> None:
+    output = folder / "leading"
+    assert run(command(folder, output, "--values", "leading", tokens=3000)) == 0
+    found = json.loads((output / "adaptation.json").read_text())
+    assert found["native"]["densities"] == pytest.approx(found["densities"], abs=0.03)
+    assert found["curve"][-1]["divergence"] < 1.2 * found["curve"][0]["divergence"]
+    assert {x.neurons.values for x in AccessPlan.load(output / "plan").layers} == {"leading"}
 
 
 def resumed(folder: Path, output: Path, monkeypatch: pytest.MonkeyPatch, *more: str, at: int = 9) -> None:

@@ -259,6 +259,8 @@ def test_same_seed_same_plan(folder: Path, capsys: pytest.CaptureFixture[str]) -
         ({"density": 0.5, "selector": "sketch", "hidden": "relu"}, "--hidden belongs to"),
         ({"density": 0.5, "learning_rate": 1e-4}, "--learning-rate belongs to"),
         ({"density": 0.5, "selector": "threshold", "lookahead": 1}, "--lookahead belongs to"),
+        ({"density": 0.5, "selector": "threshold", "values": "leading"}, "--values belongs to"),
+        ({"density": 0.5, "values": "leading", "lookahead": 1}, "look ahead know no values"),
     ],
 )
 def test_bad_options(values: dict[str, Any], message: str) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from dejavu.adapt.distill import VALIDATION_TOKENS
 from dejavu.engine import NativeExecutor
+from dejavu.engine.layout import sections
 from dejavu.evaluation.perplexity import Document, measure_perplexity
 
 if TYPE_CHECKING:
@@ -52,7 +53,8 @@ class Verifier:
     def measure(self, model: Path, plan: AccessPlan | None) -> dict[str, Any]:
         """Figures of `model` in the codec, by `plan` or dense; JSON-able.
 
-        ``touched_share``: bytes that its MLPs read for a token, what is read to choose included, over all of theirs.
+        ``touched_share``: bytes that its MLPs read for a token, what is read to choose included, over those of the dense
+        model in the same codec, packed without leading bits apart.
         """
         base = self._base
         runs = NativeExecutor.load(
@@ -63,8 +65,9 @@ class Verifier:
             cache=False,
         )
         try:
-            whole = runs.dense_bytes(0)["mlp"]
             runs.set_plan(plan)
+            parts = sections(runs.config, self._codec)
+            whole = sum(part.nbytes for part in parts if part.name.endswith(".mlp"))
             layers, path = runs.config.n_layers, _PATHS[plan is not None]
             self._progress.start("verifying", base.tokens)
             found = measure_perplexity(runs, self.documents, path=path, progress=self._progress.advance)
