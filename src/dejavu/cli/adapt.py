@@ -32,13 +32,6 @@ class MethodChoice(str, Enum):
     lora = "lora"
 
 
-class ValuesChoice(str, Enum):
-    """Values of --values."""
-
-    exact = "exact"
-    leading = "leading"
-
-
 class PlaneCodec(str, Enum):
     """Values of --codec: those with leading bits."""
 
@@ -85,12 +78,12 @@ def adapt(
     ] = None,
     bits: Annotated[int, typer.Option(min=2, max=4, help="Leading bits that neurons are chosen by.")] = 4,
     values: Annotated[
-        ValuesChoice,
+        options.ValuesName,
         typer.Option(
             help="What a chosen neuron holds: exact: gate and up by all their bits; leading: by those bits that chose it, "
             "and no others are read."
         ),
-    ] = ValuesChoice.exact,
+    ] = options.ValuesName.exact,
     loss: Annotated[
         LossChoice, typer.Option(help="Between the predictions of the dense and the masked model.")
     ] = LossChoice.forward,

@@ -10,6 +10,13 @@ import typer
 DEFAULT_MODEL = "smollm2"
 
 
+class ValuesName(str, Enum):
+    """Values of --values."""
+
+    exact = "exact"
+    leading = "leading"
+
+
 class CodecName(str, Enum):
     """Values of --codec."""
 

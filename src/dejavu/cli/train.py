@@ -25,13 +25,6 @@ class SelectorName(str, Enum):
     threshold = "threshold"
 
 
-class ValuesName(str, Enum):
-    """Values of --values."""
-
-    exact = "exact"
-    leading = "leading"
-
-
 class HiddenName(str, Enum):
     """Values of --hidden."""
 
@@ -67,12 +60,12 @@ def train(
         ),
     ] = None,
     values: Annotated[
-        ValuesName,
+        options.ValuesName,
         typer.Option(
             help="What a neuron holds that a sketch chose: exact: gate and up by all their bits; leading: by the bits "
             "that chose it."
         ),
-    ] = ValuesName.exact,
+    ] = options.ValuesName.exact,
     rank: Annotated[
         int | None,
         typer.Option(min=1, help="Of low-rank predictors; default 128. With auto: train them too."),
