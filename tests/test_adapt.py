@@ -70,6 +70,23 @@ def test_native_engine_sees_what_was_trained(folder: Path, adapted: dict[str, An
     assert all(isinstance(x.neurons, Sketch) and x.neurons.bits == 4 for x in plan.layers)
 
 
+def test_goes_on_with_the_original_as_teacher(folder: Path, adapted: dict[str, Any]) -> None:
+    again = [
+        str(folder / "adapted") if x == str(folder / "model") else x
+        for x in command(folder, folder / "further")
+    ]
+    assert run([*again, *DENSITY, "--teacher", str(folder / "model")]) == 0
+    found = json.loads((folder / "further" / "adaptation.json").read_text())
+    assert found["teacher"] == "model"
+    assert found["native"]["base_ppl"] == adapted["native"]["base_ppl"]
+    # Nothing is lost between the runs but what float16 does not hold, and thresholds of less text.
+    assert found["curve"][0]["divergence"] == pytest.approx(adapted["curve"][-1]["divergence"], rel=0.05)
+    assert found["divergence"] < adapted["divergence"]
+    card = (folder / "further" / "README.md").read_text()
+    assert "base_model: adapted\n" in card
+    assert "predicts as model does" in card
+
+
 def test_native_engine_sees_leading_values(folder: Path) -> None:
     more = ("--values", "leading", "--threads", "1")
     assert run(command(folder, folder / "leading", *DENSITY, *more, tokens=3000)) == 0

@@ -5,12 +5,14 @@ from __future__ import annotations
 import errno
 import itertools
 import json
+import shutil
 import sys
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 
+import tiny_chat
 from dejavu.cli.app import run
 from dejavu.models.loading import open_model
 from dejavu.plan import AccessPlan, LayerPlan, LowRank, Random, Threshold
@@ -127,6 +129,20 @@ def test_full_disk_leaves_the_checkpoint(
     assert error["type"] == "CacheError"
     assert "--resume" in error["fix"]
     assert checkpoints.load_checkpoint(tmp_path / "out.checkpoint", {})[1]["steps"] == 4
+
+
+def test_teachers_that_do_not_fit(
+    refused: Any, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = shutil.copytree(folder / "model", tmp_path / "other") / "tokenizer.json"
+    tokenizer = json.loads(other.read_text())
+    words = tokenizer["model"]["vocab"]
+    words["a"], words["b"] = words["b"], words["a"]
+    other.write_text(json.dumps(tokenizer))
+    assert "other tokens" in refused(*TOKENS, "--teacher", str(other.parent))["message"]
+    monkeypatch.setattr(tiny_chat, "LAYERS", 1)
+    shallow = build_tiny_chat(tmp_path / "shallow")
+    assert "another shape: layers.1." in refused(*TOKENS, "--teacher", str(shallow))["message"]
 
 
 def test_plans_that_do_not_fit(refused: Any, folder: Path, tmp_path: Path) -> None:

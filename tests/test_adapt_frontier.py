@@ -85,7 +85,7 @@ def assert_same(output: Path, whole: Path) -> None:
 
 def test_each_stage_goes_on_from_the_one_before(whole: Path) -> None:
     first, last = (adaptation(whole / name) for name in NAMES)
-    for found, density, tokens in ((first, 0.6, 3000), (last, 0.3, 6000)):
+    for found, density, tokens in ((first, 0.6, 2000), (last, 0.3, 6000)):
         assert found["densities"] == pytest.approx([density] * 2, abs=0.03)
         assert found["native"]["density"] == pytest.approx(density, abs=0.05)
         assert tokens <= found["tokens"] < tokens + 600
@@ -260,10 +260,10 @@ def in_the_comparison(patch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("interrupt", "models"),
     [
-        (in_step(7), []),
+        (in_step(5), []),
         (before_first_model, []),
         (after_first_model, ["0.6"]),
-        (in_step(14), ["0.6"]),  # the checkpoint is still that of the end of the first stage
+        (in_step(10), ["0.6"]),  # the checkpoint is still that of the end of the first stage
         (in_step(19), ["0.6"]),
         (before_the_comparison, ["0.3", "0.6"]),
         (in_the_comparison, ["0.3", "0.6", "training-free"]),
@@ -335,7 +335,8 @@ def test_by_the_clock_and_to_dense(folder: Path, tmp_path: Path, capsys: pytest.
     found = json.loads(capsys.readouterr().out)
     assert [row["target"] for row in found["rows"]] == [1, 0.5, 1, 1, 0.5, 1]
     seconds = [adaptation(tmp_path / "out" / name)["seconds"] for name in ("1", "0.5")]
-    assert 1.7 <= seconds[0] < seconds[1] - 1.7
+    assert seconds[0] >= 1.1  # a third of 3.6 seconds: at least, steps are not cut
+    assert seconds[1] - seconds[0] >= 2.3
 
 
 @pytest.mark.parametrize(

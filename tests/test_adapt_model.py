@@ -250,7 +250,13 @@ def test_divergence_and_its_gradient(loss: Any, cap: float, monkeypatch: pytest.
     expected = {"forward-kl": forward, "reverse-kl": reverse, "mixed": (forward + reverse) / 2}[loss]
     (slope,) = torch.autograd.grad(expected, student)
     ours = student.detach().float().requires_grad_()
-    found = divergence(ours, teacher.float(), Head(weight.float(), bias.float(), cap), loss)
+    found = divergence(
+        ours,
+        teacher.float(),
+        Head(weight.float(), bias.float(), cap),
+        Head(weight.float(), bias.float(), cap),
+        loss,
+    )
     found.backward()
     torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(ours.grad.double(), slope, rtol=1e-3, atol=1e-6)

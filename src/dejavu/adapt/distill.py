@@ -113,7 +113,7 @@ def distill(
     settings: dict[str, Any],
     report: Callable[[State], None] = lambda _: None,
 ) -> Iterator[Distilled]:
-    """Train `student` under `masks`, stage after stage, each for the same share of the run.
+    """Train `student` under `masks`, stage after stage, each for its share of the run: a low density needs longer.
 
     A stage begins with the weights of the one before and the densities that it ended at, and ends with weights that can be
     used: it has a learning rate of its own that rises and falls. The moments of the optimiser are carried over, since
@@ -187,6 +187,7 @@ class _Run:
         self._stream = stream
         self._options = options
         self._stages = stages
+        self._shares = shares(stages)
         self._checkpoint = checkpoint
         self._settings = settings
         self._held_out = Validation(student, stream.validation(VALIDATION_TOKENS))
@@ -256,7 +257,7 @@ class _Run:
             report(
                 State(
                     several,
-                    (stage.number + min(self._done, 1.0)) / len(self._stages),
+                    sum(self._shares[: stage.number]) + min(self._done, 1.0) * self._shares[stage.number],
                     self._tokens,
                     rate,
                     student.objective,
@@ -347,10 +348,16 @@ class _Run:
     @property
     def _done(self) -> float:
         """Share of the stage."""
-        stage, stages = self._stage, len(self._stages)
+        stage, share = self._stage, self._shares[self._stage.number]
         if self._options.tokens is not None:
-            return stages * (self._tokens - stage.tokens) / self._options.tokens
-        return stages * (self._seconds - stage.seconds) / (3600 * (self._options.hours or 1.0))
+            return (self._tokens - stage.tokens) / (share * self._options.tokens)
+        return (self._seconds - stage.seconds) / (share * 3600 * (self._options.hours or 1.0))
+
+
+def shares(stages: Sequence[Sequence[float]]) -> tuple[float, ...]:
+    """Of a run, that of each stage: in inverse proportion to its mean density. They add up to 1."""
+    parts = [len(densities) / sum(densities) for densities in stages]
+    return tuple(part / sum(parts) for part in parts)
 
 
 def _spread(values: Sequence[float]) -> str:

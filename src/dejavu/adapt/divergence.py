@@ -73,44 +73,46 @@ class Head:
         return log_probs(self.logits(x, self.weight.new_empty(len(x), len(self.weight))), self.cap)[0]
 
 
-def divergence(student: Tensor, teacher: Tensor, head: Head, loss: Loss) -> Tensor:
+def divergence(student: Tensor, teacher: Tensor, head: Head, teacher_head: Head, loss: Loss) -> Tensor:
     """Mean over tokens, nats.
 
-    `student` and `teacher`: what the head multiplies, [n, E]; only `student` gets a gradient.
+    `student` and `teacher`: what their heads multiply, [n, E]; only `student` gets a gradient.
     """
-    value: Tensor = _Divergence.apply(student, teacher, head, loss)  # type: ignore[no-untyped-call]
+    value: Tensor = _Divergence.apply(student, teacher, head, teacher_head, loss)  # type: ignore[no-untyped-call]
     return value
 
 
 class _Divergence(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, student: Tensor, teacher: Tensor, head: Head, loss: Loss) -> Tensor:
+    def forward(
+        ctx: Any, student: Tensor, teacher: Tensor, head: Head, teacher_head: Head, loss: Loss
+    ) -> Tensor:
         total = 0.0
         slopes = []
         for ours, theirs in zip(torch.split(student, ROWS), torch.split(teacher, ROWS), strict=True):
             s, t, slope = head.space(len(ours))  # [rows, V] each
             head.logits(ours, s)
-            head.logits(theirs, t)
-            if loss == "forward-kl" and not head.cap:
+            teacher_head.logits(theirs, t)
+            if loss == "forward-kl" and not head.cap and not teacher_head.cap:
                 total += divergence_slope(s, t, slope)
             else:
                 step = max(1, _CACHED // s.shape[1])
                 for rows in (slice(at, at + step) for at in range(0, len(s), step)):
-                    total += _compare(s[rows], t[rows], head.cap, loss, slope[rows])
+                    total += _compare(s[rows], t[rows], (head.cap, teacher_head.cap), loss, slope[rows])
             slopes.append((slope @ head.weight).float())
         ctx.save_for_backward(torch.cat(slopes).div_(len(student)))
         return torch.tensor(total / len(student))
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None, None]:
         (slope,) = ctx.saved_tensors
-        return slope * grads[0], None, None, None
+        return slope * grads[0], None, None, None, None
 
 
-def _compare(student: Tensor, teacher: Tensor, cap: float, loss: Loss, slope: Tensor) -> float:
+def _compare(student: Tensor, teacher: Tensor, caps: tuple[float, float], loss: Loss, slope: Tensor) -> float:
     """Sum over logits [rows, V] of the divergence, whose gradient by the student's logits goes to `slope`."""
-    s, bend = log_probs(student, cap)
-    t, _ = log_probs(teacher, cap)
+    s, bend = log_probs(student, caps[0])
+    t, _ = log_probs(teacher, caps[1])
     p, q = t.exp(), s.exp()
     ahead = t.sub_(s)
     forward, reverse = (p * ahead).sum(), -(q * ahead).sum(dim=-1, keepdim=True)  # [], [rows, 1]

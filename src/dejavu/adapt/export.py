@@ -105,6 +105,7 @@ def _card(base: str, opened: OpenModel, evidence: Mapping[str, Any]) -> str:
         before = "Before the adaptation the same masks cost"
     recipe = {
         **({} if regression is None else {"first": _regression(regression, options)}),
+        **({} if evidence["teacher"] is None else {"teacher": evidence["teacher"]}),
         "loss": options["loss"],
         "masks": evidence["selectors"],
         "mean density": f"{evidence['density']:.3f}"
@@ -121,6 +122,12 @@ def _card(base: str, opened: OpenModel, evidence: Mapping[str, Any]) -> str:
     }
     original = opened.metadata.get("general.name")
     named = f"{base} ({original})" if original else base
+    teacher = evidence["teacher"]
+    distillation = (
+        "self-distillation so that the model predicts as before"
+        if teacher is None
+        else f"distillation so that the model predicts as {teacher} does"
+    )
     note = (
         "The license of the base could not be found in its files; see where it came from."
         if license_ == "unknown"
@@ -137,7 +144,7 @@ def _card(base: str, opened: OpenModel, evidence: Mapping[str, Any]) -> str:
             "",
             f"# {base}, adapted to sparse MLPs",
             "",
-            f"The weights of {named}, changed by a short self-distillation so that the model predicts as before while "
+            f"The weights of {named}, changed by a short {distillation} while "
             f"each token runs only {100 * evidence['density']:.0f}% of the MLP neurons. {note}",
             "",
             "```bash",

@@ -27,8 +27,8 @@ class AdaptOptions:
     Attributes:
         density: of every layer's neurons, selected by sketches; or
         plan: whose selectors and densities are used; or
-        frontier: densities as `density`, distinct, one after the other from the highest to the lowest in one run. Exactly
-            one of the three.
+        frontier: densities as `density`, distinct, one after the other from the highest to the lowest in one run, each for
+            a share of it in inverse proportion to the density. Exactly one of the three.
         activation: "keep": the model's own, and neurons are selected; others: of a twin whose gates close by themselves, as
             often as the densities say (see `dejavu.adapt.twin`).
         method: "full": weights change as a whole; "lora": by updates of low rank (see `dejavu.adapt.low_rank_update`).

@@ -16,17 +16,18 @@ from dejavu.adapt.frontier import Frontier
 from dejavu.adapt.gates import Gates
 from dejavu.adapt.masks import PlanMasks, leading_weights
 from dejavu.adapt.regress import Regressor, first_checkpoint, joined, split
+from dejavu.adapt.reporter import Reporter
 from dejavu.adapt.share import ATTENTION
 from dejavu.adapt.student import Student
+from dejavu.adapt.teacher import Teacher, check_whole
 from dejavu.adapt.twin import Twin
 from dejavu.adapt.verify import Verifier
 from dejavu.engine.core import chosen_isa
 from dejavu.errors import InputError, PlanError
 from dejavu.models.adapter_config import Adapter
-from dejavu.models.delta import DeltaWeights
 from dejavu.models.folder_writer import FloatCodec, config_json, write_folder
 from dejavu.models.loading import hf_layout, open_model
-from dejavu.models.lora import LoraWeights, write_adapter
+from dejavu.models.lora import write_adapter
 from dejavu.plan import AccessPlan, Dense, LayerPlan, Sketch
 from dejavu.training.stream import TokenStream
 
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from dejavu.adapt.distill import Distilled, State
+    from dejavu.adapt.distill import Distilled
     from dejavu.adapt.options import AdaptOptions
     from dejavu.codecs import Codec
     from dejavu.models.loading import OpenModel
@@ -58,6 +59,7 @@ def adapt_model(
     output: Path,
     *,
     model: str,
+    teacher: Teacher | None = None,
     resume: bool = False,
     threads: int,
     command: str = "",
@@ -75,6 +77,7 @@ def adapt_model(
             ``output.regression.checkpoint``).
         model: how the user named the model, for the card and for an adapter: whoever opens that needs the same model
             under this name.
+        teacher: the model that is learned from, and that all is compared with; None: the model itself, as it is now.
         resume: go on from the checkpoint.
         threads: for everything.
         command: for the card.
@@ -84,28 +87,30 @@ def adapt_model(
         The figures of the run, JSON-able; they are in the folder too.
 
     Raises:
-        InputError: too little text, a delta or an adapter as the model, an output that is there already, or a checkpoint in
-            the way or of another run.
+        InputError: too little text, a delta or an adapter as the model, a teacher of another shape or with other tokens, an
+            output that is there already, or a checkpoint in the way or of another run.
         PlanError: a plan for another model, or of a kind that cannot be trained under.
         UnsupportedModelError: a model that cannot be trained, or written as a folder.
         NumericsError: the training leads to NaN; the last checkpoint stays.
         CacheError: a checkpoint or the output cannot be written.
     """
     checkpoint = output.with_name(f"{output.name}.checkpoint")
-    if isinstance(opened.weights, DeltaWeights | LoraWeights):  # `opened.path` is that of the base
-        raise InputError(
-            f"{model} is a change to another model; a whole one is needed",
-            fix=f"merge it with its base: dejavu convert {model} -o WHOLE",
-        )
+    check_whole(model, opened)
+    if teacher is not None:
+        check_whole(teacher.name, teacher.opened)
+        teacher.check_fits(opened, tokenizer)
     _check_output(output, checkpoint, resume=resume and options.frontier is not None)
     if options.adapter is None:
         config_json(opened.config)  # or say now that it cannot be written
     stream = TokenStream(corpus, tokenizer, context=opened.config.max_context)
-    recipe = _Recipe(opened, corpus, stream, options, model, threads, command, progress)
+    recipe = _Recipe(opened, corpus, stream, options, model, teacher, threads, command, progress)
     if options.frontier is None:
         evidence = recipe.distil(checkpoint, resume, [output])
     else:
-        frontier = Frontier(opened, stream, options, output, base_name(model), threads, progress)
+        original = Teacher(model, opened, tokenizer) if teacher is None else teacher
+        frontier = Frontier(
+            original.opened, stream, options, output, base_name(original.name), threads, progress
+        )
         recipe.distil(checkpoint, resume, [frontier.folder(density) for density in options.densities])
         evidence = frontier.measure(recipe.verifier, command)
     for part in (checkpoint, first_checkpoint(checkpoint)):
@@ -130,6 +135,7 @@ class _Recipe:
         stream: TokenStream,
         options: AdaptOptions,
         model: str,
+        teacher: Teacher | None,
         threads: int,
         command: str,
         progress: Progress,
@@ -140,6 +146,7 @@ class _Recipe:
         self._options = options
         self._model = model
         self._base = base_name(model)
+        self._teacher = teacher
         self._threads = threads
         self._command = command
         self._progress = progress
@@ -151,7 +158,8 @@ class _Recipe:
         self._dtype = torch.bfloat16 if chosen_isa() in _FAST_BF16 else torch.float32
         self._twin = None if options.activation == "keep" else Twin.of(opened.config, options.activation)
         self._begun: Distilled | None = None
-        self.verifier = Verifier(opened.path, stream, options.codec, threads, progress)
+        original = opened if teacher is None else teacher.opened
+        self.verifier = Verifier(original.path, stream, options.codec, threads, progress)
 
     def distil(self, checkpoint: Path, resume: bool, folders: Sequence[Path]) -> dict[str, Any]:
         """Write a model to each of `folders`, one per stage; those that are there stay. Returns the last one's figures."""
@@ -159,6 +167,7 @@ class _Recipe:
         selectors, stages = _wanted(opened, options)
         settings = {
             "model": opened.weights.fingerprint,
+            "teacher": None if self._teacher is None else self._teacher.opened.weights.fingerprint,
             "text": self._corpus.fingerprint,
             "options": self._plain,
             "selectors": [str(selector.kind) for selector in selectors],
@@ -186,7 +195,7 @@ class _Recipe:
             checkpoint=checkpoint,
             resume=resume,
             settings=settings,
-            report=_Reporter(options, self._progress, "distilling"),
+            report=Reporter(options, self._progress, "distilling"),
         ):
             folder = folders[distilled.stage]
             if not folder.exists():  # or a run that was interrupted after it had written it
@@ -203,13 +212,14 @@ class _Recipe:
         start: Mapping[str, NDArray[np.float32]] | None = None,
     ) -> Student:
         twin = None if self._twin is None else self._twin.config
-        opened = self._opened
+        opened, teacher = self._opened, self._teacher
         return kind(
             opened.config,
             opened.weights,
             options,
             self._dtype,
             self._threads,
+            teacher=None if teacher is None else (teacher.opened.config, teacher.opened.weights),
             twin=twin,
             leading=leading,
             start=start,
@@ -245,7 +255,7 @@ class _Recipe:
             checkpoint=checkpoint,
             resume=resume,
             settings=settings,
-            report=_Reporter(options, self._progress, "regressing"),
+            report=Reporter(options, self._progress, "regressing"),
         )
         return distilled, {name: tensor.numpy() for name, tensor in student.masters.items()}
 
@@ -259,6 +269,7 @@ class _Recipe:
         return {
             "command": self._command,
             "base": self._base,
+            "teacher": None if self._teacher is None else base_name(self._teacher.name),
             "machine": platform.machine(),
             "options": self._plain,
             "stages": [sum(densities) / len(densities) for densities in stages[: distilled.stage + 1]],
@@ -321,26 +332,6 @@ class _Recipe:
         largest = max(float(np.abs(value).max()) for value in values.values())
         codec: FloatCodec = "f16" if largest <= LARGEST_F16 else "f32"
         write_folder(target, config, values.__getitem__, codec=codec, add_files=add_files)
-
-
-class _Reporter:
-    """Turns states into movements of a bar: of tokens, or of seconds where the time is given; of all stages to come."""
-
-    def __init__(self, options: AdaptOptions, progress: Progress, name: str) -> None:
-        timed = options.tokens is None
-        self._name = f"{name} (seconds)" if timed else name
-        self._total = round(3600 * (options.hours or 0)) if timed else options.tokens or 0
-        self._progress = progress
-        self._stage: str | None = None
-        self._shown = 0
-
-    def __call__(self, state: State) -> None:
-        now = min(round(state.done * self._total), self._total)
-        if state.stage != self._stage:  # the first, or something else was shown between them
-            self._stage, self._shown = state.stage, now
-            self._progress.start(self._name, self._total - now)
-        self._progress.advance(now - self._shown, str(state))
-        self._shown = now
 
 
 def _wanted(

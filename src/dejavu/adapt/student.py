@@ -68,14 +68,15 @@ class Student:
     """Learns to predict as the teacher does, with masks.
 
     Args:
-        config: the teacher.
+        config: the model that learns.
         weights: its tensors.
         options: how.
         dtype: of the products.
         threads: that work side by side, each on documents of its own.
-        twin: the student, where it is not as the teacher: a model of the same shape.
+        teacher: the model that is learned from, of the same shape; None: that which learns, as it is now.
+        twin: what the model is to become, where that is not as it is: one of the same shape.
         leading: codec and number of the leading bits that weights are used by; all others are used as they are.
-        start: the student's linears in the beginning, float32; those that are not in it are the teacher's, or zero.
+        start: the student's linears in the beginning, float32; those that are not in it are the model's, or zero.
     """
 
     objective = "KL"
@@ -89,6 +90,7 @@ class Student:
         dtype: torch.dtype,
         threads: int = 1,
         *,
+        teacher: tuple[ModelConfig, Weights] | None = None,
         twin: ModelConfig | None = None,
         leading: Mapping[str, tuple[Codec, int]] | None = None,
         start: Mapping[str, NDArray[np.float32]] | None = None,
@@ -97,7 +99,8 @@ class Student:
         self.workers = Workers(threads)
         original = read_tensors(config, weights)
         self._fixed = fixed = {name: t for name, t in original.items() if not is_linear(name)}
-        taught = {name: column_major(t.to(dtype)) for name, t in original.items() if is_linear(name)}
+        known = original if teacher is None else read_tensors(*teacher)
+        taught = {name: column_major(t.to(dtype)) if is_linear(name) else t for name, t in known.items()}
         self.masters = _beginning(twin or config, original, start or {})
         names = [
             n for n, t in self.masters.items() if self.learns(n) and (options.method == "full" or t.ndim == 2)
@@ -106,7 +109,8 @@ class Student:
         self._used = {n: t.to(dtype, copy=True).requires_grad_(n in names) for n, t in self.masters.items()}
         self._turned = {n: t.detach().T.contiguous() for n, t in self._used.items() if t.ndim == 2}
         self.head = Head.of(config, fixed, dtype)
-        self.teacher = Decoder(config, fixed | taught)
+        self.teacher_head = self.head if teacher is None else Head.of(teacher[0], taught, dtype)
+        self.teacher = Decoder(config if teacher is None else teacher[0], taught)
         self.decoder = Decoder(twin or config, fixed | self._used, self._turned)
         self.held = {
             name: Held(codec, bits, self.masters[name], self._used[name].detach(), self._turned[name])
@@ -155,7 +159,7 @@ class Student:
         with torch.no_grad():
             target = self.teacher(batch, None, streams and streams[0])  # [n, E]
         found = self.decoder(batch, masks, streams and streams[1])  # [n, E]
-        loss = value = divergence(found, target, self.head, self._options.loss)
+        loss = value = divergence(found, target, self.head, self.teacher_head, self._options.loss)
         if streams:
             loss = loss + self._options.match_hidden * _distance(*streams)
         torch.autograd.backward(share * loss)
@@ -174,7 +178,8 @@ class Student:
         scored = torch.from_numpy(np.setdiff1d(np.arange(len(hidden)), ends))
         dense = masked = divergence = 0.0
         for part in torch.split(scored, _ROWS):
-            t, s = (self.head.log_probs(x[part]) for x in (target, hidden))  # [rows, V]
+            t = self.teacher_head.log_probs(target[part])  # [rows, V]
+            s = self.head.log_probs(hidden[part])  # [rows, V]
             divergence += float((t.exp() * (t - s)).sum(dtype=torch.float64))
             following = batch.tokens[part + 1, None]  # [rows, 1]
             dense -= float(t.gather(1, following).sum(dtype=torch.float64))

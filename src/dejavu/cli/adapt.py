@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from contextlib import ExitStack
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
@@ -15,6 +16,7 @@ from dejavu.cli.output import print_fields, print_json, print_note, print_table
 
 if TYPE_CHECKING:
     from dejavu.adapt.options import ActivationName
+    from dejavu.models.loading import OpenModel
 
 
 class LossChoice(str, Enum):
@@ -84,6 +86,12 @@ def adapt(
             "and no others are read."
         ),
     ] = options.ValuesName.exact,
+    teacher: Annotated[
+        str | None,
+        typer.Option(
+            help="Of the same shape, to learn from in the place of this model: to go on, that which it was adapted from."
+        ),
+    ] = None,
     loss: Annotated[
         LossChoice, typer.Option(help="Between the predictions of the dense and the masked model.")
     ] = LossChoice.forward,
@@ -114,6 +122,7 @@ def adapt(
     from dejavu.adapt.frontier_card import HEADERS, frontier_rows
     from dejavu.adapt.options import AdaptOptions, parse_densities
     from dejavu.adapt.recipe import adapt_model
+    from dejavu.adapt.teacher import Teacher
     from dejavu.cli.progress import make_progress, stage_bars
     from dejavu.engine.native import default_threads
     from dejavu.models.loading import open_model
@@ -142,9 +151,18 @@ def adapt(
         seed=seed,
     )
     corpus = Corpus(text, seed=seed)
-    path = resolve(model, offline=offline or None, progress=make_progress(quiet=json))
-    opened = open_model(path)
-    try:
+    with ExitStack() as stack:
+
+        def find(name: str) -> OpenModel:
+            found = open_model(resolve(name, offline=offline or None, progress=make_progress(quiet=json)))
+            stack.callback(found.close)
+            return found
+
+        opened = find(model)
+        taught_by = None
+        if teacher is not None:
+            original = find(teacher)
+            taught_by = Teacher(teacher, original, Tokenizer.from_model(original))
         with stage_bars(quiet=json) as progress:
             evidence = adapt_model(
                 opened,
@@ -153,13 +171,12 @@ def adapt(
                 wanted,
                 output,
                 model=model,
+                teacher=taught_by,
                 resume=resume,
                 threads=threads or default_threads(),
                 command=shlex.join(["dejavu", *sys.argv[1:]]),
                 progress=progress,
             )
-    finally:
-        opened.close()
     if json:
         print_json({"model": model, "output": str(output), **evidence})
         return
