@@ -139,7 +139,7 @@ void Engine::BatchThread::run() {
     attention(i);
     mlp(i);
   }
-  if (b.which != Logits::none) logits();
+  if (b.which != Logits::none || b.capture.head_input) logits();
   if (gemm.end) gemm.end();
 }
 

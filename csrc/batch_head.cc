@@ -1,3 +1,5 @@
+#include <cstring>
+
 #include "batch.h"
 #include "order.h"
 #include "select.h"
@@ -6,6 +8,12 @@ namespace dejavu {
 
 void Engine::BatchThread::logits() {
   e.pool_.barrier();
+  const Range captured = share(b.capture.head_input ? total : 0, 1, thread, threads);
+  for (int r = captured.begin; r < captured.end; ++r) {
+    const size_t width = size_t(c.embed_dim);
+    std::memcpy(b.capture.head_input + size_t(r) * width, e.head_input(row(b.x, r, c.d), line, line + c.d), width * 4);
+  }
+  if (b.which == Logits::none) return;
   if (b.plan && b.plan->head_bits && b.plan->exact < c.vocab) {
     sketched_logits();
   } else if (b.which == Logits::last && b.segments->size() < 3) {
@@ -73,7 +81,7 @@ void Engine::BatchThread::sketched_logits() {
     float* out = b.logits + size_t(r) * size_t(c.vocab);
     k.rows[int(e.head_.layout.codec)].prepare(e.head_.layout, logits_input(r), scratch);
     e.leading_logits(b.plan->head_bits, {0, e.head_lead_.tiles()}, scratch, out);
-    const int n = pick(best, out, c.vocab, room, list);
+    const int n = pick(e.k_, best, out, c.vocab, room, list);
     e.exact_logits(list, n, scratch, out);
     e.finish_logits(out, 0, c.vocab);
   }

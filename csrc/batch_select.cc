@@ -80,7 +80,7 @@ void Engine::BatchThread::set_mask(const Selector& selector, const float* all, i
   }
   float* room = w.picking.get(0);
   int32_t* list = reinterpret_cast<int32_t*>(room + units);
-  const int n = pick(selector, all, units, room, list);
+  const int n = pick(e.k_, selector, all, units, room, list);
   for (int j = 0; j < n; ++j) chosen[list[j]] = 1;
 }
 

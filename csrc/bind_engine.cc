@@ -125,9 +125,9 @@ void check_logits(const Engine& engine, const Array<float, 2>& logits, size_t ro
 }
 
 // The array called `name`, or null where it holds no tokens; throws where it is not [layers, tokens, width].
-float* captured(const nb::dict& arrays, const char* name, const Config& c, size_t tokens, int width) {
+float* captured(const nb::dict& arrays, const char* name, int layers, size_t tokens, int width) {
   Array<float, 3> array;
-  if (!arrays.contains(name) || !nb::try_cast(arrays[name], array, false) || array.shape(0) != size_t(c.layers) ||
+  if (!arrays.contains(name) || !nb::try_cast(arrays[name], array, false) || array.shape(0) != size_t(layers) ||
       (array.shape(1) && array.shape(1) != tokens) || array.shape(2) != size_t(width)) {
     throw std::invalid_argument(std::string(name) + " is not float32 [layers, tokens, " + std::to_string(width) + "]");
   }
@@ -248,10 +248,15 @@ void bind_engine(nb::module_& m) {
             const std::vector<Segment> segments = parse_segments(e.engine, tokens, {&cache}, {int(tokens.shape(0))});
             if (logits.shape(0)) check_logits(e.engine, logits, tokens.shape(0));
             const auto find = [&](const char* name, int width) {
-              return captured(arrays, name, c, tokens.shape(0), width);
+              return captured(arrays, name, c.layers, tokens.shape(0), width);
             };
-            const Capture capture{find("attn_input", c.d), find("mlp_input", c.d),     find("hidden", c.ff),
-                                  find("gate", c.ff),      find("head_norm", c.heads), find("chosen", c.ff)};
+            const Capture capture{find("attn_input", c.d),
+                                  find("mlp_input", c.d),
+                                  find("hidden", c.ff),
+                                  find("gate", c.ff),
+                                  find("head_norm", c.heads),
+                                  find("chosen", c.ff),
+                                  captured(arrays, "head_input", 1, tokens.shape(0), c.embed_dim)};
             nb::gil_scoped_release release;
             e.engine.forward(tokens.data(), segments, sparse, logits.shape(0) ? Logits::all : Logits::none,
                              logits.data(), capture);
@@ -259,10 +264,8 @@ void bind_engine(nb::module_& m) {
           nb::arg("tokens").noconvert(), nb::arg("cache"), nb::arg("arrays"), nb::arg("logits").noconvert(),
           nb::arg("sparse"),
           "Appends tokens; fills the arrays (float32 [layers, tokens, width]: attn_input and mlp_input of width d, "
-          "hidden, gate and chosen of width ff, head_norm of width heads) and logits (float32 [tokens, vocab]); those "
-          "with "
-          "room "
-          "for no tokens are left alone.");
+          "hidden, gate and chosen of width ff, head_norm of width heads; and head_input, [1, tokens, embed_dim]) and "
+          "logits (float32 [tokens, vocab]); those with room for no tokens are left alone.");
 }
 
 }  // namespace dejavu

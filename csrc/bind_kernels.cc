@@ -14,6 +14,7 @@
 #include "bindings.h"
 #include "cache.h"
 #include "pool.h"
+#include "select.h"
 
 namespace dejavu {
 namespace {
@@ -57,6 +58,21 @@ void bind_kernels(nb::module_& m) {
       },
       nb::arg("isa"), nb::arg("activation"), nb::arg("gate").noconvert(), nb::arg("up").none(),
       nb::arg("out").noconvert(), nb::arg("threshold") = 0.0f);
+
+  m.def(
+      "pick",
+      [](const std::string& isa, Floats scores, int k, float threshold, Array<int32_t, 1> list) {
+        same(scores.shape(0), list.shape(0));
+        if (k < 0) throw std::invalid_argument("k is below 0");
+        Selector selector;
+        selector.k = k, selector.threshold = threshold;
+        std::vector<float> scratch(scores.shape(0));
+        return pick(kernels(parse_isa(isa)), selector, scores.data(), int(scores.shape(0)), scratch.data(),
+                    list.data());
+      },
+      nb::arg("isa"), nb::arg("scores").noconvert(), nb::arg("k"), nb::arg("threshold"), nb::arg("list").noconvert(),
+      "Writes the places of the k highest scores, or where k is 0 of those above the threshold, in rising order, and "
+      "returns how many they are.");
 
   m.def(
       "softmax",

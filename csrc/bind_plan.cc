@@ -108,6 +108,11 @@ std::unique_ptr<Plan> parse_plan(const nb::dict& v, const Config& c) {
   plan->head_bits = bits;
   plan->exact = between(v, "exact", 0, c.vocab);
   if (bits && !plan->exact) throw std::invalid_argument("exact is 0");
+  const Vector mean = field<Vector>(v, "vocabulary_mean");
+  plan->head_mean.assign(mean.data(), mean.data() + mean.size());
+  if (!plan->head_mean.empty() && plan->head_mean.size() != size_t(c.embed_dim)) {
+    throw std::invalid_argument("vocabulary_mean is not of the width of the head");
+  }
   const nb::list layers = field<nb::list>(v, "layers");
   if (int(nb::len(layers)) != c.layers) throw std::invalid_argument("the plan has another number of layers");
   for (nb::handle item : layers) {

@@ -277,7 +277,7 @@ void Engine::Decoder::sketched_logits(float* const* out) {
   best.k = plan->exact;
   int32_t* list = reinterpret_cast<int32_t*>(w.picking.get(0) + c.vocab);
   for (int t = 0; t < s.n; ++t) {
-    const int n = pick(best, out[t], c.vocab, w.picking.get(0), list);
+    const int n = pick(e.k_, best, out[t], c.vocab, w.picking.get(0), list);
     const Range some = share(n, 16, thread, threads);
     barrier();  // all have picked before anybody changes the scores
     e.exact_logits(list + some.begin, some.end - some.begin, input[t], out[t]);

@@ -102,7 +102,7 @@ void Engine::Decoder::pick_heads(int i) {
         for (int h = 0; h < heads; ++h) values[h] = random_score(selector.seed, i + kRandomHeads, position[t], h);
         scores = values;
       }
-      n = pick(selector, scores, heads, scratch, list);
+      n = pick(e.k_, selector, scores, heads, scratch, list);
     }
     for (int j = 0; j < n; ++j) w.heads[size_t(t * heads + found[j])] = 1;
     if (thread == 0) e.counters.heads[size_t(i)] += n;

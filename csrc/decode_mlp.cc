@@ -56,7 +56,7 @@ void Engine::Decoder::choose_neurons(int i) {
         for (int j = 0; j < own; ++j) values[j] = random_score(selector.seed, i, position[t], j);
         from = values;
       }
-      n = pick(selector, from, own, scratch, chosen[t]);
+      n = pick(e.k_, selector, from, own, scratch, chosen[t]);
     }
     if (thread == 0) e.counters.neurons[size_t(i)] += n;
     for (int j = own; j < c.ff; ++j) chosen[t][n++] = j;
@@ -70,7 +70,7 @@ void Engine::Decoder::choose_apart(int i) {
   const int own = e.own_neurons();
   const Range mine = share(own, kScoredTogether, thread, threads);
   const float* scores = e.neuron_scores_.get(0) + size_t(i) * kMaxTokens * size_t(c.ff);
-  int n = pick(selector, scores + mine.begin, mine.end - mine.begin, w.picking.get(size_t(c.ff)), chosen[0]);
+  int n = pick(e.k_, selector, scores + mine.begin, mine.end - mine.begin, w.picking.get(size_t(c.ff)), chosen[0]);
   for (int j = 0; j < n; ++j) chosen[0][j] += mine.begin;
   __atomic_fetch_add(&e.counters.neurons[size_t(i)], int64_t(n), __ATOMIC_RELAXED);
   for (int j = own; thread == threads - 1 && j < c.ff; ++j) chosen[0][n++] = j;

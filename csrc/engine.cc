@@ -193,6 +193,7 @@ void Engine::set_plan(std::unique_ptr<Plan> plan) {
       throw std::invalid_argument("the plan reads the vocabulary by sketches, but the model was not packed nested");
     }
     check_bits(true, head_lead_.bits, plan->head_bits);
+    if (!plan->head_mean.empty()) shift_head(*plan);
   }
   plan_ = std::move(plan);
   const size_t layers = plan_ ? size_t(c_.layers) * kMaxTokens : 0, ff = size_t(c_.ff);

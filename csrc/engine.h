@@ -70,6 +70,7 @@ struct Capture {
   float* gate = nullptr;                              // width ff: act(gate) alone (ungated: as hidden)
   float* head_norm = nullptr;                         // width heads: L2 norm of the mixed values
   float* chosen = nullptr;                            // width ff: by the plan, 1 where a token uses a neuron, else 0
+  float* head_input = nullptr;                        // [tokens, embed_dim]: what the head multiplies
 };
 
 inline constexpr int kTogether = 256;  // neurons worked on at a time: their values stay in the first-level cache
@@ -147,6 +148,7 @@ class Engine {
   void leading_logits(int bits, Range range, const void* input, float* logits) const;
   void exact_logits(const int32_t* rows, int n, const void* input, float* logits) const;
   const float* head_input(const float* x, float* normed, float* projected) const;
+  void shift_head(const Plan& plan);  // fills head_shift_
   void finish_logits(float* logits, int first, int n) const;
   const RowKernels& mlp_rows(const Layer& layer) const { return k_.rows[int(mlp_layout(layer).codec)]; }
   bool local_rope(int layer) const { return !c_.local_inv_freq.empty() && c_.windowed[size_t(layer)]; }
@@ -179,7 +181,8 @@ class Engine {
   std::vector<int32_t> natural_;  // stored order -> natural order
   std::vector<Layer> layers_;
   Bundles embed_, head_, proj_in_, proj_out_;
-  Tiles head_lead_;  // nested models: the leading bits of the head's rows
+  Tiles head_lead_;    // nested models: the leading bits of the head's rows
+  Buffer head_shift_;  // under a plan with a mean: what the head's other bits give of it, for every row
   const float *positions_, *embed_norm_, *embed_norm_bias_, *final_norm_, *final_norm_bias_, *head_bias_;
   Pool pool_;
   std::mutex mutex_;  // one forward pass at a time

@@ -114,6 +114,8 @@ struct Kernels {
   void (*load_keys[kKvTypeCount])(const void* keys, const float* scales, int head_dim, int tile, float* out, size_t ld);
   void (*load_value[kKvTypeCount])(const void* values, const float* scales, int head_dim, int position, float* out);
 
+  // The places of what exceeds `least`, in rising order, and how many they are; `list` has room for n.
+  int (*above)(const float* x, int n, float least, int32_t* list);
   // dst[c][r] = src[r][c]
   void (*transpose)(const float* src, size_t src_ld, int rows, int cols, float* dst, size_t dst_ld);
   // Reads every byte once, as 1, 4 or 8 sequences side by side: measures read bandwidth.

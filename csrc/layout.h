@@ -89,8 +89,14 @@ struct RowLayout {
   bool permuted() const { return blocks > 0; }
   // Place of element `o` of the stored order in the natural order.
   int natural(int o) const { return o < blocks * kBlock ? o / kBlock * kBlock + block_to_natural(o % kBlock) : o; }
-  // Bytes of the input vector in the form that dot products take (see Kernels::prepare).
-  size_t input_bytes() const { return is_grouped(codec) ? size_t(padded) * 2 + size_t(groups) * 8 : size_t(d) * 4; }
+  // Groups after the last whole block.
+  int tails() const { return groups - blocks * kBlockGroups; }
+  // Bytes of the input vector in the form that dot products take (see Kernels::prepare); and of grouped codecs, where
+  // in them the codes lie once more, as bytes (see GroupedInput).
+  size_t bytes_at() const { return (size_t(padded) * 2 + size_t(groups) * 8 + 63) / 64 * 64; }
+  size_t input_bytes() const {
+    return is_grouped(codec) ? bytes_at() + size_t(padded) * 4 + size_t(kGroup) * 2 : size_t(d) * 4;
+  }
   // Floats of an output accumulator: `padded` in stored order, then (int4) one per group for the minima.
   size_t output_floats() const { return size_t(padded) + size_t(codec == Codec::int4 ? groups : 0); }
 };

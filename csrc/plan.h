@@ -72,6 +72,7 @@ struct Plan {
   int buffer = 0;          // recompute: positions that may be missing
   int head_bits = 0;       // > 0: logits from the leading bits of the vocabulary, exact for the best `exact`
   int exact = 0;
+  std::vector<float> head_mean;  // of what the head multiplies; or empty: zero
 };
 
 }  // namespace dejavu

@@ -1,8 +1,10 @@
 #include "select.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <functional>
+#include <limits>
 #include <new>
 
 namespace dejavu {
@@ -38,54 +40,70 @@ void Rows::Free::operator()(uint8_t* p) const { ::operator delete(p, std::align_
 
 namespace {
 
-// The k-th highest of n scores: a histogram of their leading bits leaves few candidates to be put in order.
+// The k-th highest of n scores; `scratch` may be where they are.
 float highest(const float* scores, int n, int k, float* scratch) {
-  constexpr int kBits = 11, kBins = 1 << kBits;
-  uint32_t counts[kBins] = {};
-  auto bin = [](float score) {  // ascending with the score
-    uint32_t bits;
-    std::memcpy(&bits, &score, sizeof(bits));
-    return (bits ^ (uint32_t(int32_t(bits) >> 31) | 0x80000000u)) >> (32 - kBits);  // no branch: signs are noise
-  };
-  for (int i = 0; i < n; ++i) ++counts[bin(scores[i])];
-  uint32_t last = kBins, above = 0;  // scores in bins after `last`
-  while (above + counts[--last] < uint32_t(k)) above += counts[last];
-  int candidates = 0;
-  for (int i = 0; i < n; ++i) {
-    scratch[candidates] = scores[i];
-    candidates += bin(scores[i]) == last;
+  constexpr int kBits = 11, kBins = 1 << kBits, kFew = 256;
+  uint32_t last = 0, above = 0;  // bin of the k-th; scores in bins after it
+  int candidates = n;
+  if (n > kFew) {  // a histogram of their leading bits leaves few candidates to be put in order
+    uint32_t counts[kBins] = {};
+    auto bin = [](float score) {  // ascending with the score
+      uint32_t bits;
+      std::memcpy(&bits, &score, sizeof(bits));
+      return (bits ^ (uint32_t(int32_t(bits) >> 31) | 0x80000000u)) >> (32 - kBits);  // no branch: signs are noise
+    };
+    for (int i = 0; i < n; ++i) ++counts[bin(scores[i])];
+    for (last = kBins; above + counts[--last] < uint32_t(k);) above += counts[last];
+    candidates = 0;
+    for (int i = 0; i < n; ++i) {
+      const float score = scores[i];
+      scratch[candidates] = score;
+      candidates += bin(score) == last;
+    }
+  } else if (scratch != scores) {
+    std::memcpy(scratch, scores, size_t(n) * sizeof(float));
   }
   const auto wanted = long(k) - long(above) - 1;
   std::nth_element(scratch, scratch + wanted, scratch + candidates, std::greater<float>());
   return scratch[wanted];
 }
 
+// A value that almost surely more than k of n scores exceed, and few more: by a sample of them.
+float likely_floor(const float* scores, int n, int k, float* scratch) {
+  constexpr int kSample = 256, kWorthIt = 2048;
+  const float share = float(k) / float(n);
+  const float deviation = std::sqrt(share * (1 - share) * kSample);  // of the sample's number above the k-th highest
+  const int rank = int(share * kSample + 4 * deviation) + 2;
+  if (n < kWorthIt || rank > kSample / 2) return -std::numeric_limits<float>::infinity();
+  for (int i = 0; i < kSample; ++i) scratch[i] = scores[long(n) * i / kSample];
+  return highest(scratch, kSample, rank, scratch);
+}
+
 }  // namespace
 
-int pick(const Selector& selector, const float* scores, int count, float* scratch, int32_t* list) {
-  int n = 0;
-  if (selector.k >= count) {
-    for (int i = 0; i < count; ++i) list[n++] = i;
-    return n;
-  }
-  if (selector.k == 0) {
-    for (int i = 0; i < count; ++i) {
-      list[n] = i;
-      n += scores[i] > selector.threshold;
-    }
-    return n;
-  }
-  const float least = highest(scores, count, selector.k, scratch);
-  int above = 0;
-  for (int i = 0; i < count; ++i) above += scores[i] > least;
-  int ties = selector.k - above;     // places left for scores equal to the least one, lower units first
-  for (int i = 0; i < count; ++i) {  // no branches: who is chosen cannot be guessed
-    const int tie = int(scores[i] == least) & int(ties > 0);
+int pick(const Kernels& kernels, const Selector& selector, const float* scores, int count, float* scratch,
+         int32_t* list) {
+  const auto all = [&] {
+    for (int i = 0; i < count; ++i) list[i] = i;
+    return count;
+  };
+  if (selector.k == 0) return kernels.above(scores, count, selector.threshold, list);
+  if (selector.k >= count) return all();
+  int n = kernels.above(scores, count, likely_floor(scores, count, selector.k, scratch), list);
+  if (n < selector.k) n = all();  // the sample misled
+  for (int i = 0; i < n; ++i) scratch[i] = scores[list[i]];
+  const float least = highest(scratch, n, selector.k, scratch);
+  int over = 0, kept = 0;
+  for (int i = 0; i < n; ++i) over += scores[list[i]] > least;
+  int ties = selector.k - over;  // places left for scores equal to the least one, lower units first
+  for (int i = 0; i < n; ++i) {  // no branches: who is chosen cannot be guessed
+    const float score = scores[list[i]];
+    const int tie = int(score == least) & int(ties > 0);
     ties -= tie;
-    list[n] = i;
-    n += int(scores[i] > least) | tie;
+    list[kept] = list[i];
+    kept += int(score > least) | tie;
   }
-  return n;
+  return kept;
 }
 
 float random_score(uint64_t seed, int layer, int position, int unit) {

@@ -4,13 +4,15 @@
 #include <cstdint>
 #include <vector>
 
+#include "kernels.h"
 #include "plan.h"
 
 namespace dejavu {
 
 // Writes the ascending list of units that `selector` picks of `count` scored ones and returns its length. `scratch` and
 // `list` have room for `count` values. NaN is never picked by a threshold.
-int pick(const Selector& selector, const float* scores, int count, float* scratch, int32_t* list);
+int pick(const Kernels& kernels, const Selector& selector, const float* scores, int count, float* scratch,
+         int32_t* list);
 
 // Score of the `random` rule: 24 bits of splitmix64 of (seed, layer, position, unit) as a fraction; heads use
 // layer + kRandomHeads.

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "attention.h"
+#include "choose.h"
 #include "learn.h"
 #include "math.h"
 #include "rows.h"
@@ -31,6 +32,7 @@ const Kernels DEJAVU_TABLE = {
     DEJAVU_KV(store_value),
     DEJAVU_KV(load_keys),
     DEJAVU_KV(load_value),
+    above,
     transpose,
     ::read,
     {learn_kernels<float>(), learn_kernels<uint16_t>()},

@@ -53,16 +53,26 @@ inline void each_tokens(int tokens, Body body) {
   }
 }
 
-// The block's input for grouped codecs: int16 codes in stored order, scales and sums per group.
+// The block's input for grouped codecs: int16 codes in stored order, scales and sums per group; and the codes taken
+// apart, x = 256 high + low: in natural order, as tiles are multiplied with them, and as rows in planes are. Of a block
+// these are four chunks of two vectors each of high and of low bytes: byte 2 i (2 i + 1) of a vector is of its element
+// i (32 + i), as in layout.h. Of the tail the high bytes of all groups, then the low ones: of each group 0, 16, 1, 17
+// ...; behind both a group of zeros, so that two can be read.
 struct GroupedInput {
   const int16_t* codes = nullptr;
-  const float* scales = nullptr;
-  const float* sums = nullptr;
+  const float *scales = nullptr, *sums = nullptr;
+  const uint8_t *high = nullptr, *low = nullptr;
+  const uint8_t *chunks = nullptr, *tail_high = nullptr, *tail_low = nullptr;
   GroupedInput() = default;
   GroupedInput(const RowLayout& layout, const void* input)
       : codes((const int16_t*)input),
         scales((const float*)((const char*)input + size_t(layout.padded) * 2)),
-        sums(scales + layout.groups) {}
+        sums(scales + layout.groups),
+        high((const uint8_t*)input + layout.bytes_at()),
+        low(high + layout.padded),
+        chunks(low + layout.padded),
+        tail_high(chunks + size_t(layout.blocks) * kBlock * 2),
+        tail_low(tail_high + size_t(layout.tails() + 1) * kGroup) {}
 };
 
 inline float f16(const uint8_t* p) {
@@ -73,6 +83,16 @@ inline float f16(const uint8_t* p) {
 #else
   return dejavu::half_to_float(h);
 #endif
+}
+
+// out[r] = the sum of totals[r][t]
+template <int R, int T>
+inline void sum_rows(const F (*totals)[T], int t, float* out) {
+  if constexpr (R == 4) {
+    Vec::sum_four(totals[0][t], totals[1][t], totals[2][t], totals[3][t], out);
+  } else {
+    for (int r = 0; r < R; ++r) out[r] = Vec::sum(totals[r][t]);
+  }
 }
 
 // f32 and bf16: weights [i, i + W) of a row, and the single weight i.

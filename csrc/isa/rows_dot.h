@@ -33,9 +33,9 @@ DEJAVU_NOINLINE void dot_float(const RowLayout& layout, const Row* rows, const R
       DEJAVU_UNROLL for (int t = 0; t < T; ++t) total[r][t] = Vec::fma(w, x[t], total[r][t]);
     }
   }
-  for (int r = 0; r < R; ++r) {
-    for (int t = 0; t < T; ++t) {
-      out[t][r] = Vec::sum(total[r][t]);
+  for (int t = 0; t < T; ++t) {
+    sum_rows<R, T>(total, t, out[t]);
+    for (int r = 0; r < R; ++r) {
       for (int j = i; j < layout.d; ++j) out[t][r] += load_weight<C>(rows[r].codes, j) * ((const float*)inputs[t])[j];
     }
   }
@@ -125,17 +125,11 @@ DEJAVU_NOINLINE void dot_grouped(const RowLayout& layout, const Row* rows, const
     }
   }
   if constexpr (C == Codec::int4) {
-    if (layout.blocks * kBlockGroups < layout.groups) {
-      Lone lone[T];
-      for (int t = 0; t < T; ++t) lone[t] = Lone(layout, x[t]);
-      add_tail<C, R, T>(layout, rows, next, x, lone, total);
-    }
+    add_tail<C, R, T>(layout, rows, next, x, total);
   } else {
     dot_tail<R, T>(layout, rows, next, x, total);
   }
-  for (int r = 0; r < R; ++r) {
-    for (int t = 0; t < T; ++t) out[t][r] = Vec::sum(total[r][t]);
-  }
+  for (int t = 0; t < T; ++t) sum_rows<R, T>(total, t, out[t]);
 }
 
 // outs[t][place(at + r)] = rows[r] . inputs[t] for r < n, R rows at a time, then fewer

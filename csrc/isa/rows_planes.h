@@ -1,6 +1,6 @@
 // Dot products with rows of codes in planes (layout.h), for one token: int4, and the parts of int8 rows (parts.h).
 //
-// The int16 input is taken apart into high and low bytes, x = 256 high + low, so that codes are multiplied as the
+// The int16 input comes as high and low bytes, x = 256 high + low (GroupedInput), so that codes are multiplied as the
 // bytes that they unpack to; both sums are exact.
 #pragma once
 
@@ -22,19 +22,6 @@ constexpr Form form_of(Codec c) {
 constexpr int bits_of(Codec c) { return dejavu::planes_of(c).bits; }
 
 constexpr int kPlaneRows = 4;
-
-// The last group where it has no neighbour, so that reading two stays within bounds: zeros follow it.
-struct Lone {
-  int16_t words[2 * kGroup] = {};
-  int group = -1;
-
-  Lone() = default;
-  Lone(const RowLayout& layout, const GroupedInput& x) {
-    if ((layout.groups - layout.blocks * kBlockGroups) % 2 == 0) return;
-    group = layout.groups - 1;
-    memcpy(words, x.codes + group * kGroup, kGroup * 2);
-  }
-};
 
 // The codes of the two vectors of a chunk of a block that begins at `block`; of each, the lanes of half h.
 template <Codec C, int Chunk>
@@ -65,15 +52,15 @@ inline B tail_codes(const uint8_t* tail, int tails, int t, bool alone) {
 }
 
 template <Codec C, int Chunk, int R>
-inline void dot_chunk(const uint8_t* const* blocks, int h, const int16_t* x, I* high, I* low) {
-  const H a = Vec::load_h(x), b = Vec::load_h(x + 32), c = Vec::load_h(x + 64), d = Vec::load_h(x + 96);
-  const B ab_high = Vec::high_bytes(a, b), ab_low = Vec::low_bytes(a, b);
-  const B cd_high = Vec::high_bytes(c, d), cd_low = Vec::low_bytes(c, d);
+inline void dot_chunk(const uint8_t* const* blocks, int h, const uint8_t* x, I* high, I* low) {
+  x += Chunk * 4 * kVector + h * 4 * W;
+  const B first_high = Vec::load_b(x), second_high = Vec::load_b(x + kVector);
+  const B first_low = Vec::load_b(x + 2 * kVector), second_low = Vec::load_b(x + 3 * kVector);
   DEJAVU_UNROLL for (int r = 0; r < R; ++r) {
-    B ab, cd;
-    chunk_codes<C, Chunk>(blocks[r], h, &ab, &cd);
-    high[r] = Vec::dot_b(Vec::dot_b(high[r], ab, ab_high), cd, cd_high);
-    low[r] = Vec::dot_b(Vec::dot_b(low[r], ab_low, ab), cd_low, cd);
+    B first, second;
+    chunk_codes<C, Chunk>(blocks[r], h, &first, &second);
+    high[r] = Vec::dot_b(Vec::dot_b(high[r], first, first_high), second, second_high);
+    low[r] = Vec::dot_b(Vec::dot_b(low[r], first_low, first), second_low, second);
   }
 }
 
@@ -91,8 +78,7 @@ inline F add_groups(const RowLayout& layout, const Row& row, const GroupedInput&
 
 // total[r][t] += the groups after the last whole block: W groups share a vector of scales, W / 8 a vector of codes.
 template <Codec C, int R, int T>
-inline void add_tail(const RowLayout& layout, const Row* rows, const Row* next, const GroupedInput* in,
-                     const Lone* lone, F (*total)[T]) {
+inline void add_tail(const RowLayout& layout, const Row* rows, const Row* next, const GroupedInput* in, F (*total)[T]) {
   constexpr Form form = form_of(C);
   const int whole = layout.blocks * kBlockGroups;
   const size_t before = size_t(whole) * 4 * bits_of(C);
@@ -111,15 +97,14 @@ inline void add_tail(const RowLayout& layout, const Row* rows, const Row* next, 
     F xs[T];
     for (int t = 0; t < T; ++t) xs[t] = Vec::load_n(in[t].scales + g0, n);
     for (int g = g0; g < g0 + n; g += W / 8) {
-      const bool alone = W == 16 && g == lone[0].group;
+      const bool alone = W == 16 && g == layout.groups - 1;  // an even one is never the first of two
       B w[R];
       DEJAVU_UNROLL for (int r = 0; r < R; ++r) {
-        w[r] = tail_codes<C>(rows[r].codes + before, layout.groups - whole, g - whole, alone);
+        w[r] = tail_codes<C>(rows[r].codes + before, layout.tails(), g - whole, alone);
       }
       DEJAVU_UNROLL for (int t = 0; t < T; ++t) {
-        const int16_t* x = alone ? lone[t].words : in[t].codes + g * kGroup;
-        const H first = Vec::load_split(x), second = Vec::load_split(x + 16);
-        const B x_high = Vec::high_bytes(first, second), x_low = Vec::low_bytes(first, second);
+        const size_t at = size_t(g - whole) * kGroup;
+        const B x_high = Vec::load_b(in[t].tail_high + at), x_low = Vec::load_b(in[t].tail_low + at);
         DEJAVU_UNROLL for (int r = 0; r < R; ++r) {
           const I codes =
               Vec::join_bytes(Vec::dot_b(Vec::zero_i(), w[r], x_high), Vec::dot_b(Vec::zero_i(), x_low, w[r]));
@@ -133,7 +118,7 @@ inline void add_tail(const RowLayout& layout, const Row* rows, const Row* next, 
 
 template <Codec C, int R>
 DEJAVU_NOINLINE void dot_planes(const RowLayout& layout, const Row* rows, const Row* next, const GroupedInput& in,
-                                const Lone& lone, float* out) {
+                                float* out) {
   F total[R][1];
   DEJAVU_UNROLL for (int r = 0; r < R; ++r) total[r][0] = Vec::zero();
   for (int b = 0; b < layout.blocks; ++b) {
@@ -146,11 +131,11 @@ DEJAVU_NOINLINE void dot_planes(const RowLayout& layout, const Row* rows, const 
         blocks[r] = rows[r].codes + block;
         for (int line = 0; h == 0 && line < bits_of(C); ++line) Vec::prefetch(next[r].codes + block + line * 64);
       }
-      const int16_t* x = in.codes + b * kBlock + h * 2 * W;
+      const uint8_t* x = in.chunks + size_t(b) * kBlock * 2;
       dot_chunk<C, 0, R>(blocks, h, x, high, low);
-      dot_chunk<C, 1, R>(blocks, h, x + kNibbleChunk, high, low);
-      dot_chunk<C, 2, R>(blocks, h, x + 2 * kNibbleChunk, high, low);
-      dot_chunk<C, 3, R>(blocks, h, x + 3 * kNibbleChunk, high, low);
+      dot_chunk<C, 1, R>(blocks, h, x, high, low);
+      dot_chunk<C, 2, R>(blocks, h, x, high, low);
+      dot_chunk<C, 3, R>(blocks, h, x, high, low);
       const int g = b * kBlockGroups + h * W;
       DEJAVU_UNROLL for (int r = 0; r < R; ++r) {
         if (h == 0) prefetch_scales<C>(layout, next[r], g);
@@ -158,24 +143,23 @@ DEJAVU_NOINLINE void dot_planes(const RowLayout& layout, const Row* rows, const 
       }
     }
   }
-  add_tail<C, R, 1>(layout, rows, next, &in, &lone, total);
-  DEJAVU_UNROLL for (int r = 0; r < R; ++r) out[r] = Vec::sum(total[r][0]);
+  add_tail<C, R, 1>(layout, rows, next, &in, total);
+  sum_rows<R, 1>(total, 0, out);
 }
 
 // out[place(i)] = at(i) . input for i < n; meanwhile the rows ahead(i) are fetched.
 template <Codec C, typename At, typename Ahead, typename Place>
 inline void plane_rows(const RowLayout& layout, At at, Ahead ahead, Place place, int n, const void* input, float* out) {
   const GroupedInput x(layout, input);
-  const Lone lone(layout, x);
   Row rows[kPlaneRows], next[kPlaneRows];
   float found[kPlaneRows];
   for (int i = 0; i < n;) {
     const int count = n - i < kPlaneRows ? 1 : kPlaneRows;
     for (int r = 0; r < count; ++r) rows[r] = at(i + r), next[r] = ahead(i + r);
     if (count == kPlaneRows) {
-      dot_planes<C, kPlaneRows>(layout, rows, next, x, lone, found);
+      dot_planes<C, kPlaneRows>(layout, rows, next, x, found);
     } else {
-      dot_planes<C, 1>(layout, rows, next, x, lone, found);
+      dot_planes<C, 1>(layout, rows, next, x, found);
     }
     for (int r = 0; r < count; ++r) out[place(i + r)] = found[r];
     i += count;

@@ -7,12 +7,38 @@ namespace {
 
 void prepare_f32(const RowLayout& layout, const float* x, void* input) { memcpy(input, x, size_t(layout.d) * 4); }
 
+// The codes of blocks and tail as rows in planes are multiplied with them; see GroupedInput.
+inline void take_apart(const RowLayout& layout, const GroupedInput& x) {
+  uint8_t *to = const_cast<uint8_t*>(x.chunks), *high = const_cast<uint8_t*>(x.tail_high),
+          *low = const_cast<uint8_t*>(x.tail_low);
+  const int16_t* from = x.codes;
+  for (int chunk = 0; chunk < layout.blocks * kBlock / kNibbleChunk; ++chunk, from += kNibbleChunk) {
+    for (int pair = 0; pair < 2; ++pair, to += kVector) {
+      for (int h = 0; h < kHalves; ++h) {
+        const int16_t* at = from + pair * kVector + h * 2 * W;
+        const H a = Vec::load_h(at), b = Vec::load_h(at + kVector / 2);
+        Vec::store_b(to + h * 4 * W, Vec::high_bytes(a, b));
+        Vec::store_b(to + 2 * kVector + h * 4 * W, Vec::low_bytes(a, b));
+      }
+    }
+    to += 2 * kVector;
+  }
+  for (int i = 0; i < layout.tails() * kGroup; ++i) {
+    const int16_t code = from[i / kGroup * kGroup + i % 2 * 16 + i % kGroup / 2];
+    high[i] = uint8_t(code >> 8), low[i] = uint8_t(code);
+  }
+  memset(high + layout.tails() * kGroup, 0, kGroup);
+  memset(low + layout.tails() * kGroup, 0, kGroup);
+}
+
 void prepare_grouped(const RowLayout& layout, const float* x, void* input) {
-  int16_t* codes = (int16_t*)input;
-  float* scales = (float*)((char*)input + size_t(layout.padded) * 2);
-  float* sums = scales + layout.groups;
-  for (int g = 0; g < layout.groups; ++g) {
-    float v[kGroup] = {};
+  const GroupedInput to(layout, input);
+  int16_t* codes = const_cast<int16_t*>(to.codes);
+  float *scales = const_cast<float*>(to.scales), *sums = const_cast<float*>(to.sums);
+  uint8_t *high = const_cast<uint8_t*>(to.high), *low = const_cast<uint8_t*>(to.low);
+  for (int g = 0; g < layout.groups; ++g, high += kGroup, low += kGroup) {
+    alignas(64) float v[kGroup] = {};
+    alignas(64) int16_t words[kGroup];
     const int left = layout.d - g * kGroup;
     memcpy(v, x + size_t(g) * kGroup, size_t(left < kGroup ? left : kGroup) * 4);
     F highest = Vec::zero(), total = Vec::zero();
@@ -27,17 +53,17 @@ void prepare_grouped(const RowLayout& layout, const float* x, void* input) {
       Vec::store(v + i, code);
     }
     sums[g] = Vec::sum(total) * scales[g];  // of the rounded values: its error must cancel that of the codes' product
+    for (int i = 0; i < kGroup; ++i) words[i] = int16_t(v[i]);
+    for (int i = 0; i < kGroup; ++i) high[i] = uint8_t(words[i] >> 8), low[i] = uint8_t(words[i]);
     const int block = g / kBlockGroups, lane = g % kBlockGroups;
     if (block < layout.blocks) {
       int16_t* out = codes + block * kBlock + 2 * lane;
-      for (int u = 0; u < kGroup / 2; ++u) {
-        out[u * 32] = int16_t(v[2 * u]);
-        out[u * 32 + 1] = int16_t(v[2 * u + 1]);
-      }
+      for (int u = 0; u < kGroup / 2; ++u) memcpy(out + u * 32, words + 2 * u, 4);
     } else {
-      for (int i = 0; i < kGroup; ++i) codes[g * kGroup + i] = int16_t(v[i]);
+      memcpy(codes + g * kGroup, words, sizeof words);
     }
   }
+  take_apart(layout, to);
 }
 
 }  // namespace

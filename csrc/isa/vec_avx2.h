@@ -30,6 +30,12 @@ struct Vec {
   static F max(F a, F b) { return _mm256_max_ps(a, b); }
   static F min(F a, F b) { return _mm256_min_ps(a, b); }
   static F above(F a, F low) { return _mm256_and_ps(a, _mm256_cmp_ps(a, low, _CMP_GT_OQ)); }  // 0 where not a > low
+  static int list_above(int32_t* list, int first, F a, F low) {
+    const unsigned over = unsigned(_mm256_movemask_ps(_mm256_cmp_ps(a, low, _CMP_GT_OQ)));
+    int found = 0;
+    for (int i = 0; i < W; ++i) list[found] = first + i, found += int(over >> i & 1);
+    return found;
+  }
   static F round(F a) { return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
   static F abs(F a) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a); }
   static F copysign(F a, F sign) {
@@ -41,9 +47,14 @@ struct Vec {
     return mul(mul(a, power(half)), power(sub(n, half)));
   }
   static float sum(F a) {
-    __m128 x = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
-    x = _mm_add_ps(x, _mm_movehl_ps(x, x));
-    return _mm_cvtss_f32(_mm_add_ss(x, _mm_movehdup_ps(x)));
+    a = _mm256_add_ps(a, _mm256_permute_ps(a, 0x4e));
+    return _mm_cvtss_f32(halves(_mm256_add_ps(a, _mm256_permute_ps(a, 0xb1))));
+  }
+  static void sum_four(F a, F b, F c, F d, float* out) {
+    const F ab = _mm256_add_ps(_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b));  // a, b, a, b in both halves
+    const F cd = _mm256_add_ps(_mm256_unpacklo_ps(c, d), _mm256_unpackhi_ps(c, d));
+    const F low = _mm256_shuffle_ps(ab, cd, 0x44), high = _mm256_shuffle_ps(ab, cd, 0xee);
+    _mm_storeu_ps(out, halves(_mm256_add_ps(low, high)));
   }
   static float maximum(F a) {
     __m128 x = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
@@ -125,6 +136,7 @@ struct Vec {
   static F broadcast(F x, int lane) { return _mm256_permutevar8x32_ps(x, _mm256_set1_epi32(lane)); }
 
   static B load_b(const uint8_t* p) { return _mm256_loadu_si256((const __m256i*)p); }
+  static void store_b(uint8_t* p, B x) { _mm256_storeu_si256((__m256i*)p, x); }
   template <int shift, int mask>
   static B field(B x) {
     return _mm256_and_si256(shift >= 0 ? _mm256_srli_epi16(x, shift & 15) : _mm256_slli_epi16(x, -shift & 15),
@@ -156,11 +168,11 @@ struct Vec {
     return _mm256_add_epi32(acc, _mm256_madd_epi16(_mm256_maddubs_epi16(a, b), _mm256_set1_epi16(1)));
   }
   static I join_bytes(I high, I low) { return _mm256_add_epi32(_mm256_slli_epi32(high, 8), low); }
-  static H load_split(const int16_t* p) { return _mm256_loadu_si256((const __m256i*)p); }
   static F spread(F x, int i) { return broadcast(x, i); }
   static void prefetch(const void* p) { _mm_prefetch((const char*)p, _MM_HINT_T0); }
 
  private:
+  static __m128 halves(F x) { return _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1)); }
   static B shift_word(long long word) {
     return _mm256_srlv_epi64(_mm256_set1_epi64x(word), _mm256_setr_epi64x(0, 2, 4, 6));
   }

@@ -32,6 +32,13 @@ struct Vec {
   static F above(F a, F low) {  // 0 where not a > low
     return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(a, low, _CMP_GT_OQ), a);
   }
+  static int list_above(int32_t* list, int first, F a, F low) {
+    const __mmask16 over = _mm512_cmp_ps_mask(a, low, _CMP_GT_OQ);
+    const I places = _mm512_add_epi32(_mm512_set1_epi32(first),
+                                      _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
+    _mm512_storeu_si512(list, _mm512_maskz_compress_epi32(over, places));
+    return __builtin_popcount(over);
+  }
   static F round(F a) { return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
   static F abs(F a) { return _mm512_abs_ps(a); }
   static F copysign(F a, F sign) {  // |a| with the sign of `sign`
@@ -39,7 +46,16 @@ struct Vec {
                                                          _mm512_set1_epi32(int(0x80000000u)), 0xd8));
   }
   static F scale2(F a, F n) { return _mm512_scalef_ps(a, n); }  // a * 2^n, n integral
-  static float sum(F a) { return _mm512_reduce_add_ps(a); }
+  static float sum(F a) {
+    a = _mm512_add_ps(a, _mm512_permute_ps(a, 0x4e));
+    return _mm_cvtss_f32(quarters(_mm512_add_ps(a, _mm512_permute_ps(a, 0xb1))));
+  }
+  static void sum_four(F a, F b, F c, F d, float* out) {
+    const F ab = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));  // a, b, a, b in every quarter
+    const F cd = _mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
+    const F low = _mm512_shuffle_ps(ab, cd, 0x44), high = _mm512_shuffle_ps(ab, cd, 0xee);
+    _mm_storeu_ps(out, quarters(_mm512_add_ps(low, high)));
+  }
   static float maximum(F a) { return _mm512_reduce_max_ps(a); }
 
   static F load_f16(const void* p) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p)); }
@@ -113,6 +129,7 @@ struct Vec {
   static F load_f16_n(const void* p, int n) { return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask(n), p)); }
   static F broadcast(F x, int lane) { return _mm512_permutexvar_ps(_mm512_set1_epi32(lane), x); }
   static B load_b(const uint8_t* p) { return _mm512_loadu_si512(p); }
+  static void store_b(uint8_t* p, B x) { _mm512_storeu_si512(p, x); }
   template <int shift, int mask>
   static B field(B x) {
     return _mm512_and_si512(shift >= 0 ? _mm512_srli_epi16(x, shift & 15) : _mm512_slli_epi16(x, -shift & 15),
@@ -141,10 +158,6 @@ struct Vec {
   }
   static I dot_b(I acc, B a, B b) { return _mm512_dpbusd_epi32(acc, a, b); }
   static I join_bytes(I high, I low) { return _mm512_add_epi32(_mm512_slli_epi32(high, 8), low); }
-  static H load_split(const int16_t* p) {
-    const __m512i low = _mm512_castsi256_si512(_mm256_loadu_si256((const __m256i*)p));
-    return _mm512_inserti64x4(low, _mm256_loadu_si256((const __m256i*)(p + 32)), 1);
-  }
   static F spread(F x, int i) {
     const __m512i lanes = _mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1);
     return _mm512_permutexvar_ps(_mm512_add_epi32(lanes, _mm512_set1_epi32(i)), x);
@@ -152,6 +165,10 @@ struct Vec {
   static void prefetch(const void* p) { _mm_prefetch((const char*)p, _MM_HINT_T2); }
 
  private:
+  static __m128 quarters(F x) {  // added up
+    const __m256 half = _mm256_add_ps(_mm512_castps512_ps256(x), _mm512_extractf32x8_ps(x, 1));
+    return _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
+  }
   static B shift_words(__m128i words) {
     const __m512i each =
         _mm512_permutexvar_epi64(_mm512_setr_epi64(0, 0, 0, 0, 1, 1, 1, 1), _mm512_castsi128_si512(words));

@@ -44,6 +44,13 @@ struct Vec {
   static F max(const F& a, const F& b) { DEJAVU_EACH(a.v[i] > b.v[i] ? a.v[i] : b.v[i]); }
   static F min(const F& a, const F& b) { DEJAVU_EACH(a.v[i] < b.v[i] ? a.v[i] : b.v[i]); }
   static F above(const F& a, const F& low) { DEJAVU_EACH(a.v[i] > low.v[i] ? a.v[i] : 0.0f); }
+  // Writes the numbers of the lanes with a > low, counted from `first`, and returns how many they are; what lies behind
+  // them, up to W places, is overwritten.
+  static int list_above(int32_t* list, int first, const F& a, const F& low) {
+    int found = 0;
+    for (int i = 0; i < W; ++i) list[found] = first + i, found += a.v[i] > low.v[i];
+    return found;
+  }
   static F round(const F& a) { DEJAVU_EACH(nearbyintf(a.v[i])); }
   static F abs(const F& a) { DEJAVU_EACH(fabsf(a.v[i])); }
   static F copysign(const F& a, const F& sign) { DEJAVU_EACH(copysignf(a.v[i], sign.v[i])); }
@@ -52,6 +59,9 @@ struct Vec {
     float s[8];
     for (int i = 0; i < 8; ++i) s[i] = a.v[i] + a.v[i + 8];
     return ((s[0] + s[4]) + (s[1] + s[5])) + ((s[2] + s[6]) + (s[3] + s[7]));
+  }
+  static void sum_four(const F& a, const F& b, const F& c, const F& d, float* out) {  // each as `sum` adds it
+    out[0] = sum(a), out[1] = sum(b), out[2] = sum(c), out[3] = sum(d);
   }
   static float maximum(const F& a) {
     float m = a.v[0];
@@ -204,6 +214,7 @@ struct Vec {
     memcpy(r.v, p, sizeof r.v);
     return r;
   }
+  static void store_b(uint8_t* p, const B& x) { memcpy(p, x.v, sizeof x.v); }
   // Bits of each byte, moved down by `shift` (up where it is negative); none of `mask` may come from a neighbour.
   template <int shift, int mask>
   static B field(B x) {
@@ -255,12 +266,6 @@ struct Vec {
   static I join_bytes(const I& high, const I& low) {
     I r;
     for (int i = 0; i < W; ++i) r.v[i] = high.v[i] * 256 + low.v[i];
-    return r;
-  }
-  static H load_split(const int16_t* p) {  // 16 words at p, and (W = 16) 16 words at p + 32
-    H r;
-    memcpy(r.v, p, 32);
-    memcpy(r.v + 16, p + 32, 32);
     return r;
   }
   static F spread(const F& x, int i) {  // x[i] in the first eight lanes, (W = 16) x[i + 1] in the others
