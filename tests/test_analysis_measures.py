@@ -45,6 +45,7 @@ def fake_trace(hidden: Any, **fields: Any) -> Trace:
     rest |= {
         "mlp_input": rest["attn_input"],
         "gate": values,
+        "head_input": np.zeros((0, 2)),
         "logits": np.zeros((0, 1)),
         "chosen": values[:, :0],
     } | fields

@@ -92,7 +92,8 @@ def test_dense_over_halves(
 def test_vocabulary_sketch(codec: str, tiny_folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DEJAVU_ISA", "portable")
     native, _ = pair(tiny_folder("llama-head-dim"), codec, leading=4)
-    native.set_plan(plan_of(native, "dense", vocabulary=VocabularySketch(bits=4, exact=20)))
+    mean = np.linspace(-1, 2, native.config.embed_dim, dtype=np.float32)
+    native.set_plan(plan_of(native, "dense", vocabulary=VocabularySketch(bits=4, exact=20, mean=mean)))
     tokens = prompt(CASES["llama-head-dim"])
     found = native.prefill(tokens, native.new_cache(), all_logits=True, sparse=True)
     assert far_off(found, by_decoding(native, tokens), TOLERANCES[f"native_{codec}"]) <= len(tokens) // 8

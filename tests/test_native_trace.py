@@ -91,6 +91,7 @@ def test_arrays_that_do_not_fit_are_refused(tiny_folder: Folder) -> None:
     )
     fitting = {name: np.empty((2, 3, width), np.float32) for name, width in widths.items()}
     fitting["head_norm"] = np.empty((2, 0, 6), np.float32)
+    fitting["head_input"] = np.empty((1, 3, 60), np.float32)
     logits = np.empty((3, 97), np.float32)
     native._engine.trace(tokens, native.new_cache(), fitting, logits, False)
     for arrays in (
@@ -99,6 +100,7 @@ def test_arrays_that_do_not_fit_are_refused(tiny_folder: Folder) -> None:
         {"hidden": np.empty((2, 3, 84), np.float64)},
         {"hidden": np.empty((2, 3, 168), np.float32)[:, :, ::2]},
         {"head_norm": None},
+        {"head_input": np.empty((2, 3, 60), np.float32)},
     ):
         with pytest.raises(ValueError, match=f"{next(iter(arrays))} is not float32"):
             native._engine.trace(tokens, native.new_cache(), fitting | arrays, logits, False)

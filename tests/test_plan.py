@@ -108,7 +108,13 @@ plans = st.builds(
     name=st.text("aé-1", max_size=9),
     kv=st.builds(KvPolicy, st.sampled_from(["write", "recompute"]), st.integers(1, 4096)),
     vocabulary=st.one_of(
-        st.just(Dense()), st.builds(VocabularySketch, bits=st.integers(2, 4), exact=st.integers(1, 9999))
+        st.just(Dense()),
+        st.builds(
+            VocabularySketch,
+            bits=st.integers(2, 4),
+            exact=st.integers(1, 9999),
+            mean=st.sampled_from([np.empty(0, np.float32), np.arange(D, dtype=np.float32)]),
+        ),
     ),
     evidence=st.dictionaries(st.text(max_size=5), json_values, max_size=3),
 )
@@ -300,7 +306,7 @@ LAYER = ("layers", 0)
         (("layers", 1, "neurons"), {"kind": "static"}, "lacks 'layers.1.neurons.indices'"),
         (("kv", "kind"), "lose", "K/V policy is 'lose'"),
         (("kv", "buffer"), True, "buffer is True"),
-        (("vocabulary",), {"kind": "sketch", "bits": 3}, "exact"),
+        (("vocabulary",), {"kind": "sketch", "bits": 3}, "lacks 'vocabulary.mean'"),
         (("vocabulary",), {"kind": "low_rank"}, "supported: dense, sketch"),
         (("predictors", "sha256"), "0" * 64, "truncated or of another plan"),
         (("predictors",), None, "an object is needed"),

@@ -439,6 +439,11 @@ def test_vocabulary_sketch(name: str, tiny_folder: Folder) -> None:
     )
     approximate = brute_leading(embed_codec("int8"), head, 4)
     assert np.abs(under(bits=4, exact=1) - exact).max() <= np.abs(approximate - head).sum(axis=1).max() * 9
+    # What all tokens have in common is exact: estimated is what differs from it.
+    x = executor.trace(tokens).head_input
+    centred = under(bits=4, exact=1, mean=x[3])
+    assert relative_error(centred[3], exact[3]) <= SAME
+    assert not np.array_equal(centred[4], exact[4])
 
 
 def test_traces_tell_what_the_dense_model_does(tiny_folder: Folder) -> None:
@@ -454,6 +459,8 @@ def test_traces_tell_what_the_dense_model_does(tiny_folder: Folder) -> None:
     np.testing.assert_array_equal(few.gate, trace.gate)
     assert few.hidden.shape == (2, 0, 84)
     assert few.logits.shape == (0, 97)
+    assert few.head_input.shape == (0, executor.config.embed_dim)
+    assert relative_error(trace.head_input @ read("embed.weight").T, trace.logits) <= SAME
 
 
 def test_plans_that_do_not_fit_are_refused(tiny_folder: Folder) -> None:

@@ -241,11 +241,14 @@ def test_compensators(rank: int, tiny_folder: Folder) -> None:
         check(native, reference, plan_of(native, "threshold", rank=rank), "llama-head-dim", codec)
 
 
+@pytest.mark.parametrize("name", ["llama-head-dim", "opt-350m"])  # whose head is narrower than the model
+@pytest.mark.parametrize("centred", [False, True])
 @pytest.mark.parametrize(("codec", "bits"), [("int8", 3), ("int8", 4), ("int4", 4)])
-def test_vocabulary_sketch(codec: str, bits: int, tiny_folder: Folder) -> None:
-    native, reference = pair(tiny_folder("llama-head-dim"), codec, leading=bits)
-    plan = plan_of(native, "dense", vocabulary=VocabularySketch(bits=bits, exact=20))
-    check(native, reference, plan, "llama-head-dim", codec)
+def test_vocabulary_sketch(codec: str, bits: int, centred: bool, name: str, tiny_folder: Folder) -> None:
+    native, reference = pair(tiny_folder(name), codec, leading=bits)
+    mean = np.linspace(-2, 3, native.config.embed_dim * centred, dtype=np.float32)
+    plan = plan_of(native, "dense", vocabulary=VocabularySketch(bits=bits, exact=20, mean=mean))
+    check(native, reference, plan, name, codec)
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3, 7])

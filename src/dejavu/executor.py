@@ -59,11 +59,15 @@ class Trace:
     """[L, t, H]: L2 norm of each head's mixed values, before the output rows."""
     chosen: NDArray[np.float32]
     """[L, t, f]: by the plan, 1 where a token uses a neuron, else 0. Of `hidden`, which is that of all neurons."""
+    head_input: NDArray[np.float32]
+    """[t, E]: what the head multiplies, E = embed_dim."""
     logits: NDArray[np.float32]
     """[t, V]"""
 
 
-TraceField = Literal["attn_input", "mlp_input", "gate", "hidden", "head_norm", "chosen", "logits"]
+TraceField = Literal[
+    "attn_input", "mlp_input", "gate", "hidden", "head_norm", "chosen", "head_input", "logits"
+]
 TRACE_FIELDS: tuple[TraceField, ...] = tuple(name for name in get_args(TraceField) if name != "chosen")
 """All that a dense pass can tell."""
 

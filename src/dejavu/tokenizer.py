@@ -129,6 +129,12 @@ class Tokenizer:
         return max(self.backend.get_vocab_size(with_added_tokens=True), max(self._added, default=-1) + 1)
 
     @property
+    def vocabulary(self) -> dict[str, int]:
+        """Token id by the token's text."""
+        found: dict[str, int] = self.backend.get_vocab(with_added_tokens=True)
+        return found
+
+    @property
     def bos_token(self) -> str | None:
         """Text of the BOS token."""
         return None if self.bos_id is None else self.backend.id_to_token(self.bos_id)

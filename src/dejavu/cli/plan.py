@@ -1,4 +1,4 @@
-"""dejavu plan show and dejavu plan check."""
+"""dejavu plan show, dejavu plan check and dejavu plan logits."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import typer
 from dejavu.cli import options
 from dejavu.cli.output import print_fields, print_json, print_table
 
-app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Show and check access plans.")
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Show, check and extend access plans.")
 
 Folder = Annotated[Path, typer.Argument(metavar="PLAN", help="The folder of a plan.")]
 
@@ -74,6 +74,60 @@ def check(
         return
     print(what)
     print(f"next: {following}")
+
+
+@app.command()
+def logits(
+    plan: Folder,
+    model: Annotated[str, typer.Argument(metavar="MODEL", help=f"That it is for. {options.MODEL_HELP}")],
+    text: Annotated[
+        list[Path],
+        typer.Option(help='A .jsonl file of lines with a "text" field, or a .txt file; may be repeated.'),
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the new plan.")],
+    exact: Annotated[int, typer.Option(min=1, help="So many of the best logits are exact.")] = 1024,
+    verify_tokens: Annotated[int, typer.Option(min=64, help="Held-out text, for the cost.")] = 10_000,
+    seed: Annotated[int, typer.Option(min=0, help="Of the split of the text and its order.")] = 0,
+    codec: options.Codec = options.CodecName.auto,
+    threads: options.Threads = None,
+    offline: options.Offline = False,
+    json: options.Json = False,
+) -> None:
+    """Add to a plan of sketches that logits too come from leading bits, but for the best ones, and say what it costs."""
+    from dejavu.cli.progress import make_progress, stage_bars
+    from dejavu.plan import AccessPlan
+    from dejavu.training.corpus import Corpus
+    from dejavu.training.logits import sketch_logits
+    from dejavu.training.subject import open_subject
+
+    loaded, corpus = AccessPlan.load(plan), Corpus(text, seed=seed)
+    subject = open_subject(
+        model,
+        codec=loaded.evidence.get("codec", "auto") if codec.value == "auto" else codec.value,
+        leading=loaded.leading,
+        threads=threads,
+        offline=offline or None,
+        progress=make_progress(quiet=json),
+    )
+    try:
+        with stage_bars(quiet=json) as progress:
+            found = sketch_logits(
+                subject, loaded, corpus, exact=exact, verify_tokens=verify_tokens, progress=progress
+            )
+    finally:
+        subject.close()
+    found.save(output)
+    told = found.evidence["vocabulary"]
+    if json:
+        print_json({"plan": str(output), "exact": exact, **told})
+        return
+    print(
+        f"Perplexity on {told['verification']} held-out tokens becomes {told['cost']:.4f} times what it was."
+    )
+    print(
+        f"The mean makes up {100 * told['mean_share']:.0f}% of the squared length of what the head multiplies."
+    )
+    print(f'next: dejavu generate "Hello" -m {model} --plan {output}')
 
 
 def _check_model(plan: Any, model: str, *, offline: bool, quiet: bool) -> None:

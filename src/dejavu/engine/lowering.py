@@ -18,12 +18,15 @@ if TYPE_CHECKING:
 def lower(plan: AccessPlan, config: ModelConfig) -> dict[str, Any]:
     """`plan`, which fits `config`, as plain values and float32 arrays."""
     vocabulary = plan.vocabulary
-    bits, exact = (vocabulary.bits, vocabulary.exact) if isinstance(vocabulary, VocabularySketch) else (0, 0)
+    bits, exact, mean = 0, 0, np.empty(0, np.float32)
+    if isinstance(vocabulary, VocabularySketch):
+        bits, exact, mean = vocabulary.bits, vocabulary.exact, vocabulary.mean
     return {
         "recompute": plan.kv.kind == "recompute",
         "buffer": plan.kv.buffer,
         "vocabulary_bits": bits,
         "exact": min(exact, config.vocab_size),
+        **_floats(vocabulary_mean=mean),
         "layers": [
             {
                 "neurons": _selector(layer.neurons, config.base_neurons),

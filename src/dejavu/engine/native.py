@@ -225,13 +225,16 @@ class NativeExecutor:
             name: np.empty((c.n_layers, len(tokens) if name in want else 0, width), np.float32)
             for name, width in widths.items()
         }
+        arrays["head_input"] = np.empty(
+            (1, len(tokens) if "head_input" in want else 0, c.embed_dim), np.float32
+        )
         logits = np.empty((len(tokens) if "logits" in want else 0, c.vocab_size), np.float32)
         self._engine.trace(
             np.ascontiguousarray(tokens, np.int32), self.new_cache(), arrays, logits, "chosen" in want
         )
         for name in ("gate", "hidden", "chosen"):
             arrays[name] = arrays[name][:, :, : c.base_neurons]
-        return Trace(**arrays, logits=logits)
+        return Trace(**arrays | {"head_input": arrays["head_input"][0]}, logits=logits)
 
     def touched_bytes(self, context: int) -> dict[str, int]:
         """Bytes that one decoded token reads, by part, with `context` tokens in the cache.

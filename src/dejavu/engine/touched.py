@@ -42,7 +42,8 @@ def plan_bytes(
             parts["predictors"] += _low_rank(layer.compensator.rank, c.d_model, c.d_model)
     if isinstance(plan.vocabulary, VocabularySketch):
         share = min(plan.vocabulary.exact / c.vocab_size, 1.0)
-        parts["head"] = _size(packed, "head.lead") + share * _head(packed)
+        shift = 4 * c.vocab_size if len(plan.vocabulary.mean) else 0
+        parts["head"] = _size(packed, "head.lead") + share * _head(packed) + shift
     return {name: round(size) for name, size in parts.items()}
 
 

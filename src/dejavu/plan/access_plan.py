@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
+import numpy as np
+
 from dejavu.errors import PlanError
 from dejavu.nested import LEADING_BITS, stored_bits
 from dejavu.plan import checks
@@ -21,6 +23,8 @@ from dejavu.plan.selectors import (
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from numpy.typing import NDArray
 
     from dejavu.codecs import Codec
     from dejavu.models.config import ModelConfig
@@ -44,17 +48,26 @@ class KvPolicy:
         checks.whole("buffer", self.buffer, 1, 4096)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class VocabularySketch:
-    """Logits from the leading `bits` of the head's rows; exact ones for the best `exact` of them."""
+    """Logits from the leading `bits` of the head's rows; exact ones for the best `exact` of them.
+
+    With w' for what the leading bits say of a row w, m for `mean` and x for what the head multiplies, a logit that is not
+    exact is w' (x - m) + w m: only what differs from token to token is estimated. The second term is known beforehand.
+    """
 
     kind: ClassVar = "sketch"
     bits: int
     exact: int
+    mean: NDArray[np.float32] = field(
+        default_factory=lambda: np.empty(0, np.float32), metadata={"stored": "float32"}
+    )
+    """[E]: of x over some text; or [0]: zero."""
 
     def __post_init__(self) -> None:
         checks.one_of("bits", self.bits, (2, 3, 4))
         checks.whole("exact", self.exact, 1, 2**31 - 1)
+        object.__setattr__(self, "mean", checks.array("mean", self.mean, np.float32, 1))
 
 
 @dataclass(frozen=True, eq=False)
@@ -191,6 +204,8 @@ class AccessPlan:
             _check_selector(f"layer {i}: heads", layer.heads, config.n_heads, config.d_model)
             if layer.compensator is not None:
                 checks.shape(f"layer {i}: compensator bias", layer.compensator.bias.shape, (config.d_model,))
+        if isinstance(self.vocabulary, VocabularySketch) and len(self.vocabulary.mean):
+            checks.shape("vocabulary: mean", self.vocabulary.mean.shape, (config.embed_dim,))
 
 
 def _check_selector(what: str, selector: NeuronSelector, n: int, d: int) -> None:

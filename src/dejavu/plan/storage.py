@@ -52,6 +52,7 @@ def write_plan(plan: AccessPlan, folder: Path) -> None:
         }
         for i, layer in enumerate(plan.layers)
     ]
+    vocabulary = _describe(plan.vocabulary, "vocabulary", arrays)
     stored = io.BytesIO()
     write_safetensors(stored, arrays)
     data = stored.getbuffer()
@@ -60,7 +61,7 @@ def write_plan(plan: AccessPlan, folder: Path) -> None:
         "model": plan.model,
         "name": plan.name,
         "kv": dataclasses.asdict(plan.kv),
-        "vocabulary": _describe(plan.vocabulary, "vocabulary", {}),
+        "vocabulary": vocabulary,
         "predictors": {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()},
         "evidence": plan.evidence,
         "layers": layers,

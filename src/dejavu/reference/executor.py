@@ -93,7 +93,7 @@ class ReferenceExecutor:
         run = self._start(tokens, cache, self._plan if sparse else None)
         x = self._forward(tokens, run)  # [t, d]
         self._note_stats([run])
-        return self._logits(x if all_logits else x[-1:], run)  # [t or 1, V]
+        return self._logits(self._head_input(x if all_logits else x[-1:]), run)  # [t or 1, V]
 
     def prefill_batch(
         self,
@@ -117,7 +117,8 @@ class ReferenceExecutor:
         for i, cache in enumerate(caches):
             run = self._start(tokens[i : i + 1], cache, self._plan)
             run.write = self._plan is None or self._plan.kv.kind == "write"
-            logits.append(self._logits(self._forward(tokens[i : i + 1], run), run))  # [1, V]
+            x = self._head_input(self._forward(tokens[i : i + 1], run))  # [1, E]
+            logits.append(self._logits(x, run))  # [1, V]
             runs.append(run)
         self._note_stats(runs)
         return np.concatenate(logits)  # [b, V]
@@ -129,13 +130,14 @@ class ReferenceExecutor:
             raise InputError("no plan is set that could choose")
         run = self._start(tokens, self.new_cache(), self._plan if "chosen" in want else None)
         run.trace = {}
-        logits = self._logits(self._forward(tokens, run), run)  # [t, V]
+        x = self._head_input(self._forward(tokens, run))  # [t, E]
+        logits = self._logits(x, run)  # [t, V]
         layers = run.trace | {"attn_input": run.attn_input, "mlp_input": run.mlp_input}  # L of [t, ...] each
         t: dict[str, int] = {name: len(tokens) if name in want else 0 for name in get_args(TraceField)}
         stacked = {name: np.stack([x[: t[name]] for x in parts]) for name, parts in layers.items()}
         for name in ("gate", "hidden", "chosen"):
             stacked[name] = stacked[name][..., : c.base_neurons]  # [L, t, base]
-        return Trace(**stacked, logits=logits[: t["logits"]])
+        return Trace(**stacked, head_input=x[: t["head_input"]], logits=logits[: t["logits"]])
 
     def close(self) -> None:
         """Drop the weights."""
@@ -340,19 +342,24 @@ class ReferenceExecutor:
         x = inputs[i - min(distance, i)]  # [t, d]
         return self._norm(f"layers.{i}.{norm}", x) if self.config.pre_norm else x  # [t, d]
 
-    def _logits(self, x: Array, run: Run) -> Array:
-        """[t, d] -> [t, V]."""
-        c, w = self.config, self._w
-        if c.final_norm:
+    def _head_input(self, x: Array) -> Array:
+        """What the head multiplies: [t, d] -> [t, E]."""
+        if self.config.final_norm:
             x = self._norm("final_norm", x)  # [t, d]
-        if c.d_embed:
-            x = x @ w["embed.proj_out"].T  # [t, E]
+        return x @ self._w["embed.proj_out"].T if self.config.d_embed else x
+
+    def _logits(self, x: Array, run: Run) -> Array:
+        """[t, E] -> [t, V]."""
+        c, w = self.config, self._w
         name = "embed.weight" if c.tied_head else "head.weight"
         bias = w["head.bias"] if "head" in c.biases else np.float32(0)  # [V]
         logits = x @ w[name].T + bias  # [t, V]
         if run.plan is not None and isinstance(run.plan.vocabulary, VocabularySketch):
             sketch = run.plan.vocabulary
-            rough = x @ w.leading(name, sketch.bits).T + bias  # [t, V]
+            leading = w.leading(name, sketch.bits)  # [V, E]
+            rough = x @ leading.T + bias  # [t, V]
+            if len(sketch.mean):
+                rough += (w[name] - leading) @ sketch.mean
             best = np.argsort(-rough, axis=1, kind="stable")[:, : sketch.exact]  # [t, exact]
             np.put_along_axis(rough, best, np.take_along_axis(logits, best, axis=1), axis=1)
             logits = rough  # [t, V]

@@ -1,0 +1,110 @@
+"""`dejavu plan logits`: logits from leading bits too, around the mean of what the head multiplies."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from dejavu import LLM, SamplingParams
+from dejavu.cli.app import run
+from dejavu.errors import InputError, PlanError
+from dejavu.models.loading import open_model
+from dejavu.plan import AccessPlan, Sketch, VocabularySketch
+from dejavu.reference import ReferenceExecutor
+from dejavu.tokenizer import Tokenizer
+from dejavu.training import logits
+from dejavu.training.corpus import Corpus
+from dejavu.training.stream import TokenStream
+from tiny_chat import build_tiny_chat
+from training_texts import documents, write_jsonl
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("logits")
+    model = open_model(build_tiny_chat(folder / "model"))
+    fingerprint = model.weights.fingerprint
+    model.close()
+    write_jsonl(folder / "text.jsonl", documents(60, 20))
+    write_jsonl(folder / "short.jsonl", documents(2, 3))
+    plans = {"plan": Sketch(bits=4, density=0.5), "dense": None}
+    for name, neurons in plans.items():
+        plan = AccessPlan.uniform(fingerprint, model.config.n_layers, neurons=neurons, name=name)
+        plan.save(folder / name)
+    return folder
+
+
+def command(folder: Path, plan: str, output: Path, *more: str, text: str = "text.jsonl") -> list[str]:
+    options = [
+        "--text",
+        str(folder / text),
+        "-o",
+        str(output),
+        "--codec",
+        "int8",
+        "--verify-tokens",
+        "500",
+    ]
+    return ["plan", "logits", str(folder / plan), str(folder / "model"), *options, "--json", *more]
+
+
+def test_adds_the_mean_and_says_the_cost(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logits, "MEAN_TOKENS", 1000)
+    assert run(command(folder, "plan", tmp_path / "out", "--exact", "20")) == 0
+    told = json.loads(capsys.readouterr().out)
+    before, after = (AccessPlan.load(path) for path in (folder / "plan", tmp_path / "out"))
+    sketch = after.vocabulary
+    assert isinstance(sketch, VocabularySketch)
+    assert (sketch.bits, sketch.exact, after.name) == (4, 20, before.name)
+    assert told["cost"] == after.evidence["vocabulary"]["cost"] == pytest.approx(1, abs=0.05)
+    model = open_model(folder / "model")
+    reference = ReferenceExecutor(model.config, model.weights, codec="int8")
+    reference.set_plan(before)
+    corpus = Corpus([folder / "text.jsonl"], seed=0)
+    stream = TokenStream(corpus, Tokenizer.from_model(model), context=model.config.max_context)
+    pieces = next(stream.batches(1000))[0]
+    assert told["calibration"] == sum(map(len, pieces))
+    found = [reference.trace(piece, want=("head_input", "chosen")).head_input for piece in pieces]
+    model.close()
+    expected = np.concatenate(found).mean(axis=0)
+    share = told["mean_share"] * (np.concatenate(found) ** 2).sum(axis=1).mean()
+    assert (expected**2).sum() == pytest.approx(share, rel=0.02)
+    assert np.abs(sketch.mean - expected).max() <= 0.01 * np.abs(expected).max()
+    params = SamplingParams(max_tokens=4, temperature=0)
+    with LLM.from_pretrained(str(folder / "model"), codec="int8", plan=tmp_path / "out") as llm:
+        assert len(llm.generate("the cat", params).completions[0].token_ids) == 4
+
+
+def test_all_exact_costs_nothing(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(command(folder, "plan", tmp_path / "out", "--exact", "100000")) == 0
+    assert json.loads(capsys.readouterr().out)["cost"] == pytest.approx(1, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("plan", "text", "error", "message"),
+    [
+        ("dense", "text.jsonl", PlanError, "has no sketches"),
+        ("plan", "short.jsonl", InputError, "at least 1024 are needed"),
+        ("plan", "nowhere.jsonl", InputError, "nowhere.jsonl"),
+    ],
+)
+def test_what_cannot_be(
+    folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    plan: str,
+    text: str,
+    error: Any,
+    message: str,
+) -> None:
+    assert run(command(folder, plan, tmp_path / "out", text=text)) == error.exit_code
+    assert message in capsys.readouterr().out
+    assert not (tmp_path / "out").exists()
