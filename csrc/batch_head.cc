@@ -14,7 +14,7 @@ void Engine::BatchThread::logits() {
     std::memcpy(b.capture.head_input + size_t(r) * width, e.head_input(row(b.x, r, c.d), line, line + c.d), width * 4);
   }
   if (b.which == Logits::none) return;
-  if (b.plan && b.plan->head_bits && b.plan->exact < c.vocab) {
+  if (b.plan && b.plan->head.bits && b.plan->head.exact < c.vocab) {
     sketched_logits();
   } else if (b.which == Logits::last && b.segments->size() < 3) {
     few_logits();
@@ -74,13 +74,14 @@ void Engine::BatchThread::sketched_logits() {
   const int count = b.which == Logits::all ? total : int(b.segments->size());
   const Range mine_here = share(count, 1, thread, threads);
   Selector best;
-  best.k = b.plan->exact;
+  best.k = b.plan->head.exact;
   float* room = w.picking.get(0);
   int32_t* list = reinterpret_cast<int32_t*>(room + c.vocab);
+  std::vector<char> along(e.along_bytes());
   for (int r = mine_here.begin; r < mine_here.end; ++r) {
     float* out = b.logits + size_t(r) * size_t(c.vocab);
-    k.rows[int(e.head_.layout.codec)].prepare(e.head_.layout, logits_input(r), scratch);
-    e.leading_logits(b.plan->head_bits, {0, e.head_lead_.tiles()}, scratch, out);
+    e.prepare_sketched(logits_input(r), scratch, along.data());
+    e.leading_logits({0, e.head_lead_.tiles()}, scratch, along.data(), out);
     const int n = pick(e.k_, best, out, c.vocab, room, list);
     e.exact_logits(list, n, scratch, out);
     e.finish_logits(out, 0, c.vocab);

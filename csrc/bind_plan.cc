@@ -13,6 +13,7 @@ namespace {
 
 using Matrix = Array<const float, 2>;
 using Vector = Array<const float, 1>;
+using Bytes = Array<const uint8_t, 1>;
 
 template <typename T>
 T field(const nb::dict& values, const char* name) {
@@ -97,22 +98,38 @@ Selector parse_selector(const nb::dict& v, int d, int units) {
   return s;
 }
 
+std::vector<uint8_t> packed_rows(const nb::dict& v, const char* name, size_t bytes) {
+  const Bytes found = field<Bytes>(v, name);
+  if (found.shape(0) != bytes) throw std::invalid_argument(std::string(name) + " has another size than the head needs");
+  return {found.data(), found.data() + bytes};
+}
+
+HeadSketch parse_head(const nb::dict& v, const Config& c) {
+  HeadSketch head;
+  head.bits = between(v, "bits", 2, 4);
+  head.exact = between(v, "exact", 1, c.vocab);
+  const Vector mean = field<Vector>(v, "mean");
+  head.mean.assign(mean.data(), mean.data() + mean.size());
+  if (!head.mean.empty() && head.mean.size() != size_t(c.embed_dim)) {
+    throw std::invalid_argument("mean is not of the width of the head");
+  }
+  head.along = between(v, "along", 0, c.embed_dim);
+  if (!head.along) return head;
+  const Bundles directions(RowLayout(Codec::f32, c.embed_dim), head.along, 1);
+  head.directions = packed_rows(v, "directions", directions.bytes());
+  const int bundles = (c.vocab + kPlainRows - 1) / kPlainRows;
+  head.missing = packed_rows(v, "missing", Bundles(RowLayout(Codec::int8, head.along), kPlainRows, bundles).bytes());
+  return head;
+}
+
 }  // namespace
 
 std::unique_ptr<Plan> parse_plan(const nb::dict& v, const Config& c) {
   auto plan = std::make_unique<Plan>();
   plan->recompute = field<bool>(v, "recompute");
   plan->buffer = between(v, "buffer", 1, 1 << 16);
-  const int bits = between(v, "vocabulary_bits", 0, 4);
-  if (bits == 1) throw std::invalid_argument("vocabulary_bits is 1; there are 0, 2, 3, 4");
-  plan->head_bits = bits;
-  plan->exact = between(v, "exact", 0, c.vocab);
-  if (bits && !plan->exact) throw std::invalid_argument("exact is 0");
-  const Vector mean = field<Vector>(v, "vocabulary_mean");
-  plan->head_mean.assign(mean.data(), mean.data() + mean.size());
-  if (!plan->head_mean.empty() && plan->head_mean.size() != size_t(c.embed_dim)) {
-    throw std::invalid_argument("vocabulary_mean is not of the width of the head");
-  }
+  const nb::object vocabulary = field<nb::object>(v, "vocabulary");
+  if (!vocabulary.is_none()) plan->head = parse_head(nb::cast<nb::dict>(vocabulary), c);
   const nb::list layers = field<nb::list>(v, "layers");
   if (int(nb::len(layers)) != c.layers) throw std::invalid_argument("the plan has another number of layers");
   for (nb::handle item : layers) {

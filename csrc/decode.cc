@@ -200,7 +200,7 @@ void Engine::Decoder::fetch(const Tiles& t, Range tiles) const {
 // What this thread reads first of layer i's attention, or of the head behind the last layer.
 void Engine::Decoder::fetch_attention(int i) const {
   if (i == c.layers) {
-    if (plan && plan->head_bits) return fetch(e.head_lead_, share(e.head_lead_.tiles(), 1, thread, threads));
+    if (plan && plan->head.bits) return fetch(e.head_lead_, share(e.head_lead_.tiles(), 1, thread, threads));
     const Bundles& b = e.head_;
     const Range mine = share(b.count, 1, thread, threads);
     if (s.logits && mine.begin < mine.end) fetch(b, mine.begin, 0, mine.end - mine.begin, b.stride);
@@ -253,13 +253,19 @@ void Engine::Decoder::axpy(const Bundles& b, int bundle, int first, int n, const
 
 void Engine::Decoder::logits() {
   const RowKernels& head_rows = e.k_.rows[int(e.head_.layout.codec)];
+  const bool sketched = plan && plan->head.bits && plan->head.exact < c.vocab;
+  std::vector<char> along(sketched ? size_t(s.n) * e.along_bytes() : 0);
   float* out[kMaxTokens];
   for (int t = 0; t < s.n; ++t) {
     out[t] = s.logits + size_t(t) * size_t(c.vocab);
     const float* last = e.head_input(x[t], w.branch.get(0), w.branch.get(0) + c.d);
-    head_rows.prepare(e.head_.layout, last, input[t]);
+    if (sketched) {
+      e.prepare_sketched(last, input[t], along.data() + size_t(t) * e.along_bytes());
+    } else {
+      head_rows.prepare(e.head_.layout, last, input[t]);
+    }
   }
-  if (plan && plan->head_bits && plan->exact < c.vocab) return sketched_logits(out);
+  if (sketched) return sketched_logits(along.data(), out);
   const Range mine = share(e.head_.count, 1, thread, threads);
   const int first = mine.begin * kPlainRows, n = least(mine.end * kPlainRows, c.vocab) - first;
   float* to[kMaxTokens];
@@ -269,12 +275,12 @@ void Engine::Decoder::logits() {
 }
 
 // All rows of the head by their leading bits, the best of them exactly. `input` is prepared.
-void Engine::Decoder::sketched_logits(float* const* out) {
+void Engine::Decoder::sketched_logits(const char* along, float* const* out) {
   const Range mine = share(e.head_lead_.tiles(), 1, thread, threads);
-  for (int t = 0; t < s.n; ++t) e.leading_logits(plan->head_bits, mine, input[t], out[t]);
+  for (int t = 0; t < s.n; ++t) e.leading_logits(mine, input[t], along + size_t(t) * e.along_bytes(), out[t]);
   barrier();
   Selector best;
-  best.k = plan->exact;
+  best.k = plan->head.exact;
   int32_t* list = reinterpret_cast<int32_t*>(w.picking.get(0) + c.vocab);
   for (int t = 0; t < s.n; ++t) {
     const int n = pick(e.k_, best, out[t], c.vocab, w.picking.get(0), list);

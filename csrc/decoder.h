@@ -46,7 +46,7 @@ struct Engine::Decoder {
   void enter(Part next);
   void barrier();
   void logits();
-  void sketched_logits(float* const* out);
+  void sketched_logits(const char* along, float* const* out);
   void prepare(const float* weight, const float* bias);
   const float* turn(int layer, int token) const;
   void finish(std::vector<float>& partials, const float* first_bias, const float* bias, const float* post_norm,

@@ -32,13 +32,6 @@ class Reader {
     return b;
   }
 
-  Tiles tiles(const std::string& name, int d, int bits, int count) const {
-    const Section section = find(name);
-    const Tiles t(d, bits, 1, count, section.data);
-    check(name, section, t.bytes());
-    return t;
-  }
-
   NestedMlp nested(const std::string& layer, const RowLayout& layout, int dots, int count, int leading) const {
     const Section lead = find(layer + "lead"), rest = find(layer + "mlp");
     const NestedMlp mlp(layout, dots, count, leading, lead.data, rest.data);
@@ -109,9 +102,6 @@ Engine::Engine(const Config& config, Codec codec, Codec head_codec, const Sectio
   embed_ = read.bundles("embed.weight", embed_layout, kPlainRows, plain_bundles(c_.vocab));
   head_ = sections.count("head.weight") ? read.bundles("head.weight", embed_layout, kPlainRows, plain_bundles(c_.vocab))
                                         : embed_;
-  if (sections.count("head.lead")) {
-    head_lead_ = read.tiles("head.lead", c_.embed_dim, leading, c_.vocab);
-  }
   if (c_.embed_dim != d) {
     proj_in_ = read.bundles("embed.proj_in", RowLayout(Codec::f32, c_.embed_dim), kPlainRows, plain_bundles(d));
     proj_out_ = read.bundles("embed.proj_out", RowLayout(Codec::f32, d), kPlainRows, plain_bundles(c_.embed_dim));
@@ -188,13 +178,7 @@ void Engine::set_plan(std::unique_ptr<Plan> plan) {
       }
     }
   }
-  if (plan && plan->head_bits) {
-    if (!head_lead_.count) {
-      throw std::invalid_argument("the plan reads the vocabulary by sketches, but the model was not packed nested");
-    }
-    check_bits(true, head_lead_.bits, plan->head_bits);
-    if (!plan->head_mean.empty()) shift_head(*plan);
-  }
+  if (plan && plan->head.bits) sketch_head(plan->head);
   plan_ = std::move(plan);
   const size_t layers = plan_ ? size_t(c_.layers) * kMaxTokens : 0, ff = size_t(c_.ff);
   widest_rank_ = (widest_rank_ + 15) / 16 * 16;

@@ -144,11 +144,7 @@ class Engine {
   void add_branch(float* x, float* branch, const float* bias, const float* post_norm, const float* norm_weight,
                   const float* norm_bias) const;
   void to_natural(const float* stored, float* out) const;  // an axpy accumulator, minima added
-  // Logits of tiles `range` of the head by their leading bits; and exact ones of the listed rows.
-  void leading_logits(int bits, Range range, const void* input, float* logits) const;
-  void exact_logits(const int32_t* rows, int n, const void* input, float* logits) const;
   const float* head_input(const float* x, float* normed, float* projected) const;
-  void shift_head(const Plan& plan);  // fills head_shift_
   void finish_logits(float* logits, int first, int n) const;
   const RowKernels& mlp_rows(const Layer& layer) const { return k_.rows[int(mlp_layout(layer).codec)]; }
   bool local_rope(int layer) const { return !c_.local_inv_freq.empty() && c_.windowed[size_t(layer)]; }
@@ -170,6 +166,17 @@ class Engine {
   // (threshold: gate alone) or from the leading bits (sketch). Pointers are to the first of all neurons.
   void score_neurons(const Layer& layer, const Selector& selector, Range range, const void* input, float* gate,
                      float* up, float* scores) const;
+  // head_sketch.cc. What a plan with such a sketch needs, from the head's rows:
+  void sketch_head(const HeadSketch& sketch);
+  Tiles tiles_of(const Bundles& rows, int bits, Buffer& memory);
+  void along_directions(const float* x, float* out) const;
+  // One token's input x [embed_dim], and what it has along the sketch's directions, for the two that follow.
+  void prepare_sketched(const float* x, void* input, void* along) const;
+  size_t along_bytes() const { return head_missing_.count ? head_missing_.layout.input_bytes() : 0; }
+  // Logits of tiles `range` of the head by their leading bits; and exact ones of the listed rows.
+  void leading_logits(Range range, const void* input, const void* along, float* logits) const;
+  void exact_logits(const int32_t* rows, int n, const void* input, float* logits) const;
+
   const void* to_input8(const void* input, void* scratch) const;  // int8's form of what f32 and bf16 take as floats
   int own_neurons() const { return c_.ff - c_.refined; }
 
@@ -181,8 +188,12 @@ class Engine {
   std::vector<int32_t> natural_;  // stored order -> natural order
   std::vector<Layer> layers_;
   Bundles embed_, head_, proj_in_, proj_out_;
-  Tiles head_lead_;    // nested models: the leading bits of the head's rows
-  Buffer head_shift_;  // under a plan with a mean: what the head's other bits give of it, for every row
+  // Under a plan with a sketch of the head: the leading bits of its rows, and of what they miss along the directions;
+  // what they miss of the mean, for every row; the mean along the directions.
+  Tiles head_lead_, head_missing_;
+  Bundles head_directions_;
+  Buffer head_lead_bytes_, head_missing_bytes_, head_direction_bytes_, head_shift_;
+  std::vector<float> head_along_mean_;
   const float *positions_, *embed_norm_, *embed_norm_bias_, *final_norm_, *final_norm_bias_, *head_bias_;
   Pool pool_;
   std::mutex mutex_;  // one forward pass at a time

@@ -66,13 +66,20 @@ struct LayerPlan {
   LowRank compensator;
 };
 
+// Logits from the leading bits of the head's rows: dejavu.plan.VocabularySketch.
+struct HeadSketch {
+  int bits = 0;                              // 0: there is none
+  int exact = 0;                             // so many of the best logits are exact
+  std::vector<float> mean;                   // of what the head multiplies; or empty: zero
+  int along = 0;                             // how many directions
+  std::vector<uint8_t> directions, missing;  // packed rows: one bundle of f32; bundles of int8, `along` wide
+};
+
 struct Plan {
   std::vector<LayerPlan> layers;
   bool recompute = false;  // K/V of groups without a selected head are computed when they are next needed
   int buffer = 0;          // recompute: positions that may be missing
-  int head_bits = 0;       // > 0: logits from the leading bits of the vocabulary, exact for the best `exact`
-  int exact = 0;
-  std::vector<float> head_mean;  // of what the head multiplies; or empty: zero
+  HeadSketch head;
 };
 
 }  // namespace dejavu

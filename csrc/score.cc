@@ -127,29 +127,4 @@ void Engine::score_neurons(const Layer& layer, const Selector& selector, Range r
   }
 }
 
-void Engine::leading_logits(int bits, Range range, const void* input, float* logits) const {
-  const int first = range.begin * kTileRows, end = range.end * kTileRows < c_.vocab ? range.end * kTileRows : c_.vocab;
-  float* out = logits + first;
-  k_.tile_dot(head_lead_, bits, nullptr, range.begin, end - first, input, &out);
-  if (!plan_->head_mean.empty()) k_.add(out, head_shift_.data.get() + first, end - first);
-}
-
-void Engine::shift_head(const Plan& plan) {
-  const RowKernels& rows = k_.rows[int(head_.layout.codec)];
-  std::vector<char> input(head_.layout.input_bytes());
-  std::vector<float> leading(size_t(c_.vocab));
-  float *shift = head_shift_.get(size_t(c_.vocab)), *out = leading.data();
-  rows.prepare(head_.layout, plan.head_mean.data(), input.data());
-  rows.dot(head_, 0, 0, c_.vocab, input.data(), shift);
-  k_.tile_dot(head_lead_, plan.head_bits, nullptr, 0, c_.vocab, input.data(), &out);
-  for (int v = 0; v < c_.vocab; ++v) shift[v] -= leading[size_t(v)];
-}
-
-void Engine::exact_logits(const int32_t* rows, int n, const void* input, float* logits) const {
-  const RowKernels& kernels = k_.rows[int(head_.layout.codec)];
-  for (int i = 0; i < n; ++i) {
-    kernels.dot(head_, 0, rows[i], 1, input, logits + rows[i]);
-  }
-}
-
 }  // namespace dejavu

@@ -54,20 +54,34 @@ def delta(base: Path, adapted: Path, tmp_path: Path) -> Path:
     return tmp_path / "delta"
 
 
-@pytest.mark.parametrize("columns", [1, 8, 63, 64, 65, 576])
-def test_a_bit_and_a_scale(columns: int) -> None:
+@pytest.mark.parametrize("columns", [1, 4, 5, 8, 63, 64, 65, 576])
+def test_trits_and_a_scale(columns: int) -> None:
     difference = np.random.default_rng(0).standard_normal((5, columns)).astype(np.float32)
-    signs, scales = encode(difference)
-    assert signs.shape == (5, -(-columns // 8))
-    found = decode(signs, scales, columns)
-    np.testing.assert_array_equal(found > 0, difference > 0)
+    codes, scales = encode(difference)
+    assert codes.shape == (5, -(-columns // 5))
+    found = decode(codes, scales, 0, columns)
     for start in range(0, columns, GROUP):
-        group = np.abs(difference[:, start : start + GROUP])
-        expected = group.mean(axis=1, keepdims=True).astype(np.float16).astype(np.float32)
-        np.testing.assert_array_equal(
-            np.abs(found[:, start : start + GROUP]), np.broadcast_to(expected, group.shape)
-        )
-    assert not encode(np.zeros((2, columns), np.float32))[1].any()
+        group, kept = difference[:, start : start + GROUP], found[:, start : start + GROUP]
+        for row, values in zip(group, kept, strict=True):
+            sizes = np.sort(np.abs(row))[::-1].astype(np.float64)
+            left = [
+                (row.astype(np.float64) ** 2).sum() - sizes[:k].sum() ** 2 / k for k in range(1, len(row) + 1)
+            ]
+            assert ((row - values) ** 2).sum() <= min(left) + 1e-3 * (row**2).sum()  # the scale is float16
+            assert len(set(np.abs(values[values != 0]))) <= 1
+            assert (np.sign(values)[values != 0] == np.sign(row)[values != 0]).all()
+    for first, last in ((0, 1), (columns - 1, columns), (columns // 3, columns)):
+        np.testing.assert_array_equal(decode(codes, scales, first, last), found[:, first:last])
+    zeros = np.zeros((2, columns), np.float32)
+    np.testing.assert_array_equal(decode(*encode(zeros), 0, columns), zeros)
+    with pytest.raises(ModelFormatError, match="a byte of a delta is 243"):
+        decode(np.full_like(codes, 243), scales, 0, columns)
+
+
+def test_normal_differences_lose_a_fifth_of_their_energy() -> None:
+    difference = np.random.default_rng(0).standard_normal((64, 1024)).astype(np.float32)
+    left = difference - decode(*encode(difference), 0, 1024)
+    assert 0.17 < (left**2).mean() < 0.19  # Max 1960: 0.190 with the best levels for all
 
 
 def test_readers_see_both(base: Path, adapted: Path, delta: Path) -> None:
@@ -77,9 +91,9 @@ def test_readers_see_both(base: Path, adapted: Path, delta: Path) -> None:
     for name in original.weights.names():
         found, before, after = (m.weights.read(name) for m in (opened, original, exact))
         if name.startswith("layers.") and found.ndim == 2:
-            expected = before + decode(*encode(after - before), before.shape[1])
+            expected = before + decode(*encode(after - before), 0, before.shape[1])
             np.testing.assert_allclose(found, expected, atol=1e-6)
-            assert np.abs(found - after).mean() < 0.7 * np.abs(before - after).mean()
+            assert np.abs(found - after).mean() < 0.5 * np.abs(before - after).mean()
             np.testing.assert_array_equal(opened.weights.read(name, 3, 7), found[3:7])
             np.testing.assert_array_equal(opened.weights.read_columns(name, 0, found.shape[1]), found)
         else:
@@ -130,7 +144,7 @@ def test_running_a_delta(base: Path, delta: Path, adapted: Path) -> None:
             assert len(llm.generate("the cat", SamplingParams(max_tokens=8, ignore_eos=True)).text) > 0
             assert llm.tokenizer.chat_template
             logits.append(llm.executor.prefill(tokens, llm.executor.new_cache(), all_logits=True))
-    assert 0 < np.abs(logits[0] - logits[2]).mean() < 0.8 * np.abs(logits[1] - logits[2]).mean()
+    assert 0 < np.abs(logits[0] - logits[2]).mean() < 0.6 * np.abs(logits[1] - logits[2]).mean()
 
 
 def test_on_the_command_line(
@@ -139,7 +153,7 @@ def test_on_the_command_line(
     command = ["convert", str(adapted), "-o", str(tmp_path / "delta"), "--json"]
     assert run([*command, "--format", "delta", "--base", str(base)]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert (found["format"], found["codec"]) == ("delta", "1 bit")
+    assert (found["format"], found["codec"]) == ("delta", "ternary")
     assert found["bytes"] < 0.2 * (adapted / "model.safetensors").stat().st_size
     for more in (
         ["--format", "delta"],
@@ -159,8 +173,8 @@ def test_what_does_not_fit_is_refused(base: Path, adapted: Path, delta: Path, tm
     record = json.loads((delta / DELTA_NAME).read_text())
     for change, message in (
         ({"fingerprint": "0" * 64}, "is for other weights"),
-        ({"schema": 2}, "not of schema 1"),
-        ({"more": 1}, "not of schema 1"),
+        ({"schema": 1}, "not of schema 2"),
+        ({"more": 1}, "not of schema 2"),
         ({"base": 3}, "are not texts"),
     ):
         (delta / DELTA_NAME).write_text(json.dumps(record | change))
@@ -171,7 +185,7 @@ def test_what_does_not_fit_is_refused(base: Path, adapted: Path, delta: Path, tm
     for damaged in (
         arrays[:-9],
         arrays[:40],
-        arrays.replace(b"layers.1.up.weight.signs", b"layers.1.up.weight.sighs"),
+        arrays.replace(b"layers.1.up.weight.trits", b"layers.1.up.weight.trips"),
     ):
         (delta / ARRAYS_NAME).write_bytes(damaged)
         with pytest.raises(ModelFormatError):

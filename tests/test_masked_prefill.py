@@ -92,8 +92,15 @@ def test_dense_over_halves(
 def test_vocabulary_sketch(codec: str, tiny_folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DEJAVU_ISA", "portable")
     native, _ = pair(tiny_folder("llama-head-dim"), codec, leading=4)
-    mean = np.linspace(-1, 2, native.config.embed_dim, dtype=np.float32)
-    native.set_plan(plan_of(native, "dense", vocabulary=VocabularySketch(bits=4, exact=20, mean=mean)))
+    c = native.config
+    sketch = VocabularySketch(
+        bits=4,
+        exact=20,
+        mean=np.linspace(-1, 2, c.embed_dim, dtype=np.float32),
+        directions=np.eye(7, c.embed_dim),
+        missing=np.sin(np.arange(7.0 * c.vocab_size)).reshape(c.vocab_size, 7),
+    )
+    native.set_plan(plan_of(native, "dense", vocabulary=sketch))
     tokens = prompt(CASES["llama-head-dim"])
     found = native.prefill(tokens, native.new_cache(), all_logits=True, sparse=True)
     assert far_off(found, by_decoding(native, tokens), TOLERANCES[f"native_{codec}"]) <= len(tokens) // 8

@@ -114,6 +114,8 @@ plans = st.builds(
             bits=st.integers(2, 4),
             exact=st.integers(1, 9999),
             mean=st.sampled_from([np.empty(0, np.float32), np.arange(D, dtype=np.float32)]),
+            directions=st.just(np.eye(2, D, dtype=np.float32)),
+            missing=st.just(np.arange(20, dtype=np.float32).reshape(10, 2)),
         ),
     ),
     evidence=st.dictionaries(st.text(max_size=5), json_values, max_size=3),
@@ -417,6 +419,9 @@ def test_uniform_plans_and_leading_bits() -> None:
     assert plan.leading == 4  # the fewest of which two can be read
     assert [plan.can_read(n) for n in (0, 3, 4)] == [False, False, True]
     assert AccessPlan.uniform("m", 3, heads=Oracle(density=0.5)).leading == 0
-    three = AccessPlan.uniform("m", 1, vocabulary=VocabularySketch(bits=3, exact=9))
+    three = AccessPlan.uniform("m", 1, neurons=Sketch(bits=3, threshold=0.1))
     assert three.leading == 3
     assert [three.can_read(n) for n in (0, 3, 4)] == [False, True, True]
+    head = AccessPlan.uniform("m", 1, vocabulary=VocabularySketch(bits=3, exact=9))
+    assert head.leading == 0  # the head is there as a whole
+    assert [head.suits(codec) for codec in ("f32", "bf16", "int8", "int4")] == [False, False, True, True]

@@ -10,7 +10,7 @@ import pytest
 
 from dejavu import LLM, SamplingParams
 from dejavu.cli.app import run
-from dejavu.errors import InputError, PlanError
+from dejavu.errors import InputError
 from dejavu.models.loading import open_model
 from dejavu.plan import AccessPlan, Sketch, VocabularySketch
 from dejavu.reference import ReferenceExecutor
@@ -57,7 +57,7 @@ def command(folder: Path, plan: str, output: Path, *more: str, text: str = "text
 def test_adds_the_mean_and_says_the_cost(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(logits, "MEAN_TOKENS", 1000)
+    monkeypatch.setattr(logits, "CALIBRATION_TOKENS", 1000)
     assert run(command(folder, "plan", tmp_path / "out", "--exact", "20")) == 0
     told = json.loads(capsys.readouterr().out)
     before, after = (AccessPlan.load(path) for path in (folder / "plan", tmp_path / "out"))
@@ -77,10 +77,31 @@ def test_adds_the_mean_and_says_the_cost(
     expected = np.concatenate(found).mean(axis=0)
     share = told["mean_share"] * (np.concatenate(found) ** 2).sum(axis=1).mean()
     assert (expected**2).sum() == pytest.approx(share, rel=0.02)
+    apart = np.concatenate(found) - sketch.mean
+    assert sketch.directions.shape == (32, model.config.embed_dim)
+    np.testing.assert_allclose(sketch.directions @ sketch.directions.T, np.eye(32), atol=1e-5)
+    held = ((apart @ sketch.directions.T) ** 2).sum() / (apart**2).sum()
+    assert told["direction_share"] == pytest.approx(held, abs=0.01)
     assert np.abs(sketch.mean - expected).max() <= 0.01 * np.abs(expected).max()
     params = SamplingParams(max_tokens=4, temperature=0)
     with LLM.from_pretrained(str(folder / "model"), codec="int8", plan=tmp_path / "out") as llm:
         assert len(llm.generate("the cat", params).completions[0].token_ids) == 4
+
+
+def test_a_plan_of_logits_alone(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logits, "CALIBRATION_TOKENS", 1000)
+    command_line = command(folder, "plan", tmp_path / "out", "--exact", "5")
+    command_line[2] = "off"
+    assert run(command_line) == 0
+    found = AccessPlan.load(tmp_path / "out")
+    assert {layer.neurons.kind for layer in found.layers} == {"dense"}
+    assert "codec" not in found.evidence  # the head is int8 in int4 too
+    assert json.loads(capsys.readouterr().out)["cost"] == pytest.approx(1, abs=0.05)
+    command_line[-2:] = ["--codec", "bf16"]
+    assert run(command_line) == InputError.exit_code
+    assert "--codec int8 or int4" in capsys.readouterr().out
 
 
 def test_all_exact_costs_nothing(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -91,7 +112,6 @@ def test_all_exact_costs_nothing(folder: Path, tmp_path: Path, capsys: pytest.Ca
 @pytest.mark.parametrize(
     ("plan", "text", "error", "message"),
     [
-        ("dense", "text.jsonl", PlanError, "has no sketches"),
         ("plan", "short.jsonl", InputError, "at least 1024 are needed"),
         ("plan", "nowhere.jsonl", InputError, "nowhere.jsonl"),
     ],

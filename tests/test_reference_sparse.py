@@ -444,6 +444,11 @@ def test_vocabulary_sketch(name: str, tiny_folder: Folder) -> None:
     centred = under(bits=4, exact=1, mean=x[3])
     assert relative_error(centred[3], exact[3]) <= SAME
     assert not np.array_equal(centred[4], exact[4])
+    # So is nearly all along directions whose missing parts are known.
+    apart, missing = (x[5] - x[3])[None], (head - approximate) @ (x[5] - x[3])[:, None]
+    length = np.float32(np.linalg.norm(apart))
+    along = under(bits=4, exact=1, mean=x[3], directions=apart / length, missing=missing / length)
+    assert relative_error(along[5], exact[5]) <= 0.15 * relative_error(centred[5], exact[5])
 
 
 def test_traces_tell_what_the_dense_model_does(tiny_folder: Folder) -> None:

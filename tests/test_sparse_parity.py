@@ -154,19 +154,24 @@ class Margins:
 
     def __init__(self) -> None:
         self.smallest = np.inf
-        self._pick = selection.pick
+        self._pick, self._highest = selection.pick, selection.highest
 
     def pick(self, scores: NDArray[np.float32], rule: Any) -> NDArray[np.bool_]:
+        before = self.smallest
         chosen = self._pick(scores, rule)
+        if isinstance(rule, Random):  # scores without rounding
+            self.smallest = before
+        elif rule.threshold is not None:
+            gaps = np.abs(scores - rule.threshold).min(axis=1)
+            self.smallest = min(self.smallest, gaps.min() / np.abs(scores).max())
+        return chosen
+
+    def highest(self, scores: NDArray[np.float32], k: int) -> NDArray[np.bool_]:
+        chosen = self._highest(scores, k)
         size = np.abs(scores).max()
         for row, mask in zip(scores, chosen, strict=True):
-            if isinstance(rule, Random) or mask.all():  # scores without rounding; nothing to decide
-                continue
-            if rule.threshold is not None:
-                gap = np.abs(row - rule.threshold).min()
-            else:
-                gap = row[mask].min() - row[~mask].max()
-            self.smallest = min(self.smallest, gap / size)
+            if not mask.all():
+                self.smallest = min(self.smallest, (row[mask].min() - row[~mask].max()) / size)
         return chosen
 
 
@@ -185,6 +190,7 @@ def check(
     caches = (native.new_cache(), reference.new_cache())
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(selection, "pick", margins.pick)
+        patch.setattr(selection, "highest", margins.highest)
         for i, token in enumerate(tokens):
             margins.smallest = np.inf
             found, expected = (
@@ -242,13 +248,32 @@ def test_compensators(rank: int, tiny_folder: Folder) -> None:
 
 
 @pytest.mark.parametrize("name", ["llama-head-dim", "opt-350m"])  # whose head is narrower than the model
+@pytest.mark.parametrize("along", [0, 5, 32])
 @pytest.mark.parametrize("centred", [False, True])
-@pytest.mark.parametrize(("codec", "bits"), [("int8", 3), ("int8", 4), ("int4", 4)])
-def test_vocabulary_sketch(codec: str, bits: int, centred: bool, name: str, tiny_folder: Folder) -> None:
-    native, reference = pair(tiny_folder(name), codec, leading=bits)
-    mean = np.linspace(-2, 3, native.config.embed_dim * centred, dtype=np.float32)
-    plan = plan_of(native, "dense", vocabulary=VocabularySketch(bits=bits, exact=20, mean=mean))
-    check(native, reference, plan, name, codec)
+@pytest.mark.parametrize(("codec", "bits"), [("int8", 2), ("int8", 3), ("int4", 4)])
+def test_vocabulary_sketch(
+    codec: str, bits: int, centred: bool, along: int, name: str, tiny_folder: Folder
+) -> None:
+    native, reference = pair(tiny_folder(name), codec)
+    c, random = native.config, np.random.default_rng(along)
+    sketch = VocabularySketch(
+        bits=bits,
+        exact=20,
+        mean=np.linspace(-2, 3, c.embed_dim * centred, dtype=np.float32),
+        directions=np.linalg.qr(random.standard_normal((c.embed_dim, c.embed_dim)))[0][:along],
+        missing=0.1 * random.standard_normal((c.vocab_size, min(along, c.embed_dim))),
+    )
+    check(native, reference, plan_of(native, "dense", vocabulary=sketch), name, codec)
+
+
+def test_one_sketch_of_the_head_after_another(tiny_folder: Folder) -> None:
+    native, reference = pair(tiny_folder("llama-head-dim"), "int8")
+    c = native.config
+    more = VocabularySketch(
+        bits=4, exact=9, directions=np.eye(3, c.embed_dim), missing=np.ones((c.vocab_size, 3))
+    )
+    for sketch in (more, VocabularySketch(bits=3, exact=9), VocabularySketch(bits=4, exact=9), more):
+        check(native, reference, plan_of(native, "dense", vocabulary=sketch), "llama-head-dim", "int8")
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3, 7])

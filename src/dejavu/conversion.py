@@ -115,7 +115,7 @@ def convert(
 def convert_to_delta(
     source: Path, target: Path, base: str, base_path: Path, *, progress: Progress | None = None
 ) -> Converted:
-    """Write what makes the model at `source` of its base, in a bit per weight; see `dejavu.models.delta`.
+    """Write what makes the model at `source` of its base, in under two bits per weight; see `dejavu.models.delta`.
 
     Args:
         source: the adapted model, as `resolve` returned it.
@@ -134,7 +134,7 @@ def convert_to_delta(
     finally:
         original.close()
         adapted.close()
-    return Converted(target, "delta", "1 bit", sum(file.stat().st_size for file in target.iterdir()))
+    return Converted(target, "delta", "ternary", sum(file.stat().st_size for file in target.iterdir()))
 
 
 def _add_text_files(model: OpenModel, folder: Path) -> None:

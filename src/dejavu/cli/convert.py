@@ -59,7 +59,7 @@ def convert(
 ) -> None:
     """Write a model as a folder in Hugging Face layout, or as a GGUF file, with tokenizer and chat template.
 
-    Or, with --format delta, what makes an adapted model of its base, in a bit per weight.
+    Or, with --format delta, what makes an adapted model of its base, in under two bits per weight.
     """
     from dejavu.cli.progress import make_progress
     from dejavu.conversion import convert as run

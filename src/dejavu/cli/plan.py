@@ -78,14 +78,19 @@ def check(
 
 @app.command()
 def logits(
-    plan: Folder,
+    plan: Annotated[
+        Path,
+        typer.Argument(
+            metavar="PLAN", help="The folder of a plan; off: a new one, dense but for the logits."
+        ),
+    ],
     model: Annotated[str, typer.Argument(metavar="MODEL", help=f"That it is for. {options.MODEL_HELP}")],
     text: Annotated[
         list[Path],
         typer.Option(help='A .jsonl file of lines with a "text" field, or a .txt file; may be repeated.'),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the new plan.")],
-    exact: Annotated[int, typer.Option(min=1, help="So many of the best logits are exact.")] = 1024,
+    exact: Annotated[int, typer.Option(min=1, help="So many of the best logits are exact.")] = 512,
     verify_tokens: Annotated[int, typer.Option(min=64, help="Held-out text, for the cost.")] = 10_000,
     seed: Annotated[int, typer.Option(min=0, help="Of the split of the text and its order.")] = 0,
     codec: options.Codec = options.CodecName.auto,
@@ -93,18 +98,20 @@ def logits(
     offline: options.Offline = False,
     json: options.Json = False,
 ) -> None:
-    """Add to a plan of sketches that logits too come from leading bits, but for the best ones, and say what it costs."""
+    """Add to a plan that logits come from leading bits, but for the best ones, and say what it costs."""
     from dejavu.cli.progress import make_progress, stage_bars
     from dejavu.plan import AccessPlan
     from dejavu.training.corpus import Corpus
     from dejavu.training.logits import sketch_logits
     from dejavu.training.subject import open_subject
 
-    loaded, corpus = AccessPlan.load(plan), Corpus(text, seed=seed)
+    loaded = None if plan == Path("off") else AccessPlan.load(plan)
+    corpus = Corpus(text, seed=seed)
+    made_for: Any = "auto" if loaded is None else loaded.evidence.get("codec", "auto")
     subject = open_subject(
         model,
-        codec=loaded.evidence.get("codec", "auto") if codec.value == "auto" else codec.value,
-        leading=loaded.leading,
+        codec=codec.value if codec.value != "auto" else made_for,
+        leading=0 if loaded is None else loaded.leading,
         threads=threads,
         offline=offline or None,
         progress=make_progress(quiet=json),
@@ -125,7 +132,8 @@ def logits(
         f"Perplexity on {told['verification']} held-out tokens becomes {told['cost']:.4f} times what it was."
     )
     print(
-        f"The mean makes up {100 * told['mean_share']:.0f}% of the squared length of what the head multiplies."
+        f"Of the squared length of what the head multiplies {100 * told['mean_share']:.0f}% are the mean's, and "
+        f"{100 * told['direction_share']:.0f}% of the rest lie along the directions that are more exact."
     )
     print(f'next: dejavu generate "Hello" -m {model} --plan {output}')
 

@@ -38,8 +38,6 @@ def chunks(
         k, v = (weights.read(f"{prefix}.{name}.weight") for name in "kv")
         shape = (config.n_kv_heads, config.head_dim, config.d_model)
         yield np.concatenate([k.reshape(shape), v.reshape(shape)], axis=1)
-    elif section.name == "head.lead":
-        yield from _plain(weights, "embed.weight" if config.tied_head else "head.weight")
     elif kind in ("mlp", "lead"):
         yield from _neurons(config, weights, f"{prefix}.")
     else:

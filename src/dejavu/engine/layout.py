@@ -38,8 +38,7 @@ class Bundled:
 class Leading:
     """A section of ``bits`` leading bits (see `dejavu.nested`) of ``count`` bundles of ``rows`` rows, in tiles of sixteen.
 
-    Of an MLP: gate and up (or up) of each neuron, what else belongs to it being in the section ``rest``. Of the head:
-    its rows, which are whole elsewhere.
+    Gate and up (or up) of each neuron; what else belongs to it is in the section ``rest``.
     """
 
     name: str
@@ -48,14 +47,12 @@ class Leading:
     rows: int
     width: int
     bits: int
-    rest: Rest | None
+    rest: Rest
 
     @property
     def nbytes(self) -> int:
         """Bytes of the section."""
         core = load_core()
-        if self.rest is None:
-            return int(core.leading_bytes(self.width, self.rows * self.count, self.bits))
         return int(core.nested_bytes(self.codec, self.width, self.rows, self.count, self.bits)[0])
 
 
@@ -100,7 +97,7 @@ _IN_BUNDLES = ("q", "k", "v", "o", "gate", "up", "down")
 def sections(config: ModelConfig, codec: Codec, *, leading: int = 0) -> list[Section]:
     """All sections in the order in which they lie in the packed file: embedding, layers, head.
 
-    With `leading`, so many leading bits of gate, up and head lie apart; the head is there as a whole, too.
+    With `leading`, so many leading bits of gate and up lie apart.
 
     Raises:
         InputError: rows of the codec cannot be cut there.
@@ -119,11 +116,6 @@ def sections(config: ModelConfig, codec: Codec, *, leading: int = 0) -> list[Sec
             found.append(_rows(name, "f32", shape))
         else:
             found.append(Plain(name, shape))
-    if leading:
-        count = -(-config.vocab_size // PLAIN_ROWS)
-        found.append(
-            Leading("head.lead", embed_codec(codec), count, PLAIN_ROWS, config.embed_dim, leading, None)
-        )
     return found
 
 

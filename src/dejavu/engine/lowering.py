@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from dejavu.engine.layout import PLAIN_ROWS
+from dejavu.engine.packing import encode_bundles
 from dejavu.plan import Dense, LowRank, Pick, Random, Sketch, Static, VocabularySketch
 
 if TYPE_CHECKING:
@@ -17,16 +19,12 @@ if TYPE_CHECKING:
 
 def lower(plan: AccessPlan, config: ModelConfig) -> dict[str, Any]:
     """`plan`, which fits `config`, as plain values and float32 arrays."""
-    vocabulary = plan.vocabulary
-    bits, exact, mean = 0, 0, np.empty(0, np.float32)
-    if isinstance(vocabulary, VocabularySketch):
-        bits, exact, mean = vocabulary.bits, vocabulary.exact, vocabulary.mean
     return {
         "recompute": plan.kv.kind == "recompute",
         "buffer": plan.kv.buffer,
-        "vocabulary_bits": bits,
-        "exact": min(exact, config.vocab_size),
-        **_floats(vocabulary_mean=mean),
+        "vocabulary": None
+        if isinstance(plan.vocabulary, Dense)
+        else _vocabulary(plan.vocabulary, config.vocab_size),
         "layers": [
             {
                 "neurons": _selector(layer.neurons, config.base_neurons),
@@ -35,6 +33,19 @@ def lower(plan: AccessPlan, config: ModelConfig) -> dict[str, Any]:
             }
             for layer in plan.layers
         ],
+    }
+
+
+def _vocabulary(sketch: VocabularySketch, size: int) -> dict[str, Any]:
+    along = len(sketch.directions)
+    missing = np.pad(sketch.missing, ((0, -len(sketch.missing) % PLAIN_ROWS), (0, 0)))
+    return {
+        "bits": sketch.bits,
+        "exact": min(sketch.exact, size),
+        **_floats(mean=sketch.mean),
+        "along": along,
+        "directions": encode_bundles("f32", sketch.directions[None]) if along else None,
+        "missing": encode_bundles("int8", missing.reshape(-1, PLAIN_ROWS, along)) if along else None,
     }
 
 

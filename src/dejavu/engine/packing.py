@@ -61,14 +61,9 @@ def encode_bundles(codec: Codec, rows: NDArray[np.float32], threads: int = 1) ->
 
 def split_bundles(
     section: Leading, packed: NDArray[np.uint8], threads: int = 1
-) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
-    """Cut bytes of bundles into leading bits and the rest (None: the section has none)."""
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Cut bytes of bundles into leading bits and the rest."""
     core = load_core()
-    if section.rest is None:
-        count = len(packed) // core.bundle_bytes(section.codec, section.width, section.rows)
-        lead = np.empty(core.leading_bytes(section.width, section.rows * count, section.bits), np.uint8)
-        core.leading_parts(packed, section.width, section.rows, section.bits, lead, threads)
-        return lead, None
     count = len(packed) // core.bundle_bytes(section.codec, section.width, section.rows + 1)
     sizes = core.nested_bytes(section.codec, section.width, section.rows, count, section.bits)
     lead, rest = (np.empty(size, np.uint8) for size in sizes)
@@ -96,15 +91,12 @@ def _pack_bundles(
 def _pack_leading(
     config: ModelConfig, weights: Weights, section: Leading, places: Places, put: Put, threads: int
 ) -> None:
-    start = places[section.name][0]
-    beside = places[section.rest.name][0] if section.rest else 0
+    start, beside = places[section.name][0], places[section.rest.name][0]
     for chunk in chunks(config, weights, section):
         lead, rest = split_bundles(section, _encoded(section, chunk, threads), threads)
         put(start, lead)
-        start += lead.nbytes
-        if rest is not None:
-            put(beside, rest)
-            beside += rest.nbytes
+        put(beside, rest)
+        start, beside = start + lead.nbytes, beside + rest.nbytes
 
 
 def _encoded(section: Bundled | Leading, chunk: NDArray[np.float32], threads: int) -> NDArray[np.uint8]:

@@ -51,11 +51,10 @@ def synthetic(
         elif isinstance(section, Bundled):
             _repeat(bundles(section, section.rows), place)
         elif isinstance(section, Leading):
-            lead, rest = split_bundles(section, bundles(section, section.rows + (section.rest is not None)))
+            lead, rest = split_bundles(section, bundles(section, section.rows + 1))
+            start, size = places[section.rest.name]
             _repeat(lead, place)
-            if section.rest is not None and rest is not None:
-                start, size = places[section.rest.name]
-                _repeat(rest, buffer[start : start + size])
+            _repeat(rest, buffer[start : start + size])
     return NativeExecutor(
         Packed(config, codec, "synthetic", places, buffer, leading), kv_dtype=kv_dtype, threads=threads
     )

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from dejavu.codecs import GROUP, mlp_codec
+from dejavu.engine.core import load_core
+from dejavu.nested import stored_bits
 from dejavu.plan import Dense, LowRank, Oracle, Pick, Sketch, Static, Threshold, VocabularySketch
 
 if TYPE_CHECKING:
@@ -41,9 +43,7 @@ def plan_bytes(
         if layer.compensator is not None:
             parts["predictors"] += _low_rank(layer.compensator.rank, c.d_model, c.d_model)
     if isinstance(plan.vocabulary, VocabularySketch):
-        share = min(plan.vocabulary.exact / c.vocab_size, 1.0)
-        shift = 4 * c.vocab_size if len(plan.vocabulary.mean) else 0
-        parts["head"] = _size(packed, "head.lead") + share * _head(packed) + shift
+        parts["head"] = _sketched_head(packed, plan.vocabulary)
     return {name: round(size) for name, size in parts.items()}
 
 
@@ -80,6 +80,16 @@ def _attention(packed: Packed, layer: int) -> int:
 
 def _head(packed: Packed) -> int:
     return _size(packed, "head.weight") or _size(packed, "embed.weight")
+
+
+def _sketched_head(packed: Packed, sketch: VocabularySketch) -> float:
+    """All rows by their leading bits, the best as a whole."""
+    c, leading = packed.config, load_core().leading_bytes
+    exact = min(sketch.exact / c.vocab_size, 1.0) * _head(packed)
+    shift = 4 * c.vocab_size if len(sketch.mean) else 0
+    along = len(sketch.directions)
+    missing = leading(along, c.vocab_size, 4) + 4 * sketch.directions.size if along else 0
+    return float(leading(c.embed_dim, c.vocab_size, stored_bits({sketch.bits})) + exact + shift + missing)
 
 
 def _predictor(selector: NeuronSelector | HeadSelector) -> float:

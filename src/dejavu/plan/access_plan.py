@@ -52,8 +52,13 @@ class KvPolicy:
 class VocabularySketch:
     """Logits from the leading `bits` of the head's rows; exact ones for the best `exact` of them.
 
-    With w' for what the leading bits say of a row w, m for `mean` and x for what the head multiplies, a logit that is not
-    exact is w' (x - m) + w m: only what differs from token to token is estimated. The second term is known beforehand.
+    With w' for what the leading bits say of a row w, m for `mean`, x for what the head multiplies and p_j for `directions`,
+    a logit that is not exact is
+
+        w' (x - m) + w m + sum_j c_j p_j (x - m),   c_j = `missing` of the row along p_j, near (w - w') p_j.
+
+    What all tokens have in common is exact, being known beforehand, and the directions in which they differ most are more
+    exact than the others. Of `missing` the leading four bits are read, as of the head.
     """
 
     kind: ClassVar = "sketch"
@@ -63,11 +68,22 @@ class VocabularySketch:
         default_factory=lambda: np.empty(0, np.float32), metadata={"stored": "float32"}
     )
     """[E]: of x over some text; or [0]: zero."""
+    directions: NDArray[np.float32] = field(
+        default_factory=lambda: np.empty((0, 0), np.float32), metadata={"stored": "float32"}
+    )
+    """[J, E]: orthonormal; or [0, 0]."""
+    missing: NDArray[np.float32] = field(
+        default_factory=lambda: np.empty((0, 0), np.float32), metadata={"stored": "int8"}
+    )
+    """[V, J]: rounded to int8, with a float16 scale per 32 values; or [0, 0]."""
 
     def __post_init__(self) -> None:
         checks.one_of("bits", self.bits, (2, 3, 4))
         checks.whole("exact", self.exact, 1, 2**31 - 1)
         object.__setattr__(self, "mean", checks.array("mean", self.mean, np.float32, 1))
+        object.__setattr__(self, "directions", checks.array("directions", self.directions, np.float32, 2))
+        object.__setattr__(self, "missing", checks.int8_rows("missing", self.missing))
+        checks.shape("missing", self.missing.shape, (len(self.missing), len(self.directions)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,9 +176,8 @@ class AccessPlan:
 
     @property
     def leading(self) -> int:
-        """How many leading bits of weights are to lie apart in a packed model; 0: none are read."""
-        head = {self.vocabulary.bits} if isinstance(self.vocabulary, VocabularySketch) else set[int]()
-        return stored_bits(self._bits | head)
+        """How many leading bits of neurons are to lie apart in a packed model; 0: none are read."""
+        return stored_bits(self._bits)
 
     def can_read(self, leading: int) -> bool:
         """Whether a model with so many leading bits apart will do: of four, sketches of three can be read too."""
@@ -175,7 +190,8 @@ class AccessPlan:
 
     def suits(self, codec: Codec) -> bool:
         """Whether weights held in `codec` have the leading bits that the plan reads."""
-        return not self.leading or (codec in LEADING_BITS and self._bits <= set(LEADING_BITS[codec]))
+        reads = self._bits or isinstance(self.vocabulary, VocabularySketch)
+        return not reads or (codec in LEADING_BITS and self._bits <= set(LEADING_BITS[codec]))
 
     def check_codec(self, codec: Codec) -> None:
         """Raises `PlanError` where the plan does not suit `codec`."""
@@ -204,8 +220,18 @@ class AccessPlan:
             _check_selector(f"layer {i}: heads", layer.heads, config.n_heads, config.d_model)
             if layer.compensator is not None:
                 checks.shape(f"layer {i}: compensator bias", layer.compensator.bias.shape, (config.d_model,))
-        if isinstance(self.vocabulary, VocabularySketch) and len(self.vocabulary.mean):
-            checks.shape("vocabulary: mean", self.vocabulary.mean.shape, (config.embed_dim,))
+        if isinstance(self.vocabulary, VocabularySketch):
+            _check_vocabulary(self.vocabulary, config)
+
+
+def _check_vocabulary(sketch: VocabularySketch, config: ModelConfig) -> None:
+    """Whether arrays fit the head."""
+    along = len(sketch.directions)
+    if len(sketch.mean):
+        checks.shape("vocabulary: mean", sketch.mean.shape, (config.embed_dim,))
+    if along:
+        checks.shape("vocabulary: directions", sketch.directions.shape, (along, config.embed_dim))
+        checks.shape("vocabulary: missing", sketch.missing.shape, (config.vocab_size, along))
 
 
 def _check_selector(what: str, selector: NeuronSelector, n: int, d: int) -> None:

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any, cast, get_args
 
 import numpy as np
 
-from dejavu.codecs import CODECS, Codec
+from dejavu.codecs import CODECS, Codec, encode
 from dejavu.errors import InputError
 from dejavu.executor import KV_DTYPES, TRACE_FIELDS, KvDtype, Trace, TraceField
 from dejavu.models.alibi import alibi_slopes
 from dejavu.models.rope import is_local, tables
+from dejavu.nested import estimate
 from dejavu.plan import Dense, LowRank, Oracle, Random, Sketch, Static, Threshold, VocabularySketch
 from dejavu.reference import selection
 from dejavu.reference.cache import ReferenceCache
@@ -360,9 +361,11 @@ class ReferenceExecutor:
             rough = x @ leading.T + bias  # [t, V]
             if len(sketch.mean):
                 rough += (w[name] - leading) @ sketch.mean
-            best = np.argsort(-rough, axis=1, kind="stable")[:, : sketch.exact]  # [t, exact]
-            np.put_along_axis(rough, best, np.take_along_axis(logits, best, axis=1), axis=1)
-            logits = rough  # [t, V]
+            if len(sketch.directions):
+                apart = x - sketch.mean if len(sketch.mean) else x  # [t, E]
+                missing = estimate(encode("int8", sketch.missing), 4)  # [V, J]
+                rough += apart @ sketch.directions.T @ missing.T
+            logits = np.where(selection.highest(rough, sketch.exact), logits, rough)  # [t, V]
         return softcap(logits, c.logit_softcap)  # [t, V]
 
     def _linear(self, name: str, x: Array, *, bits: int | None = None) -> Array:

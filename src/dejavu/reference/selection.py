@@ -28,7 +28,12 @@ def pick(scores: Array, rule: Pick) -> Mask:
     """Scores [t, n] -> the chosen [t, n]; see `dejavu.plan.Pick`."""
     if rule.threshold is not None:
         return np.asarray(scores > np.float32(rule.threshold))  # [t, n]
-    best = np.argsort(-scores, axis=1, kind="stable")[:, : rule.count(scores.shape[1])]  # [t, k]
+    return highest(scores, rule.count(scores.shape[1]))
+
+
+def highest(scores: Array, k: int) -> Mask:
+    """Where the k highest of each row of scores [t, n] are; of equal ones the first."""
+    best = np.argsort(-scores, axis=1, kind="stable")[:, :k]  # [t, k]
     chosen = np.zeros(scores.shape, np.bool_)  # [t, n]
     np.put_along_axis(chosen, best, True, axis=1)
     return chosen

@@ -1,0 +1,93 @@
+// Logits from the leading bits of the head's rows; the specification is dejavu.plan.VocabularySketch.
+#include <algorithm>
+#include <cstring>
+#include <stdexcept>
+
+#include "engine.h"
+#include "parts.h"
+
+namespace dejavu {
+namespace {
+
+// Of which all sums stay in the first cache while they are added up.
+constexpr int kTilesAtOnce = 64;
+
+}  // namespace
+
+Tiles Engine::tiles_of(const Bundles& rows, int bits, Buffer& memory) {
+  Tiles tiles(rows.layout.d, bits, 1, rows.count * rows.rows);
+  tiles.base = reinterpret_cast<const uint8_t*>(memory.get(tiles.bytes() / sizeof(float)));
+  std::memset(memory.data.get(), 0, tiles.bytes());
+  pool_.run([&](int thread) {
+    const Range mine = share(rows.count, 1, thread, pool_.size());
+    for (int i = mine.begin; i < mine.end; ++i) leading_parts(rows, i, tiles);
+  });
+  return tiles;
+}
+
+void Engine::sketch_head(const HeadSketch& sketch) {
+  if (head_.layout.codec != Codec::int8) {
+    throw std::invalid_argument("the plan reads the vocabulary by leading bits, which only int8 rows have");
+  }
+  const int stored = sketch.bits == 3 ? 3 : 4;
+  if (head_lead_.bits != stored) head_lead_ = tiles_of(head_, stored, head_lead_bytes_);
+  head_missing_ = {};
+  head_directions_ = {};
+  if (sketch.along) {
+    const RowLayout layout(Codec::int8, sketch.along);
+    head_missing_ = tiles_of(Bundles(layout, head_.rows, head_.count, sketch.missing.data()), 4, head_missing_bytes_);
+    float* place = head_direction_bytes_.get(sketch.directions.size() / sizeof(float));
+    std::memcpy(place, sketch.directions.data(), sketch.directions.size());
+    head_directions_ = Bundles(RowLayout(Codec::f32, c_.embed_dim), sketch.along, 1, reinterpret_cast<uint8_t*>(place));
+  }
+  head_along_mean_.assign(size_t(sketch.along), 0.0f);
+  if (sketch.mean.empty()) return;
+  if (sketch.along) along_directions(sketch.mean.data(), head_along_mean_.data());
+  const RowKernels& rows = k_.rows[int(head_.layout.codec)];
+  std::vector<char> input(head_.layout.input_bytes());
+  std::vector<float> leading(size_t(c_.vocab));
+  float *shift = head_shift_.get(size_t(c_.vocab)), *out = leading.data();
+  rows.prepare(head_.layout, sketch.mean.data(), input.data());
+  rows.dot(head_, 0, 0, c_.vocab, input.data(), shift);
+  k_.tile_dot(head_lead_, sketch.bits, nullptr, 0, c_.vocab, input.data(), &out);
+  for (int v = 0; v < c_.vocab; ++v) shift[v] -= leading[size_t(v)];
+}
+
+void Engine::along_directions(const float* x, float* out) const {
+  const RowKernels& rows = k_.rows[int(Codec::f32)];
+  std::vector<char> input(head_directions_.layout.input_bytes());
+  rows.prepare(head_directions_.layout, x, input.data());
+  rows.dot(head_directions_, 0, 0, head_directions_.rows, input.data(), out);
+}
+
+void Engine::prepare_sketched(const float* x, void* input, void* along) const {
+  k_.rows[int(Codec::int8)].prepare(head_.layout, x, input);
+  if (!head_missing_.count) return;
+  std::vector<float> apart(head_along_mean_.size());
+  along_directions(x, apart.data());
+  for (size_t j = 0; j < apart.size(); ++j) apart[j] -= head_along_mean_[j];
+  k_.rows[int(Codec::int8)].prepare(head_missing_.layout, apart.data(), along);
+}
+
+void Engine::leading_logits(Range range, const void* input, const void* along, float* logits) const {
+  alignas(64) float part[kTilesAtOnce * kTileRows];
+  for (int tile = range.begin; tile < range.end; tile += kTilesAtOnce) {
+    const int first = tile * kTileRows, last = std::min(tile + kTilesAtOnce, range.end) * kTileRows;
+    const int n = std::min(last, c_.vocab) - first;
+    float *out = logits + first, *more = part;
+    k_.tile_dot(head_lead_, plan_->head.bits, nullptr, tile, n, input, &out);
+    if (!plan_->head.mean.empty()) k_.add(out, head_shift_.data.get() + first, n);
+    if (!head_missing_.count) continue;
+    k_.tile_dot(head_missing_, 4, nullptr, tile, n, along, &more);
+    k_.add(out, more, n);
+  }
+}
+
+void Engine::exact_logits(const int32_t* rows, int n, const void* input, float* logits) const {
+  const RowKernels& kernels = k_.rows[int(head_.layout.codec)];
+  for (int i = 0; i < n; ++i) {
+    kernels.dot(head_, 0, rows[i], 1, input, logits + rows[i]);
+  }
+}
+
+}  // namespace dejavu
