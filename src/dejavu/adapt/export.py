@@ -8,6 +8,7 @@ import shutil
 from typing import TYPE_CHECKING, Any
 
 from dejavu.models.spec import LocalSpec, parse_spec
+from dejavu.plan.choice import OWN
 from dejavu.report import Axis, Series, line_chart, standalone_svg
 from dejavu.tokenizer import Tokenizer
 
@@ -17,11 +18,8 @@ if TYPE_CHECKING:
 
     from dejavu.models.loading import OpenModel
 
-PLAN_FOLDER = "plan"
 ADAPTATION_NAME = "adaptation.json"
 """All figures of a run."""
-GENTLER_FOLDER = "gentler"
-"""Beside a model's own plan: those of higher densities, each in a folder of that name."""
 _COPIED = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -148,7 +146,7 @@ def _card(base: str, opened: OpenModel, evidence: Mapping[str, Any]) -> str:
             f"each token runs only {100 * evidence['density']:.0f}% of the MLP neurons. {note}",
             "",
             "```bash",
-            f'dejavu generate "Hello" -m FOLDER --codec {options["codec"]} --plan FOLDER/{PLAN_FOLDER}',
+            f'dejavu generate "Hello" -m FOLDER --codec {options["codec"]} --plan FOLDER/{OWN}',
             "```",
             "",
             *(

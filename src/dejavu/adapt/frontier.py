@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dejavu.adapt.export import ADAPTATION_NAME, GENTLER_FOLDER, PLAN_FOLDER
+from dejavu.adapt.export import ADAPTATION_NAME
 from dejavu.adapt.frontier_card import frontier_card, frontier_svg
 from dejavu.adapt.training_free import uniform_sketches
 from dejavu.bench.cases import Case, Setting, Test
@@ -20,6 +20,7 @@ from dejavu.engine.core import chosen_isa
 from dejavu.environment import describe_machine, versions
 from dejavu.models.store import atomic_write
 from dejavu.plan import AccessPlan
+from dejavu.plan.choice import GENTLER, OWN
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -143,7 +144,7 @@ class Frontier:
             if not folder.exists():  # it was moved away since it was made
                 continue
             known = json.loads((folder / ADAPTATION_NAME).read_text(encoding="utf-8"))
-            plan = AccessPlan.load(folder / PLAN_FOLDER)
+            plan = AccessPlan.load(folder / OWN)
             found.append(_Setting("adapted", density, folder, plan, known["native"]))
             gentler = [
                 _Setting("gentler", x["target"], folder, AccessPlan.load(folder / x["plan"]), x)
@@ -214,8 +215,8 @@ class Frontier:
     def _row(self, setting: _Setting, result: Result) -> dict[str, Any]:
         name = f"{setting.density:g}"
         places: dict[str, tuple[str | None, str | None]] = {
-            "adapted": (name, f"{name}/{PLAN_FOLDER}"),
-            "gentler": (setting.model.name, f"{setting.model.name}/{GENTLER_FOLDER}/{name}"),
+            "adapted": (name, f"{name}/{OWN}"),
+            "gentler": (setting.model.name, f"{setting.model.name}/{GENTLER}/{name}"),
             TRAINING_FREE: (None, f"{TRAINING_FREE}/{name}"),
             "dense": (None, None),
         }

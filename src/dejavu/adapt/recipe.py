@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from dejavu.adapt.distill import check_unused, distill
-from dejavu.adapt.export import GENTLER_FOLDER, PLAN_FOLDER, add_tokenizer, base_name, write_card
+from dejavu.adapt.export import add_tokenizer, base_name, write_card
 from dejavu.adapt.frontier import Frontier
 from dejavu.adapt.gates import Gates
 from dejavu.adapt.masks import PlanMasks, leading_weights
@@ -29,6 +29,7 @@ from dejavu.models.folder_writer import FloatCodec, config_json, write_folder
 from dejavu.models.loading import hf_layout, open_model
 from dejavu.models.lora import write_adapter
 from dejavu.plan import AccessPlan, Dense, LayerPlan, Sketch
+from dejavu.plan.choice import GENTLER, OWN
 from dejavu.training.stream import TokenStream
 
 if TYPE_CHECKING:
@@ -311,10 +312,10 @@ class _Recipe:
 
         def add_files(folder: Path) -> None:
             add_tokenizer(folder, self._opened)
-            evidence["native"] = add_plan(folder, PLAN_FOLDER, masks.deployed())
+            evidence["native"] = add_plan(folder, OWN, masks.deployed())
             evidence["gentler"] = []
             for density, selectors in zip(self._options.densities, gentler, strict=False):
-                place = f"{GENTLER_FOLDER}/{density:g}"
+                place = f"{GENTLER}/{density:g}"
                 found = add_plan(folder, place, selectors)
                 evidence["gentler"].append({"plan": place, "target": density} | found)
             write_card(folder, self._base, self._opened, evidence)

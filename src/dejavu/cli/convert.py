@@ -59,7 +59,7 @@ def convert(
 ) -> None:
     """Write a model as a folder in Hugging Face layout, or as a GGUF file, with tokenizer and chat template.
 
-    Or, with --format delta, what makes an adapted model of its base, in under two bits per weight.
+    Or, with --format delta, what makes an adapted model of its base, in under two bits per weight, with its plans.
     """
     from dejavu.cli.progress import make_progress
     from dejavu.conversion import convert as run
@@ -77,7 +77,9 @@ def convert(
                 "a delta has one codec, and replaces nothing", fix="leave --codec and --force away"
             )
         origin = resolve(base, offline=offline or None, progress=progress)
-        _print(model, convert_to_delta(path, out, base, origin, progress=progress), json)
+        delta = convert_to_delta(path, out, base, origin, progress=progress)
+        _carry_plans(path, out)
+        _print(model, delta, json)
         return
     result = run(
         path,
@@ -88,6 +90,17 @@ def convert(
         progress=progress,
     )
     _print(model, result, json)
+
+
+def _carry_plans(source: Path, target: Path) -> None:
+    from dejavu.models.loading import open_model
+    from dejavu.plan.choice import carry_plans
+
+    opened = open_model(target)
+    try:
+        carry_plans(source, target, opened.weights.fingerprint)
+    finally:
+        opened.close()
 
 
 def _print(model: str, result: Converted, json: bool) -> None:

