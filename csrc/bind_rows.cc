@@ -323,6 +323,25 @@ void bind_rows(nb::module_& m) {
       "out[0, i * rows of each + r] = row(list[i], first + r) . x[0]");
 
   m.def(
+      "dot_picked",
+      [](const std::string& isa, const std::string& codec, Bytes packed, int rows, List picked, FloatRows x,
+         FloatRowsOut out) {
+        const Bundles b = view(codec, int(x.shape(1)), rows, packed);
+        const Kernels& k = kernels(parse_isa(isa));
+        const int n = int(picked.shape(0));
+        if (x.shape(0) != 1 || out.shape(0) != 1 || int(out.shape(1)) != n) {
+          throw std::invalid_argument("out is not [1, picked]");
+        }
+        for (int i = 0; i < n; ++i) {
+          if (picked(i) < 0 || picked(i) >= b.count * rows) throw std::invalid_argument("a row does not exist");
+        }
+        const Inputs inputs(k, b, x);
+        k.rows[int(b.layout.codec)].dot_picked(b, picked.data(), n, inputs.pointers[0], out.data());
+      },
+      nb::arg("isa"), nb::arg("codec"), nb::arg("packed").noconvert(), nb::arg("rows"), nb::arg("picked").noconvert(),
+      nb::arg("x").noconvert(), nb::arg("out").noconvert(), "out[0, i] = the row of number picked[i] . x[0]");
+
+  m.def(
       "axpy_list",
       [](const std::string& isa, const std::string& codec, Bytes packed, int rows, int row, List list,
          FloatRows coefficients, FloatRowsOut y) {

@@ -10,7 +10,7 @@ namespace dejavu {
 namespace {
 
 // Of which all sums stay in the first cache while they are added up.
-constexpr int kTilesAtOnce = 64;
+constexpr int kTilesAtOnce = 64, kRowsAtOnce = 256;
 
 }  // namespace
 
@@ -84,9 +84,11 @@ void Engine::leading_logits(Range range, const void* input, const void* along, f
 }
 
 void Engine::exact_logits(const int32_t* rows, int n, const void* input, float* logits) const {
-  const RowKernels& kernels = k_.rows[int(head_.layout.codec)];
-  for (int i = 0; i < n; ++i) {
-    kernels.dot(head_, 0, rows[i], 1, input, logits + rows[i]);
+  float found[kRowsAtOnce];
+  for (int i = 0; i < n; i += kRowsAtOnce) {
+    const int count = std::min(n - i, kRowsAtOnce);
+    k_.rows[int(head_.layout.codec)].dot_picked(head_, rows + i, count, input, found);
+    for (int r = 0; r < count; ++r) logits[rows[i + r]] = found[r];
   }
 }
 

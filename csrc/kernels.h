@@ -76,6 +76,8 @@ struct RowKernels {
   void (*mlp_many)(const MlpManyArgs&);
   // out[i * rows + r] = row(list[i], first + r) . x for i < n, r < rows
   void (*dot_list)(const Bundles&, int first, int rows, const int32_t* list, int n, const void* input, float* out);
+  // out[i] = the row of number picked[i] . x, the rows of all bundles being counted through
+  void (*dot_picked)(const Bundles&, const int32_t* picked, int n, const void* input, float* out);
   // axpy over row `row` of each bundle of a list.
   void (*axpy_list)(const Bundles&, int row, const int32_t* list, int n, const float* coefficients, float* output);
   // Weights [begin, end) of a row in stored order; begin and end are multiples of 64, or `padded`.

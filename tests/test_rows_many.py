@@ -121,6 +121,12 @@ def test_lists_give_the_bits_of_rows_one_by_one(isa: str, codec: str, width: int
                 out[0], expected.reshape(21, 3)[chosen, first : first + rows].ravel()
             )
 
+        rows = np.array([3 * i + i % 3 for i in chosen], np.int32)  # counted through all bundles
+        out = np.full((1, n), POISON)
+        _core.dot_picked(isa, codec, data, 3, rows, x, out)
+        _core.dot_many(isa, codec, in_order, 63, 0, 0, x, expected := np.full((1, 63), POISON))
+        np.testing.assert_array_equal(out[0], expected[0, rows])
+
         part = np.ascontiguousarray(c[:, :n])
         y = np.ones((1, width), np.float32)
         expected = y.copy()
@@ -146,6 +152,11 @@ def test_wrong_sizes_are_refused_before_memory_is_read() -> None:
         _core.dot_list(
             "portable", "int8", data, 3, 2, np.zeros(3, np.int32), x[:1], np.zeros((1, 6), np.float32)
         )
+    for picked in ([6], [-1]):
+        with pytest.raises(ValueError, match="does not exist"):
+            _core.dot_picked(
+                "portable", "int8", data, 3, np.array(picked, np.int32), x[:1], np.zeros((1, 1), np.float32)
+            )
     with pytest.raises(ValueError, match="out of range"):
         _core.axpy_list("portable", "int8", data, 3, 0, np.array([0, 2, 1], np.int32), out[:1], x[:1])
     with pytest.raises(ValueError, match="coefficients are not"):

@@ -113,6 +113,15 @@ void dot_list(const Bundles& bundles, int first, int rows, const int32_t* list, 
       n * rows, input, out);
 }
 
+template <Codec C>
+void dot_picked(const Bundles& bundles, const int32_t* picked, int n, const void* input, float* out) {
+  const unsigned rows = unsigned(bundles.rows);
+  dots_of_one<C>(
+      bundles.layout,
+      [&](int i) { return bundles.row(int(unsigned(picked[i]) / rows), int(unsigned(picked[i]) % rows)); }, n, input,
+      out);
+}
+
 // Parts of int8 rows have dots alone, with one token.
 template <Codec C>
 constexpr dejavu::RowKernels part_kernels() {
@@ -133,6 +142,7 @@ constexpr dejavu::RowKernels row_kernels() {
           axpy_many<C>,
           mlp_many<C>,
           dot_list<C>,
+          dot_picked<C>,
           axpy_list<C>,
           decode<C>};
 }

