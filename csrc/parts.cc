@@ -86,9 +86,7 @@ NestedMlp::NestedMlp(const RowLayout& layout, int dots, int count, int bits, con
   }
   lead = Tiles(layout.d, bits, dots, count, leading);
   low = Bundles(RowLayout(other_part(bits), layout.d), dots, count, rest);
-  const size_t before = size_t(dots) * (low.layout.code_bytes + low.layout.scale_bytes);
-  low.stride = down.stride = (before + layout.code_bytes + layout.scale_bytes + 63) / 64 * 64;
-  if (rest) down.base = rest + before;
+  if (rest) down.base = rest + low.bytes();
 }
 
 void split_bundle(const Bundles& from, int bundle, const NestedMlp& mlp) {

@@ -17,7 +17,8 @@ inline constexpr Codec other_part(int bits) { return bits == 3 ? Codec::low5 : C
 
 // An MLP's neurons in two sections, made from rows of int8 or int4.
 //   lead: the leading bits of gate and up (ungated: up); int4: of each neuron these rows as they are
-//   rest: per neuron the other bits (int4: nothing), then the down row
+//   rest: the other bits of all neurons (int4: nothing), then all down rows, near each other: of many that are chosen
+//         neighbours are read as one stretch
 struct NestedMlp {
   Tiles lead;     // int8
   Bundles whole;  // int4: in the place of lead
@@ -30,7 +31,7 @@ struct NestedMlp {
   bool cut() const { return lead.count > 0; }
   int dots() const { return cut() ? lead.rows : whole.rows; }
   size_t lead_bytes() const { return cut() ? lead.bytes() : whole.bytes(); }
-  size_t rest_bytes() const { return down.bytes(); }
+  size_t rest_bytes() const { return low.bytes() + down.bytes(); }
 };
 
 // Cuts packed bundle `bundle` of int8 or int4 rows, a neuron: its first rows go to `mlp`'s sections, its last row

@@ -58,7 +58,7 @@ class Leading:
 
 @dataclass(frozen=True)
 class Rest:
-    """The section beside `Leading`: per neuron the bits after ``bits`` of its ``dots`` rows, and its down row."""
+    """The section beside `Leading`: the bits after ``bits`` of all neurons' ``dots`` rows, then all down rows."""
 
     name: str
     codec: Codec

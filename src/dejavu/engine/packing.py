@@ -61,14 +61,15 @@ def encode_bundles(codec: Codec, rows: NDArray[np.float32], threads: int = 1) ->
 
 def split_bundles(
     section: Leading, packed: NDArray[np.uint8], threads: int = 1
-) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Cut bytes of bundles into leading bits and the rest."""
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.uint8]]:
+    """Cut bytes of bundles into leading bits, other bits (int4: none) and down rows."""
     core = load_core()
     count = len(packed) // core.bundle_bytes(section.codec, section.width, section.rows + 1)
     sizes = core.nested_bytes(section.codec, section.width, section.rows, count, section.bits)
     lead, rest = (np.empty(size, np.uint8) for size in sizes)
     core.split_nested(section.codec, packed, section.width, section.rows, section.bits, lead, rest, threads)
-    return lead, rest
+    border = len(rest) - count * core.bundle_bytes(section.codec, section.width, 1)
+    return lead, rest[:border], rest[border:]
 
 
 def _pack_plain(weights: Weights, section: Plain, places: Places, put: Put) -> None:
@@ -91,12 +92,15 @@ def _pack_bundles(
 def _pack_leading(
     config: ModelConfig, weights: Weights, section: Leading, places: Places, put: Put, threads: int
 ) -> None:
-    start, beside = places[section.name][0], places[section.rest.name][0]
+    start = places[section.name][0]
+    beside, size = places[section.rest.name]
+    behind = beside + size - section.count * load_core().bundle_bytes(section.codec, section.width, 1)
     for chunk in chunks(config, weights, section):
-        lead, rest = split_bundles(section, _encoded(section, chunk, threads), threads)
+        lead, low, down = split_bundles(section, _encoded(section, chunk, threads), threads)
         put(start, lead)
-        put(beside, rest)
-        start, beside = start + lead.nbytes, beside + rest.nbytes
+        put(beside, low)
+        put(behind, down)
+        start, beside, behind = start + lead.nbytes, beside + low.nbytes, behind + down.nbytes
 
 
 def _encoded(section: Bundled | Leading, chunk: NDArray[np.float32], threads: int) -> NDArray[np.uint8]:

@@ -51,16 +51,18 @@ def synthetic(
         elif isinstance(section, Bundled):
             _repeat(bundles(section, section.rows), place)
         elif isinstance(section, Leading):
-            lead, rest = split_bundles(section, bundles(section, section.rows + 1))
+            lead, low, down = split_bundles(section, bundles(section, section.rows + 1))
             start, size = places[section.rest.name]
+            border = start + size * len(low) // (len(low) + len(down))
             _repeat(lead, place)
-            _repeat(rest, buffer[start : start + size])
+            _repeat(low, buffer[start:border])
+            _repeat(down, buffer[border : start + size])
     return NativeExecutor(
         Packed(config, codec, "synthetic", places, buffer, leading), kv_dtype=kv_dtype, threads=threads
     )
 
 
 def _repeat(piece: NDArray[np.uint8], place: NDArray[np.uint8]) -> None:
-    for start in range(0, place.nbytes, piece.nbytes):
+    for start in range(0, place.nbytes, max(piece.nbytes, 1)):
         end = min(start + piece.nbytes, place.nbytes)
         place[start:end] = piece[: end - start]
