@@ -90,7 +90,7 @@ def logits(
         typer.Option(help='A .jsonl file of lines with a "text" field, or a .txt file; may be repeated.'),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the new plan.")],
-    exact: Annotated[int, typer.Option(min=1, help="So many of the best logits are exact.")] = 512,
+    exact: Annotated[int, typer.Option(min=1, help="So many of the best logits are exact.")] = 2048,
     verify_tokens: Annotated[int, typer.Option(min=64, help="Held-out text, for the cost.")] = 10_000,
     seed: Annotated[int, typer.Option(min=0, help="Of the split of the text and its order.")] = 0,
     codec: options.Codec = options.CodecName.auto,
