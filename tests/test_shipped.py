@@ -21,7 +21,7 @@ GREEDY = SamplingParams(max_tokens=24, temperature=0)
 
 
 @pytest.fixture(scope="module")
-def sparse(smollm2_path: Path) -> Path:  # noqa: ARG001  the base is there
+def sparse(smollm2_path: Path) -> Path:
     return resolve("smollm2-sparse")
 
 
