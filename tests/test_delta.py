@@ -13,7 +13,7 @@ import pytest
 from dejavu import LLM, SamplingParams
 from dejavu.cli.app import run
 from dejavu.conversion import convert_to_delta
-from dejavu.errors import InputError, ModelFormatError
+from dejavu.errors import InputError, ModelFormatError, PlanError
 from dejavu.models.delta import ARRAYS_NAME, DELTA_NAME, GROUP, decode, encode
 from dejavu.models.folder_writer import write_folder
 from dejavu.models.loading import open_model
@@ -178,9 +178,15 @@ def test_plans_come_along(
     dataclasses.replace(own, name="more").save(tmp_path / "model" / "gentler" / "0.5")
     command = ["convert", str(tmp_path / "model"), "-o", str(tmp_path / "delta"), "--json"]
     assert run([*command, "--format", "delta", "--base", str(base)]) == 0
+    assert run(["convert", str(tmp_path / "delta"), "-o", str(tmp_path / "whole"), "--json"]) == 0
+    for converted in ("delta", "whole"):
+        names = [AccessPlan.load(tmp_path / converted / place).name for place in ("plan", "gentler/0.5")]
+        assert names == ["own", "more"]
+    (tmp_path / "model" / "plan" / "predictors.safetensors").unlink()
+    command[3] = str(tmp_path / "again")
+    assert run([*command, "--format", "delta", "--base", str(base)]) == PlanError.exit_code
+    assert not (tmp_path / "again").exists()
     capsys.readouterr()
-    names = [AccessPlan.load(tmp_path / "delta" / place).name for place in ("plan", "gentler/0.5")]
-    assert names == ["own", "more"]
     with LLM.from_pretrained(str(tmp_path / "delta"), codec="int8", cache=False, fallback=False) as llm:
         assert llm.plan is not None
         assert llm.plan.name == "own"

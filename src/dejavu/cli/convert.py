@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,6 +14,7 @@ from dejavu.cli.output import print_json
 
 if TYPE_CHECKING:
     from dejavu.conversion import Converted
+    from dejavu.plan import AccessPlan
 
 
 class FormatName(str, Enum):
@@ -59,16 +61,19 @@ def convert(
 ) -> None:
     """Write a model as a folder in Hugging Face layout, or as a GGUF file, with tokenizer and chat template.
 
-    Or, with --format delta, what makes an adapted model of its base, in under two bits per weight, with its plans.
+    Or, with --format delta, what makes an adapted model of its base, in under two bits per weight. A folder gets the
+    model's plans, too.
     """
     from dejavu.cli.progress import make_progress
     from dejavu.conversion import convert as run
     from dejavu.conversion import convert_to_delta
     from dejavu.errors import InputError
     from dejavu.models.sources import resolve
+    from dejavu.plan.choice import own_plans
 
     progress = make_progress(quiet=json)
     path = resolve(model, offline=offline or None, progress=progress)
+    plans = own_plans(path)
     if (format is FormatName.delta) != (base is not None):
         raise InputError("--format delta and --base MODEL belong together")
     if base is not None:
@@ -78,7 +83,7 @@ def convert(
             )
         origin = resolve(base, offline=offline or None, progress=progress)
         delta = convert_to_delta(path, out, base, origin, progress=progress)
-        _carry_plans(path, out)
+        _add_plans(out, plans)
         _print(model, delta, json)
         return
     result = run(
@@ -89,16 +94,20 @@ def convert(
         force=force,
         progress=progress,
     )
+    _add_plans(out, plans)
     _print(model, result, json)
 
 
-def _carry_plans(source: Path, target: Path) -> None:
+def _add_plans(target: Path, plans: dict[Path, AccessPlan]) -> None:
+    """Plans of the model that was converted: `target` holds nearly the same weights under another fingerprint."""
     from dejavu.models.loading import open_model
-    from dejavu.plan.choice import carry_plans
 
+    if not plans or not target.is_dir():
+        return
     opened = open_model(target)
     try:
-        carry_plans(source, target, opened.weights.fingerprint)
+        for place, plan in plans.items():
+            dataclasses.replace(plan, model=opened.weights.fingerprint).save(target / place)
     finally:
         opened.close()
 

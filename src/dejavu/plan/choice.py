@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -51,22 +50,16 @@ def choose_plan(
     return plan
 
 
-def carry_plans(source: Path, target: Path, fingerprint: str) -> list[Path]:
-    """Write the plans in the folder of a model, `source`, into `target`, for nearly the same weights: their places there.
-
-    Args:
-        source: where `OWN` and `GENTLER` are looked for.
-        target: the folder of the other model.
-        fingerprint: of its weights.
+def own_plans(model: Path) -> dict[Path, AccessPlan]:
+    """The plans in a model's folder, by their places in it: its own, and the gentler ones beside it.
 
     Raises:
-        PlanError: a plan cannot be read or written.
+        PlanError: one cannot be read.
     """
-    found = [source / OWN, *sorted((source / GENTLER).glob("*"))]
-    places = [folder.relative_to(source) for folder in found if (folder / PLAN_NAME).is_file()]
-    for place in places:
-        dataclasses.replace(read_plan(source / place), model=fingerprint).save(target / place)
-    return places
+    found = [model / OWN, *sorted((model / GENTLER).glob("*"))]
+    return {
+        folder.relative_to(model): read_plan(folder) for folder in found if (folder / PLAN_NAME).is_file()
+    }
 
 
 def _made_for(plan: AccessPlan, codec: Codec) -> bool:
