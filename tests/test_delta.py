@@ -182,6 +182,8 @@ def test_plans_come_along(
     for converted in ("delta", "whole"):
         names = [AccessPlan.load(tmp_path / converted / place).name for place in ("plan", "gentler/0.5")]
         assert names == ["own", "more"]
+        found = AccessPlan.load(tmp_path / converted / "plan")
+        assert found.evidence["measured_on"] == own.model
     (tmp_path / "model" / "plan" / "predictors.safetensors").unlink()
     command[3] = str(tmp_path / "again")
     assert run([*command, "--format", "delta", "--base", str(base)]) == PlanError.exit_code

@@ -250,7 +250,7 @@ def test_compensators(rank: int, tiny_folder: Folder) -> None:
 @pytest.mark.parametrize("name", ["llama-head-dim", "opt-350m"])  # whose head is narrower than the model
 @pytest.mark.parametrize("along", [0, 5, 32])
 @pytest.mark.parametrize("centred", [False, True])
-@pytest.mark.parametrize(("codec", "bits"), [("int8", 2), ("int8", 3), ("int4", 4)])
+@pytest.mark.parametrize(("codec", "bits"), [("int8", 2), ("int8", 3), ("int8", 4), ("int4", 4)])
 def test_vocabulary_sketch(
     codec: str, bits: int, centred: bool, along: int, name: str, tiny_folder: Folder
 ) -> None:

@@ -99,7 +99,10 @@ def convert(
 
 
 def _add_plans(target: Path, plans: dict[Path, AccessPlan]) -> None:
-    """Plans of the model that was converted: `target` holds nearly the same weights under another fingerprint."""
+    """Plans of the model that was converted: `target` holds nearly the same weights under another fingerprint.
+
+    Their evidence gains ``measured_on``, the fingerprint of the weights that the figures are of.
+    """
     from dejavu.models.loading import open_model
 
     if not plans or not target.is_dir():
@@ -107,7 +110,9 @@ def _add_plans(target: Path, plans: dict[Path, AccessPlan]) -> None:
     opened = open_model(target)
     try:
         for place, plan in plans.items():
-            dataclasses.replace(plan, model=opened.weights.fingerprint).save(target / place)
+            evidence = {"measured_on": plan.model, **plan.evidence}
+            moved = dataclasses.replace(plan, model=opened.weights.fingerprint, evidence=evidence)
+            moved.save(target / place)
     finally:
         opened.close()
 
