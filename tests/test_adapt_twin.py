@@ -32,7 +32,9 @@ from dejavu.adapt import distill, student
 from dejavu.adapt.regress import Regressor
 
 TOKENS = np.random.default_rng(3).integers(0, 200, 24).astype(np.int32)
-SAME = {"f32": 1e-6, "bf16": 1e-4, "int8": 2e-4}
+# Rounding, of weights that come out of the training a little different on every machine: docs/adapt.md has these for
+# SmolLM2, and 1e-4 is what is asked for.
+SAME = {"f32": 4e-6, "bf16": 1e-4, "int8": 2e-4}
 """Of logits with exact zeros left out, relative to those of the twin as it is: coefficients of int8 rows are rounded to
 int16 together with their neighbours in the list, which are others then."""
 
