@@ -142,7 +142,7 @@ def write(results: Results, toy: bool) -> None:
 
 def pages(results: Results, known: Sequence[Part]) -> None:
     """One HTML page for each model: of all that is finished of it."""
-    shown = ("eval", "bench", "plan-", "plan", "analysis", "frontier")
+    shown = ("eval", "bench", "plan-", "plan", "predictors", "analysis", "frontier")
     by_model: dict[str, list[str]] = {}
     for part in known:
         group, _, name = part.name.partition("/")

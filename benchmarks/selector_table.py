@@ -1,14 +1,17 @@
-"""What each way of choosing neurons costs in quality and brings in speed: one table for one model.
+r"""What each way of choosing neurons costs in quality and brings in speed: one table for one model.
 
-    python benchmarks/selector_table.py quality --model smollm2 --text heldout.jsonl moby_dick.txt --out selectors.jsonl
-    python benchmarks/selector_table.py speed --model smollm2 --out selectors.jsonl
+    python benchmarks/selector_table.py quality --model smollm2 --text heldout.jsonl moby_dick.txt \\
+        --calibration calibration.jsonl --selectors oracle,sketch4,sketch4+1 --predictors low_rank0=PLAN \
+        --densities .7,.5,.3 --at sketch4+1=.5,.3 --out selectors.jsonl
+    python benchmarks/selector_table.py speed --model smollm2 --calibration calibration.jsonl --out selectors.jsonl
     python benchmarks/selector_table.py table --out selectors.jsonl
 
 `quality` measures the perplexity ratio to the dense model in the same codec (every token of the text selects for itself),
-and recall and precision against the neurons that matter most; `speed` measures tokens/s of the same plans against the
-model's own dense decoding, in turn. Each finished row is appended to the file, so that both can be interrupted and go on.
-Thresholds are calibrated per layer on training text; `random` and the label take the same density. Low-rank predictors
-come from plans written by `dejavu train` (--predictors NAME=PLAN).
+recall and precision against the neurons that matter most, and what choosing and the whole MLPs read (as the evidence of
+`dejavu train` counts it). `speed` measures tokens/s of the same plans against the model's own dense decoding, in turn.
+Each finished row is appended to the file, so that both can be interrupted and go on. Thresholds are calibrated per layer on
+training text; `random` and the label take the same density. sketch4+1 is a sketch of four bits that looks one layer ahead.
+Low-rank predictors come from plans written by `dejavu train` (--predictors NAME=PLAN).
 """
 
 from __future__ import annotations
@@ -25,11 +28,12 @@ import numpy as np
 
 from dejavu.environment import describe_machine
 from dejavu.evaluation.perplexity import encode_documents, measure_perplexity
-from dejavu.plan import AccessPlan, LayerPlan, LowRank, Oracle, Random, Sketch, Threshold
+from dejavu.plan import AccessPlan, Dense, LayerPlan, LowRank, Oracle, Pick, Random, Sketch, Threshold
 from dejavu.texts import read_documents
 from dejavu.training.calibrate import Calibration, Family, calibrate
 from dejavu.training.compensator import fit_compensators
 from dejavu.training.corpus import Corpus
+from dejavu.training.cost import Cost
 from dejavu.training.evidence import SetEvidence
 from dejavu.training.inputs import BlockInputs
 from dejavu.training.scores import Scores
@@ -42,8 +46,6 @@ if TYPE_CHECKING:
     from dejavu.executor import Executor, Trace
     from dejavu.training.subject import Subject
 
-CALIBRATION_TOKENS = 20_000
-AGREEMENT_TOKENS = 4_000
 PREFIX = 256
 STEPS = 24
 
@@ -57,7 +59,12 @@ def main() -> None:
     parser.add_argument("--text", type=Path, nargs="*", default=[])
     parser.add_argument("--calibration", type=Path, nargs="*", default=[])
     parser.add_argument("--tokens", type=int, default=20_000, help="of each text")
+    parser.add_argument("--calibration-tokens", type=int, default=20_000, help="thresholds, compensators")
+    parser.add_argument("--agreement-tokens", type=int, default=4_000, help="recall and precision")
     parser.add_argument("--densities", default=".7,.6,.5,.4,.3")
+    parser.add_argument(
+        "--at", nargs="*", default=[], metavar="NAME=DENSITIES", help="other densities of one selector"
+    )
     parser.add_argument("--selectors", default="oracle,random,threshold,sketch2,sketch3,sketch4")
     parser.add_argument("--predictors", nargs="*", default=[], metavar="NAME=PLAN")
     parser.add_argument("--compensator", type=int, default=None, metavar="RANK")
@@ -82,10 +89,24 @@ def append(path: Path, row: dict[str, Any]) -> None:
     print(json.dumps(row), flush=True)
 
 
-class Plans:
-    """Plans of every family and density for one model, calibrated on the training part of a text."""
+def wanted(args: argparse.Namespace) -> list[tuple[str, float]]:
+    """Names and densities of all plans that are asked for. Raises `SystemExit` where --at names no selector."""
+    names = [*filter(None, args.selectors.split(",")), *(p.split("=")[0] for p in args.predictors)]
+    special = dict(entry.split("=", 1) for entry in args.at)
+    if unknown := sorted(set(special) - set(names)):
+        raise SystemExit(f"--at: no selector is called {', '.join(unknown)}; there are {', '.join(names)}")
+    return [(name, float(k)) for name in names for k in special.get(name, args.densities).split(",")]
 
-    def __init__(self, subject: Subject, args: argparse.Namespace) -> None:
+
+def label(args: argparse.Namespace, name: str) -> str:
+    """With what stands in for the skipped."""
+    return name if args.compensator is None else f"{name} + rank {args.compensator}"
+
+
+class Plans:
+    """Plans of some families at any density for one model, calibrated on the training part of a text."""
+
+    def __init__(self, subject: Subject, args: argparse.Namespace, names: Sequence[str]) -> None:
         self.subject = subject
         self.args = args
         config = subject.opened.config
@@ -94,20 +115,11 @@ class Plans:
         self.scores = Scores(config, subject.opened.weights, subject.codec, self.inputs)
         corpus = Corpus(args.calibration, seed=0)
         self.stream = TokenStream(corpus, subject.tokenizer, context=config.max_context)
-        self.pieces = next(self.stream.batches(CALIBRATION_TOKENS))[0]
-        families = [self.family(name) for name in ("oracle", *self.names) if name not in ("random",)]
-        unique = {family.name: family for family in families}
+        self.pieces = next(self.stream.batches(args.calibration_tokens))[0]
+        families = [self.family(name) for name in dict.fromkeys(("oracle", *names)) if name != "random"]
         self.calibrations: dict[str, Calibration] = {
-            c.family.name: c for c in calibrate(list(unique.values()), self.scores, self.traces(self.pieces))
+            c.family.name: c for c in calibrate(families, self.scores, self.traces(self.pieces))
         }
-
-    @property
-    def names(self) -> list[str]:
-        """All selectors asked for."""
-        return [
-            *filter(None, self.args.selectors.split(",")),
-            *(p.split("=")[0] for p in self.args.predictors),
-        ]
 
     def traces(self, pieces: Sequence[Any]) -> Iterator[Trace]:
         """Dense passes over pieces of text."""
@@ -152,76 +164,96 @@ class Plans:
             layers = [dataclasses.replace(a, compensator=b) for a, b in zip(layers, fitted, strict=True)]
         return AccessPlan(model=model, layers=tuple(layers), name=f"{name} {density:g}")
 
-    def label(self, name: str) -> str:
-        """With what stands in for the skipped."""
-        return name if self.args.compensator is None else f"{name} + rank {self.args.compensator}"
+    def agreement(self, plan: AccessPlan, density: float) -> dict[str, Any]:
+        """Recall and precision against the neurons that the oracle takes at the same density, on held-out text."""
+        labels = [self.calibrations["oracle"].threshold(i, density) for i in range(self.layers)]
+        sets = SetEvidence(plan, self.scores, labels, [1.0] * self.layers)
+        sets.add(self.traces(self.stream.validation(self.args.agreement_tokens)))
+        return sets.whole("neurons")
+
+    def touched(self, plan: AccessPlan, densities: Sequence[float]) -> dict[str, Any]:
+        """Bytes that a token reads to choose, and those of the MLPs, all of it, over dense; {}: the oracle's."""
+        selectors = [layer.neurons for layer in plan.layers]
+        if any(isinstance(selector, Oracle) for selector in selectors):
+            return {}
+        cost = Cost(self.subject.opened.config, self.subject.codec, plan.leading or 4)
+        mlps = sum(cost.neurons(s, k) for s, k in zip(selectors, densities, strict=True))
+        stand_ins = sum(cost.compensator(c) for c in (layer.compensator for layer in plan.layers) if c)
+        return {
+            "selector_bytes": round(sum(cost.neurons(s, 0.0) for s in selectors if isinstance(s, Pick))),
+            "mlp_bytes_share": (mlps + stand_ins) / (self.layers * cost.neurons(Dense(), 1.0)),
+        }
 
 
 def quality(args: argparse.Namespace) -> None:
-    """Perplexity ratios, densities as they came out, recall and precision."""
-    subject = open_subject(args.model, codec=args.codec, leading=4)
-    plans = Plans(subject, args)
-    executor: Any = subject.executor
+    """Perplexity ratios, densities as they came out, recall, precision and bytes."""
     done = {(row.get("selector"), row.get("density"), row.get("text")) for row in finished(args.out)}
-    held_out = plans.stream.validation(AGREEMENT_TOKENS)
-    for path in args.text:
+    todo = [
+        (name, density, left)
+        for name, density in wanted(args)
+        if (left := [path for path in args.text if (label(args, name), density, path.name) not in done])
+    ]
+    if not todo:
+        return
+    subject = open_subject(args.model, codec=args.codec, leading=4)
+    executor: Any = subject.executor
+    texts = {}
+    for path in dict.fromkeys(path for *_, left in todo for path in left):
         documents = encode_documents(subject.tokenizer, read_documents(path), limit=args.tokens)
-        executor.set_plan(None)
-        base = measure_perplexity(executor, documents)
-        for name in plans.names:
-            for density in map(float, args.densities.split(",")):
-                key = (plans.label(name), density, path.name)
-                if key in done:
-                    continue
-                plan = plans.plan(name, density)
-                executor.set_plan(plan)
-                found = measure_perplexity(executor, documents, path="masked")
-                stats = executor.last_stats
-                row: dict[str, Any] = dict(zip(("selector", "density", "text"), key, strict=True))
-                row |= {
-                    "model": args.model,
-                    "codec": args.codec,
-                    "tokens": found.tokens,
-                    "ppl_ratio": found.ratio(base),
-                    "dense_ppl": base.perplexity,
-                    "measured_density": float(np.mean(stats["neurons"])),
-                }
-                agreed = any(
-                    "recall" in r and (r["selector"], r["density"]) == key[:2] for r in finished(args.out)
-                )
-                if name != "random" and not agreed:
-                    labels = [plans.calibrations["oracle"].threshold(i, density) for i in range(plans.layers)]
-                    sets = SetEvidence(plan, plans.scores, labels, [1.0] * plans.layers)
-                    sets.add(plans.traces(held_out))
-                    row |= sets.whole("neurons")
-                append(args.out, row)
+        texts[path] = documents, measure_perplexity(executor, documents)
+    plans = Plans(subject, args, [name for name, *_ in todo])
+    for name, density, left in todo:
+        key = {"selector": label(args, name), "density": density}
+        executor.set_plan(None)  # compensators and labels are of the dense model
+        plan = plans.plan(name, density)
+        known = [row for row in finished(args.out) if key.items() <= row.items() and "recall" in row]
+        sets = {part: known[0][part] for part in ("recall", "precision")} if known else {}
+        if not sets and name != "random":
+            sets = plans.agreement(plan, density)
+        for path in left:
+            documents, base = texts[path]
+            executor.set_plan(plan)
+            found = measure_perplexity(executor, documents, path="masked")
+            neurons = executor.last_stats["neurons"]
+            row: dict[str, Any] = {**key, "text": path.name, "model": args.model, "codec": args.codec}
+            row |= {
+                "tokens": found.tokens,
+                "ppl_ratio": found.ratio(base),
+                "dense_ppl": base.perplexity,
+                "measured_density": float(np.mean(neurons)),
+            }
+            append(args.out, row | sets | plans.touched(plan, neurons))
     subject.close()
 
 
 def speed(args: argparse.Namespace) -> None:
-    """Tokens/s of each plan, in turn with dense decoding of the model in its plain form."""
-    subject = open_subject(args.model, codec=args.codec, leading=4)
-    dense = open_subject(args.model, codec=args.codec, leading=0)
-    plans = Plans(subject, args)
+    """Tokens/s of each plan, in turn with dense decoding; each on weights packed as it reads them."""
     done = {(row.get("selector"), row.get("density")) for row in finished(args.out) if "speedup" in row}
-    text = np.concatenate(plans.stream.validation(PREFIX + STEPS + 8))[: PREFIX + STEPS].astype(np.int32)
     todo = [
         (name, density)
-        for name in plans.names
-        for density in map(float, args.densities.split(","))
-        if (plans.label(name), density) not in done and name not in ("oracle", "random")
+        for name, density in wanted(args)
+        if (label(args, name), density) not in done and name not in ("oracle", "random")
     ]
+    if not todo:
+        return
+    subject = open_subject(args.model, codec=args.codec, leading=4)
+    dense = open_subject(args.model, codec=args.codec, leading=0)
+    plans = Plans(subject, args, [name for name, _ in todo])
+    text = np.concatenate(plans.stream.validation(PREFIX + STEPS + 8))[: PREFIX + STEPS].astype(np.int32)
     for name, density in todo:
-        executor: Any = subject.executor
-        executor.set_plan(plans.plan(name, density))
+        plan = plans.plan(name, density)
+        planned = open_subject(args.model, codec=args.codec, leading=plan.leading)
+        executor: Any = planned.executor
+        executor.set_plan(plan)
         pairs: list[tuple[float, float]] = []
         for repeat in range(args.repeats + 1):
             pair = (decode_seconds(dense.executor, text), decode_seconds(executor, text))
             if repeat:
                 pairs.append(pair)
         stats = executor.last_stats
+        planned.close()
         row = {
-            "selector": plans.label(name),
+            "selector": label(args, name),
             "density": density,
             "model": args.model,
             "codec": args.codec,
@@ -230,6 +262,7 @@ def speed(args: argparse.Namespace) -> None:
             "speedup": statistics.median(a / b for a, b in pairs),
             "spread": float(np.subtract(*np.quantile([a / b for a, b in pairs], [0.75, 0.25]))) / 2,
             "measured_density": float(np.mean(stats["neurons"])),
+            "choosing_ms": stats["ms"]["predicting"],
             "predictor_share": stats["predictor_share"],
         }
         append(args.out, row)

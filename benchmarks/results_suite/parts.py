@@ -13,6 +13,8 @@ PLANS = ("0.5", "0.4")
 """Densities of the sketches of the model."""
 TEXTS = "data/heldout.jsonl", "data/moby_dick.txt"
 TRAINING = "data/calibration.jsonl"
+DISTANCES = (0, 1, 2)
+"""Look-ahead of the low-rank predictors of the model."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,15 @@ class Scale:
     shape_bench: str = "-p 128 -n 32 -r 5"
     analyze: str = ""
     train: str = ""
-    selectors: str = "--densities .7,.5,.3"
+    predictors: str = "--rank 128 --tokens 1000000"
+    selectors: str = (
+        "--selectors oracle,random,threshold,sketch2,sketch3,sketch4,sketch4+1,sketch4+2 --densities .7,.6,.5,.4,.3 "
+        "--at random=.5,.3 sketch2=.5,.3 sketch4+1=.5,.3 sketch4+2=.5,.3 low_rank1=.5,.3 low_rank2=.5,.3"
+    )
+    compensated: str = "--selectors sketch3,sketch4,threshold --densities .5,.3 --compensator 64"
+    selector_speed: str = (
+        "--selectors threshold,sketch2,sketch3,sketch4,sketch4+1,sketch4+2 --densities .5,.3 --repeats 9"
+    )
     relu: str = "--minutes 10"
     frontier: str = "--tokens 10000 --repeats 9"
     blocks: str = "--repeats 8"
@@ -47,7 +57,11 @@ TOY = Scale(
     shape_bench="-p 16 -n 4 -r 2",
     analyze="--tokens 512",
     train="--search-tokens 64 --verify-tokens 64",
-    selectors="--densities .5 --selectors oracle,sketch4",
+    predictors="--rank 8 --tokens 1024 --search-tokens 64 --verify-tokens 64",
+    selectors="--selectors oracle,sketch4,sketch4+1 --densities .5,.3 --at oracle=.5 low_rank2=.5 "
+    "--calibration-tokens 600 --agreement-tokens 100",
+    compensated="--selectors sketch4 --densities .5 --compensator 4 --calibration-tokens 600 --agreement-tokens 100",
+    selector_speed="--selectors sketch4 --densities .5 --repeats 1 --calibration-tokens 600",
     relu="--minutes 0.05 --width 64 --layers 2 --heads 4 --neurons 128 --vocab 512 --length 64",
     frontier="--tokens 300 --repeats 2",
     blocks="--densities .1 --repeats 1 --context 16",
@@ -74,11 +88,14 @@ class Part:
     """The result is what the command prints."""
     resume: str = ""
     """Option with which an interrupted command goes on."""
+    checkpoint: str = ""
+    """File without which there is nothing to go on from; empty: there always is."""
 
 
 def parts(scale: Scale, model: str, *, adapted: bool, peer: bool) -> list[Part]:
     """In the order in which they run; `model` as dejavu's commands take it."""
-    found = [*_plans(scale, model), *_judged(scale, "model", model), *_selectors(scale, model)]
+    found = [*_plans(scale, model), *_judged(scale, "model", model), *_predictors(scale, model)]
+    found += _selectors(scale, model)
     if adapted:
         found += [
             _eval(scale, "adapted/eval", "adapted-model", "--codec int8 --plan off --plan auto", 20),
@@ -143,12 +160,36 @@ def _judged(scale: Scale, name: str, model: str) -> list[Part]:
     ]
 
 
+def _predictors(scale: Scale, model: str) -> list[Part]:
+    found = []
+    for distance in DISTANCES:
+        name = f"model/predictors-{distance}"
+        command = (
+            f"dejavu train {model} --text {TRAINING} --selector low_rank --uniform --density 0.5 --lookahead {distance} "
+            f"--codec int8 {scale.predictors} -o {name}"
+        )
+        part = Part(name, (command,), 60, name, resume="--resume", checkpoint=f"{name}.checkpoint")
+        found.append(part)
+    return found
+
+
 def _selectors(scale: Scale, model: str) -> list[Part]:
-    command = (
-        f"python benchmarks/selector_table.py quality --model {model} --text {' '.join(TEXTS)} "
-        f"--calibration {TRAINING} --tokens {scale.tokens} {scale.selectors} --out model/selectors.jsonl"
-    )
-    return [Part("model/selectors", (command,), 60, "model/selectors.jsonl")]
+    trained = {distance: f"model/predictors-{distance}" for distance in DISTANCES}
+
+    def part(name: str, what: str, options: str, distances: tuple[int, ...], minutes: float) -> Part:
+        predictors = " ".join(f"low_rank{n}={trained[n]}" for n in distances)
+        command = (
+            f"python benchmarks/selector_table.py {what} --model {model} --calibration {TRAINING} {options} "
+            f"--predictors {predictors} --out {name}.jsonl"
+        )
+        return Part(name, (command,), minutes, f"{name}.jsonl", tuple(trained[n] for n in distances))
+
+    texts = f"--text {' '.join(TEXTS)} --tokens {scale.tokens}"
+    return [
+        part("model/selectors", "quality", f"{texts} {scale.selectors}", DISTANCES, 55),
+        part("model/compensated", "quality", f"{texts} {scale.compensated}", DISTANCES[:1], 25),
+        part("model/selector-speed", "speed", scale.selector_speed, DISTANCES, 12),
+    ]
 
 
 def _frontier(scale: Scale, model: str, adapted: bool) -> Part:

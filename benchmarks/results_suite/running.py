@@ -68,9 +68,11 @@ class Results:
             started.parent.mkdir(parents=True, exist_ok=True)
             started.write_text(key)
         (self.folder / part.result).parent.mkdir(parents=True, exist_ok=True)
+        left = not part.checkpoint or (self.folder / part.checkpoint).exists()
+        resumes = bool(goes_on and part.resume and left)
         begun = time.time()
         for command in part.commands:
-            status = self._command(part, f"{command} {part.resume}" if goes_on and part.resume else command)
+            status = self._command(part, f"{command} {part.resume}" if resumes else command)
             if status:
                 return status
         note = {
@@ -110,7 +112,9 @@ class Results:
         self._path(part.name, "finished").unlink(missing_ok=True)
         if result.is_dir():
             shutil.rmtree(result)
-        for path in (result, result.with_suffix(".items.jsonl")):
+        paths = [result, result.with_suffix(".items.jsonl")]
+        paths += [self.folder / part.checkpoint] if part.checkpoint else []
+        for path in paths:
             path.unlink(missing_ok=True)
 
     def _path(self, name: str, what: str) -> Path:
