@@ -20,7 +20,9 @@ from typing import TYPE_CHECKING
 
 from results_suite.document import fill
 from results_suite.parts import FULL, TOY, Part, parts
+from results_suite.reading import Reader
 from results_suite.running import DEJAVU, ROOT, Results
+from results_suite.selection import PICTURE, look_ahead_picture
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -127,7 +129,7 @@ def run(results: Results, waiting: Sequence[Part], known: Sequence[Part], time: 
 
 
 def write(results: Results, toy: bool) -> None:
-    """The tables, in docs/results.md or, of toy sizes, in a copy."""
+    """The tables and pictures, in docs/ or, of toy sizes, a copy of the page in the folder of results."""
     text, kept = fill(DOCUMENT.read_text(encoding="utf-8"), results)
     target = results.folder / "results.md" if toy else DOCUMENT
     target.write_text(text, encoding="utf-8")
@@ -135,6 +137,8 @@ def write(results: Results, toy: bool) -> None:
         f"wrote {target.name}"
         + (f"; without new results, left as they are: {', '.join(kept)}" if kept else "")
     )
+    if drawn := look_ahead_picture(Reader(results)):
+        (target.parent / PICTURE).write_text(drawn, encoding="utf-8")
     picture = results.folder / "model/frontier.svg"
     if picture.exists() and not toy:
         (DOCUMENT.parent / "frontier.svg").write_bytes(picture.read_bytes())

@@ -1,6 +1,6 @@
 r"""What each way of choosing neurons costs in quality and brings in speed: one table for one model.
 
-    python benchmarks/selector_table.py quality --model smollm2 --text heldout.jsonl moby_dick.txt \\
+    python benchmarks/selector_table.py quality --model smollm2 --text heldout.jsonl moby_dick.txt \
         --calibration calibration.jsonl --selectors oracle,sketch4,sketch4+1 --predictors low_rank0=PLAN \
         --densities .7,.5,.3 --at sketch4+1=.5,.3 --out selectors.jsonl
     python benchmarks/selector_table.py speed --model smollm2 --calibration calibration.jsonl --out selectors.jsonl
@@ -50,8 +50,14 @@ PREFIX = 256
 STEPS = 24
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Run the part that the command line names."""
+    args = make_parser().parse_args(arguments)
+    {"quality": quality, "speed": speed, "table": table}[args.part](args)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Of the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("part", choices=("quality", "speed", "table"))
     parser.add_argument("--model", default="smollm2")
@@ -70,8 +76,7 @@ def main() -> None:
     parser.add_argument("--compensator", type=int, default=None, metavar="RANK")
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--out", type=Path, required=True)
-    args = parser.parse_args()
-    {"quality": quality, "speed": speed, "table": table}[args.part](args)
+    return parser
 
 
 def finished(path: Path) -> list[dict[str, Any]]:

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import importlib
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import typer
+
+from dejavu.cli.app import app
+from tiny_chat import build_tiny_chat
+from training_texts import documents, write_jsonl
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -85,6 +91,20 @@ def test_an_interrupted_part_goes_on_and_one_of_other_code_begins_anew(results: 
     assert other.run(only, other.key(only, [only])) == 0
     assert (results.folder / "one.json").read_text() == "row\n"
     assert other.note("one")["code"] == "def5678"
+
+
+def test_a_part_with_a_checkpoint_goes_on_only_where_it_left_one(results: Any) -> None:
+    only = part("one", resume="--resume", checkpoint="one.checkpoint")
+    key = results.key(only, [only])
+    (results.folder / "fail").touch()
+    assert results.run(only, key) == results.run(only, key) == 1
+    assert (results.folder / "one.json").read_text() == "row\nrow\n"
+    (results.folder / "one.checkpoint").touch()
+    assert results.run(only, key) == 1
+    assert (results.folder / "one.json").read_text() == "row\nrow\nrow --resume\n"
+    other = make_results(results.folder, "def5678")  # would refuse the checkpoint of another code
+    assert other.run(only, other.key(only, [only])) == 1
+    assert not (results.folder / "one.checkpoint").exists()
 
 
 def test_what_needs_a_part_that_failed_is_not_run(results: Any, capfd: pytest.CaptureFixture[str]) -> None:
@@ -167,3 +187,196 @@ def test_parts_follow_what_they_read_and_name_no_path_of_the_machine() -> None:
         assert set(each.after) <= set(names[:at])
         assert all("  " not in command and " /" not in command for command in each.commands)
     assert len(parts.parts(parts.FULL, "smollm2", adapted=False, peer=False)) == len(known) - 3
+
+
+def selection_rows() -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[dict[str, Any]]]:
+    """Of quality, speed and compensators."""
+    figures = {
+        "oracle": (1.02, 1.0),
+        "random": (1234.5, None),
+        "sketch4": (1.04, 0.93),
+        "sketch4+2": (1.5, 0.7),
+    }
+    figures |= {"low_rank0": (1.3, 0.66), "low_rank1": (1.4, 0.62), "sketch3": (1.06, 0.88)}
+    rows = []
+    for selector, (ratio, recall) in figures.items():
+        for density in (0.7, 0.5, 0.3) if selector == "sketch4" else (0.5,):
+            row = {"selector": selector, "density": density, "ppl_ratio": ratio}
+            row |= {"recall": recall, "precision": recall - 0.01} if recall else {}
+            if selector != "oracle":
+                row |= {"selector_bytes": 0 if recall is None else 12_345_678, "mlp_bytes_share": 0.6}
+            rows += [{**row, "text": "a"}, {**row, "text": "b", "ppl_ratio": ratio + 0.1}]
+            rows[-1] |= {"mlp_bytes_share": 0.7} if "mlp_bytes_share" in row else {}
+    fast = {"selector": "sketch4", "density": 0.5, "tokens_per_s": 80, "speedup": 1.125, "spread": 0.02}
+    filled = {"selector": "sketch4 + rank 64", "density": 0.5, "mlp_bytes_share": 0.75}
+    compensated = [{**filled, "text": "a", "ppl_ratio": 1.03}, {**filled, "text": "b", "ppl_ratio": 1.12}]
+    return rows, [fast | {"choosing_ms": 0.678}], compensated
+
+
+def test_tables_of_selectors_say_what_choosing_takes_and_what_looking_ahead_costs(results: Any) -> None:
+    rows, fast, compensated = selection_rows()
+    lines = {"model/selectors": rows, "model/selector-speed": fast, "model/compensated": compensated}
+    for name, found in lines.items():
+        finish(results, name, "\n".join(map(json.dumps, found)), ".jsonl")
+    finish(results, "model/predictors-1", "")
+
+    def table(name: str) -> tuple[list[str], list[str]]:
+        read = suite("reading").Reader(results)
+        text = suite("tables").TABLES[name](read)
+        return text.splitlines(), [note["commands"][0] for note in read.notes]
+
+    shown, commands = table("selectors")
+    assert shown[2:6] == [
+        "| oracle | 0.5 | 1.020 | 1.120 | 1.00 | 0.99 |  |",
+        "| random | 0.5 | 1,234 | 1,235 |  |  | 65% |",
+        "| sketch, 4 bits | 0.7 | 1.040 | 1.140 | 0.93 | 0.92 | 65% |",
+        "| sketch, 4 bits | 0.5 | 1.040 | 1.140 | 0.93 | 0.92 | 65% |",
+    ]
+    assert commands == ["make model/selectors"]
+    shown, commands = table("predictors")
+    assert [line.split(" | ")[0] for line in shown[2:]] == [
+        "| sketch, 4 bits",
+        "| sketch, 4 bits",
+        "| sketch, 4 bits, 2 ahead",
+        "| low rank",
+        "| low rank, 1 ahead",
+        "| sketch, 3 bits",
+    ]
+    at_half = "| sketch, 4 bits | 0.5 | 1.040 | 1.140 | 0.93 | 0.92 | 12.3 MB | 65% "
+    assert shown[2] == at_half + "| 0.68 | 12.5 | 1.12 ± 0.02 |"
+    assert shown[3].startswith("| sketch, 4 bits | 0.3 |")
+    assert shown[3].endswith("|  |  |  |")
+    assert commands == ["make model/selectors", "make model/selector-speed", "make model/predictors-1"]
+    assert table("compensators")[0][2:] == [
+        "| sketch, 4 bits | 0.5 | 64 | 1.040 | 1.030 | 1.140 | 1.120 | 65% | 75% |"
+    ]
+    shown, commands = table("look-ahead")
+    assert shown[0].endswith("(look-ahead.svg)")
+    assert shown[4:] == [
+        "| low rank | 0.5 | 0 | 0.66 | 1.300 | 1.400 |",
+        "| low rank | 0.5 | 1 | 0.62 | 1.400 | 1.500 |",
+        "| sketch, 4 bits | 0.5 | 0 | 0.93 | 1.040 | 1.140 |",
+        "| sketch, 4 bits | 0.5 | 2 | 0.70 | 1.500 | 1.600 |",
+    ]
+    assert commands == ["make model/selectors", "make model/predictors-1"]
+
+
+def test_the_picture_of_look_ahead_is_drawn_beside_the_page_from_finished_rows(
+    results: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = importlib.import_module("results")
+    page = results.folder / "docs/results.md"
+    page.parent.mkdir()
+    page.write_text((ROOT / "docs/results.md").read_text(encoding="utf-8"), encoding="utf-8")
+    monkeypatch.setattr(program, "DOCUMENT", page)
+    program.write(results, toy=False)
+    assert not (page.parent / "look-ahead.svg").exists()
+    finish(results, "model/selectors", "\n".join(map(json.dumps, selection_rows()[0])), ".jsonl")
+    program.write(results, toy=False)
+    svg = (page.parent / "look-ahead.svg").read_text(encoding="utf-8")
+    # Recall, and the ratio on the first text: two points of each kind, none of what was measured at one distance.
+    for tip in ("low rank, 0.5: 62% at 1", "low rank, 0.5: 1.4 at 1", "sketch, 4 bits, 0.5: 1.5 at 2"):
+        assert svg.count(f"<title>{tip}</title>") == 1
+    assert svg.count("<circle") == 8
+
+
+def commands_of(part_name: str) -> list[list[str]]:
+    """Arguments of the commands of a part, in full and in toy size."""
+    suite_parts = suite("parts")
+    return [
+        shlex.split(command)
+        for scale in (suite_parts.FULL, suite_parts.TOY)
+        for each in suite_parts.parts(scale, "smollm2", adapted=False, peer=False)
+        if each.name == part_name
+        for command in each.commands
+    ]
+
+
+def test_commands_of_predictors_are_ones_that_dejavu_train_takes() -> None:
+    from dejavu.training.options import TrainOptions
+
+    group: Any = typer.main.get_command(app)
+    for distance in suite("parts").DISTANCES:
+        for command in commands_of(f"model/predictors-{distance}"):
+            assert command[:2] == ["dejavu", "train"]
+            taken = group.commands["train"].make_context("train", command[2:]).params
+            assert taken["lookahead"] == distance
+            assert str(taken["output"]) == f"model/predictors-{distance}"
+            names = ("density", "uniform", "rank", "lookahead", "tokens")
+            chosen = TrainOptions(taken["selector"], **{name: taken[name] for name in names})
+            assert chosen.targets[0].density == 0.5
+
+
+def test_commands_of_selectors_cover_what_the_tables_compare() -> None:
+    selector_table, selection = importlib.import_module("selector_table"), suite("selection")
+    full = {}
+    for name in ("selectors", "compensated", "selector-speed"):
+        both = [selector_table.make_parser().parse_args(c[2:]) for c in commands_of(f"model/{name}")]
+        full[name], _ = [set(selector_table.wanted(args)) for args in both]
+    ahead = {
+        (n, k) for names in selection.AHEAD.values() for n in names.values() for k in selection.DENSITIES
+    }
+    assert ahead <= full["selectors"]
+    assert full["compensated"] | full["selector-speed"] <= full["selectors"]
+    assert {k for _, k in full["compensated"] | full["selector-speed"]} == set(selection.DENSITIES)
+    assert not {name for name, _ in full["selector-speed"]} & {"oracle", "random"}
+    densities = {k for name, k in full["selectors"] if name == "low_rank0"}
+    assert densities == {0.7, 0.6, 0.5, 0.4, 0.3}
+    assert ("sketch4+1", 0.7) not in full["selectors"]
+    parse = selector_table.make_parser().parse_args
+    with pytest.raises(SystemExit, match="no selector is called sketch9"):
+        selector_table.wanted(parse(["quality", "--out", "x", "--at", "sketch9=.5"]))
+
+
+def test_the_table_of_selectors_goes_on_with_the_rows_that_are_missing(tmp_path: Path) -> None:
+    selector_table = importlib.import_module("selector_table")
+    model = build_tiny_chat(tmp_path / "model", context=256)
+    write_jsonl(tmp_path / "text.jsonl", documents(60, words=20))
+    (tmp_path / "other.txt").write_text(" ".join(documents(4, words=20, seed=1)))
+    out = tmp_path / "rows.jsonl"
+    command = [
+        "quality",
+        "--model",
+        str(model),
+        "--text",
+        str(tmp_path / "text.jsonl"),
+        str(tmp_path / "other.txt"),
+    ]
+    command += [
+        "--calibration",
+        str(tmp_path / "text.jsonl"),
+        "--tokens",
+        "100",
+        "--calibration-tokens",
+        "300",
+    ]
+    command += [
+        "--agreement-tokens",
+        "100",
+        "--selectors",
+        "oracle,random,sketch4,sketch4+1",
+        "--densities",
+        ".5",
+    ]
+    command += ["--at", "random=.3", "--out", str(out)]
+    selector_table.main(command)
+    first = out.read_text().splitlines()
+    rows = [json.loads(line) for line in first]
+    assert [(row["selector"], row["density"], row["text"]) for row in rows] == [
+        (selector, density, text)
+        for selector, density in (("oracle", 0.5), ("random", 0.3), ("sketch4", 0.5), ("sketch4+1", 0.5))
+        for text in ("text.jsonl", "other.txt")
+    ]
+    assert rows[0]["recall"] == rows[0]["precision"] == 1
+    assert "recall" not in rows[2]
+    assert "selector_bytes" not in rows[0]
+    assert rows[4]["recall"] == rows[5]["recall"] > rows[6]["recall"]
+    # Four bits and a scale of gate and up, the other four and a scale of the chosen, and their down rows.
+    k = rows[4]["measured_density"]
+    assert rows[4]["mlp_bytes_share"] == pytest.approx((2 * 4.5 + k * (2 * 4.5 + 8.5)) / (3 * 8.5))
+    out.write_text("\n".join(first[:5] + first[6:]) + "\n")
+    selector_table.main(command)
+    again = out.read_text().splitlines()
+    assert again == first[:5] + first[6:] + [first[5]]
+    selector_table.main(command)
+    assert out.read_text().splitlines() == again

@@ -5,14 +5,15 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
-from results_suite.tables import TABLES, Reader
+from results_suite.reading import Reader
+from results_suite.tables import TABLES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from results_suite.running import Results
 
-_MARKED = re.compile(r"(<!-- begin ([a-z ]+) -->\n)(.*?)(<!-- end \2 -->)", re.DOTALL)
+_MARKED = re.compile(r"(<!-- begin ([a-z -]+) -->\n)(.*?)(<!-- end \2 -->)", re.DOTALL)
 
 
 def fill(text: str, results: Results) -> tuple[str, list[str]]:

@@ -168,7 +168,7 @@ def _predictors(scale: Scale, model: str) -> list[Part]:
             f"dejavu train {model} --text {TRAINING} --selector low_rank --uniform --density 0.5 --lookahead {distance} "
             f"--codec int8 {scale.predictors} -o {name}"
         )
-        part = Part(name, (command,), 60, name, resume="--resume", checkpoint=f"{name}.checkpoint")
+        part = Part(name, (command,), 32, name, resume="--resume", checkpoint=f"{name}.checkpoint")
         found.append(part)
     return found
 
@@ -186,8 +186,8 @@ def _selectors(scale: Scale, model: str) -> list[Part]:
 
     texts = f"--text {' '.join(TEXTS)} --tokens {scale.tokens}"
     return [
-        part("model/selectors", "quality", f"{texts} {scale.selectors}", DISTANCES, 55),
-        part("model/compensated", "quality", f"{texts} {scale.compensated}", DISTANCES[:1], 25),
+        part("model/selectors", "quality", f"{texts} {scale.selectors}", DISTANCES, 50),
+        part("model/compensated", "quality", f"{texts} {scale.compensated}", DISTANCES[:1], 20),
         part("model/selector-speed", "speed", scale.selector_speed, DISTANCES, 12),
     ]
 

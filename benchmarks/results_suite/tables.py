@@ -2,48 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from typing import TYPE_CHECKING, Any
 
 from results_suite.parts import CODECS, FULL
+from results_suite.reading import markdown
+from results_suite.selection import compensators, look_ahead, predictors, selectors
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Sequence
 
-    from results_suite.running import Results
-
-
-class Reader:
-    """Finished results; keeps in mind which were read, for the line below a table."""
-
-    def __init__(self, results: Results) -> None:
-        self._results = results
-        self.notes: list[dict[str, Any]] = []
-
-    def json(self, part: str) -> Any:
-        """The JSON of a part; None where it is not finished."""
-        return self._read(part, ".json", json.loads)
-
-    def rows(self, part: str) -> list[dict[str, Any]] | None:
-        """The rows of a part whose file has one JSON object a line."""
-        return self._read(part, ".jsonl", lambda text: [json.loads(line) for line in text.splitlines()])
-
-    def _read(self, part: str, ending: str, parse: Callable[[str], Any]) -> Any:
-        note = self._results.note(part)
-        path = self._results.folder / f"{part}{ending}"
-        if note is None or not path.exists():
-            return None
-        self.notes.append(note)
-        return parse(path.read_text(encoding="utf-8"))
-
-
-def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table; of nothing, nothing."""
-    lines = [f"| {' | '.join(row)} |" for row in rows]
-    if not lines:
-        return ""
-    return "\n".join([f"| {' | '.join(header)} |", "|" + "---|" * len(header), *lines])
+    from results_suite.reading import Reader
 
 
 def blocks(read: Reader) -> str:
@@ -93,21 +62,6 @@ def models(read: Reader) -> str:
             for r in found
         ],
     )
-
-
-def selectors(read: Reader) -> str:
-    """What choosing costs without training."""
-    rows = read.rows("model/selectors") or []
-    texts = list(dict.fromkeys(row["text"] for row in rows if "text" in row))
-    keys = list(dict.fromkeys((row["selector"], row["density"]) for row in rows))
-    lines = []
-    for selector, density in keys:
-        mine = [row for row in rows if (row["selector"], row["density"]) == (selector, density)]
-        by_text = {row["text"]: f"{row['ppl_ratio']:.3f}" for row in mine if "ppl_ratio" in row}
-        sets = next((row for row in mine if "recall" in row), None)
-        agreement = [f"{sets['recall']:.2f}", f"{sets['precision']:.2f}"] if sets else ["", ""]
-        lines.append([selector, f"{density:g}", *(by_text.get(text, "") for text in texts), *agreement])
-    return markdown(["selector", "density", *texts, "recall", "precision"], lines)
 
 
 def frontier(read: Reader) -> str:
@@ -231,6 +185,9 @@ TABLES: dict[str, Callable[[Reader], str]] = {
     "models": models,
     "shape speed": speed(*(f"{shape}/bench" for shape in FULL.shapes)),
     "selectors": selectors,
+    "predictors": predictors,
+    "compensators": compensators,
+    "look-ahead": look_ahead,
     "frontier": frontier,
     "quality": quality("model/eval-dense", "model/eval-plans"),
     "speed": speed("model/bench-dense", "model/bench-plans"),
