@@ -242,10 +242,10 @@ void bind_engine(nb::module_& m) {
           "token, of all tokens, or none.")
       .def(
           "trace",
-          [](NativeEngine& e, Array<const int32_t, 1> tokens, Cache& cache, const nb::dict& arrays,
-             Array<float, 2> logits, bool sparse) {
+          [](NativeEngine& e, Array<const int32_t, 1> tokens, std::vector<Cache*> caches, std::vector<int> counts,
+             const nb::dict& arrays, Array<float, 2> logits, bool sparse) {
             const Config& c = e.engine.config();
-            const std::vector<Segment> segments = parse_segments(e.engine, tokens, {&cache}, {int(tokens.shape(0))});
+            const std::vector<Segment> segments = parse_segments(e.engine, tokens, caches, counts);
             if (logits.shape(0)) check_logits(e.engine, logits, tokens.shape(0));
             const auto find = [&](const char* name, int width) {
               return captured(arrays, name, c.layers, tokens.shape(0), width);
@@ -261,9 +261,10 @@ void bind_engine(nb::module_& m) {
             e.engine.forward(tokens.data(), segments, sparse, logits.shape(0) ? Logits::all : Logits::none,
                              logits.data(), capture);
           },
-          nb::arg("tokens").noconvert(), nb::arg("cache"), nb::arg("arrays"), nb::arg("logits").noconvert(),
-          nb::arg("sparse"),
-          "Appends tokens; fills the arrays (float32 [layers, tokens, width]: attn_input and mlp_input of width d, "
+          nb::arg("tokens").noconvert(), nb::arg("caches"), nb::arg("counts"), nb::arg("arrays"),
+          nb::arg("logits").noconvert(), nb::arg("sparse"),
+          "Appends counts[i] tokens to caches[i]; fills the arrays (float32 [layers, tokens, width]: attn_input and "
+          "mlp_input of width d, "
           "hidden, gate and chosen of width ff, head_norm of width heads; and head_input, [1, tokens, embed_dim]) and "
           "logits (float32 [tokens, vocab]); those with room for no tokens are left alone.");
 }

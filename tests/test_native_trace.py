@@ -71,6 +71,21 @@ def test_trace_of_every_codec(codec: str, tiny_folder: Folder) -> None:
         assert error <= TOLERANCES[f"native_{codec}_prefill"], field
 
 
+@pytest.mark.parametrize("name", ["llama-biases", "opt", "bloom"])
+def test_several_sequences_are_traced_one_after_the_other(name: str, tiny_folder: Folder) -> None:
+    native, reference = pair(tiny_folder(name), "f32")
+    tokens = prompt(CASES[name])
+    sequences = tokens[:5], tokens[5:6], tokens[2:]
+    for executor in (native, reference):
+        found, alone = executor.trace(*sequences), [executor.trace(sequence) for sequence in sequences]
+        for field in TRACE_FIELDS:
+            axis = 0 if field in ("head_input", "logits") else 1
+            expected = np.concatenate([getattr(trace, field) for trace in alone], axis=axis)
+            assert relative_error(getattr(found, field), expected) <= TOLERANCES["native_f32"], field
+        with pytest.raises(InputError, match="no tokens"):
+            executor.trace()
+
+
 def test_only_what_is_wanted(tiny_folder: Folder) -> None:
     native, _ = pair(tiny_folder("llama"), "f32")
     tokens = prompt(CASES["llama"])
@@ -93,7 +108,7 @@ def test_arrays_that_do_not_fit_are_refused(tiny_folder: Folder) -> None:
     fitting["head_norm"] = np.empty((2, 0, 6), np.float32)
     fitting["head_input"] = np.empty((1, 3, 60), np.float32)
     logits = np.empty((3, 97), np.float32)
-    native._engine.trace(tokens, native.new_cache(), fitting, logits, False)
+    native._engine.trace(tokens, [native.new_cache()], [3], fitting, logits, False)
     for arrays in (
         {"hidden": np.empty((2, 3, 83), np.float32)},
         {"hidden": np.empty((2, 4, 84), np.float32)},
@@ -103,11 +118,13 @@ def test_arrays_that_do_not_fit_are_refused(tiny_folder: Folder) -> None:
         {"head_input": np.empty((2, 3, 60), np.float32)},
     ):
         with pytest.raises(ValueError, match=f"{next(iter(arrays))} is not float32"):
-            native._engine.trace(tokens, native.new_cache(), fitting | arrays, logits, False)
+            native._engine.trace(tokens, [native.new_cache()], [3], fitting | arrays, logits, False)
     with pytest.raises(ValueError, match="is not float32"):
-        native._engine.trace(tokens, native.new_cache(), {}, logits, False)
+        native._engine.trace(tokens, [native.new_cache()], [3], {}, logits, False)
     with pytest.raises(ValueError, match="logits is not"):
-        native._engine.trace(tokens, native.new_cache(), fitting, logits[:2], False)
+        native._engine.trace(tokens, [native.new_cache()], [3], fitting, logits[:2], False)
+    with pytest.raises(ValueError, match="counts do not add up"):
+        native._engine.trace(tokens, [native.new_cache()], [2], fitting, logits, False)
     with pytest.raises(ValueError, match="outside the vocabulary"):
         native.trace(np.array([97], np.int32))
 

@@ -42,7 +42,9 @@ class Cache(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Trace:
-    """What one sequence of t tokens does inside the model, float32. Fields that were not wanted have t = 0.
+    """What sequences of t tokens together do inside the model, float32, one after the other in every field.
+
+    Fields that were not wanted have t = 0.
 
     L layers, d = d_model, f = base_neurons (no refined copies), H heads, V = vocab_size.
     """
@@ -124,10 +126,10 @@ class Executor(Protocol):
     def decode(self, tokens: NDArray[np.int32], caches: Sequence[Cache]) -> NDArray[np.float32]:
         """Append one token to each of b sequences: `tokens` [b] -> logits [b, vocab]."""
 
-    def trace(self, tokens: NDArray[np.int32], *, want: Collection[TraceField] = TRACE_FIELDS) -> Trace:
-        """Run `tokens` [t] as a fresh sequence and tell what happened inside (`want`: which of it).
+    def trace(self, *sequences: NDArray[np.int32], want: Collection[TraceField] = TRACE_FIELDS) -> Trace:
+        """Run each of `sequences` from its beginning and tell what happened inside (`want`: which of it).
 
-        The pass is dense; with "chosen" it is by the plan, which must be set (`InputError`).
+        Weights are read once for all. The pass is dense; with "chosen" it is by the plan, which must be set (`InputError`).
         """
 
     def close(self) -> None:

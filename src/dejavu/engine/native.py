@@ -204,15 +204,17 @@ class NativeExecutor:
         decoded = max(counters["decoded"], 1)
         return np.array(counters["mlp_seconds"]) / decoded, counters["seconds"]["head"] / decoded
 
-    def trace(self, tokens: NDArray[np.int32], *, want: Collection[TraceField] = TRACE_FIELDS) -> Trace:
-        """Run `tokens` [t] as one fresh sequence, and return what `want` names. See `Trace` for shapes.
+    def trace(self, *sequences: NDArray[np.int32], want: Collection[TraceField] = TRACE_FIELDS) -> Trace:
+        """Run each of `sequences` from its beginning, and return what `want` names. See `Trace` for shapes.
 
         Raises:
-            InputError: "chosen" is wanted, and no plan is set.
+            InputError: "chosen" is wanted, and no plan is set; or there are no sequences.
         """
         c = self.config
         if "chosen" in want and self._plan is None:
             raise InputError("no plan is set that could choose")
+        if not sequences:
+            raise InputError("there are no tokens to run")
         widths = {
             "attn_input": c.d_model,
             "mlp_input": c.d_model,
@@ -221,6 +223,7 @@ class NativeExecutor:
             "head_norm": c.n_heads,
             "chosen": c.d_ff,
         }
+        tokens = np.ascontiguousarray(np.concatenate([*sequences]), np.int32)
         arrays = {
             name: np.empty((c.n_layers, len(tokens) if name in want else 0, width), np.float32)
             for name, width in widths.items()
@@ -229,9 +232,8 @@ class NativeExecutor:
             (1, len(tokens) if "head_input" in want else 0, c.embed_dim), np.float32
         )
         logits = np.empty((len(tokens) if "logits" in want else 0, c.vocab_size), np.float32)
-        self._engine.trace(
-            np.ascontiguousarray(tokens, np.int32), self.new_cache(), arrays, logits, "chosen" in want
-        )
+        caches, counts = [self.new_cache() for _ in sequences], [len(sequence) for sequence in sequences]
+        self._engine.trace(tokens, caches, counts, arrays, logits, "chosen" in want)
         for name in ("gate", "hidden", "chosen"):
             arrays[name] = arrays[name][:, :, : c.base_neurons]
         return Trace(**arrays | {"head_input": arrays["head_input"][0]}, logits=logits)

@@ -124,11 +124,24 @@ class ReferenceExecutor:
         self._note_stats(runs)
         return np.concatenate(logits)  # [b, V]
 
-    def trace(self, tokens: NDArray[np.int32], *, want: Collection[TraceField] = TRACE_FIELDS) -> Trace:
-        """Run `tokens` [t] as a fresh sequence: see `Executor.trace`. Fields not in `want` come with t = 0."""
-        c = self.config
+    def trace(self, *sequences: NDArray[np.int32], want: Collection[TraceField] = TRACE_FIELDS) -> Trace:
+        """Run each of `sequences` from its beginning: see `Executor.trace`. Fields not in `want` come with t = 0."""
         if "chosen" in want and self._plan is None:
             raise InputError("no plan is set that could choose")
+        if not sequences:
+            raise InputError("there are no tokens to run")
+        found = [self._trace(tokens, want) for tokens in sequences]
+        tokens_axis = {"head_input": 0, "logits": 0}  # all others: [L, t, ...]
+        return Trace(
+            **{
+                name: np.concatenate([each[name] for each in found], axis=tokens_axis.get(name, 1))
+                for name in found[0]
+            }
+        )
+
+    def _trace(self, tokens: NDArray[np.int32], want: Collection[TraceField]) -> dict[str, Array]:
+        """The fields of a `Trace` of one sequence `tokens` [t]."""
+        c = self.config
         run = self._start(tokens, self.new_cache(), self._plan if "chosen" in want else None)
         run.trace = {}
         x = self._head_input(self._forward(tokens, run))  # [t, E]
@@ -138,7 +151,7 @@ class ReferenceExecutor:
         stacked = {name: np.stack([x[: t[name]] for x in parts]) for name, parts in layers.items()}
         for name in ("gate", "hidden", "chosen"):
             stacked[name] = stacked[name][..., : c.base_neurons]  # [L, t, base]
-        return Trace(**stacked, head_input=x[: t["head_input"]], logits=logits[: t["logits"]])
+        return stacked | {"head_input": x[: t["head_input"]], "logits": logits[: t["logits"]]}
 
     def close(self) -> None:
         """Drop the weights."""

@@ -85,16 +85,15 @@ class Examples:
 
     def of(self, pieces: Sequence[Piece]) -> Iterator[tuple[Block, int, Array, Mask]]:
         """Block, layer, inputs float32 [t, d] and labels bool [t, n] of all tokens of `pieces`."""
-        traces = [self._trace(piece) for piece in pieces]
+        trace = self._trace(*pieces)
         for block in self.scales:
             for layer in range(self.config.n_layers):
-                inputs = [self._inputs(trace, layer, block, self._lookahead) for trace in traces]
-                labels = [self._label(trace, layer, block) for trace in traces]
-                yield block, layer, np.concatenate(inputs), np.concatenate(labels)
+                inputs = self._inputs(trace, layer, block, self._lookahead)
+                yield block, layer, inputs, self._label(trace, layer, block)
 
-    def _trace(self, piece: Piece) -> Trace:
+    def _trace(self, *pieces: Piece) -> Trace:
         return self._executor.trace(
-            piece, want=[field for block in self._densities for field in _NEEDED[block]]
+            *pieces, want=[field for block in self._densities for field in _NEEDED[block]]
         )
 
     def _label(self, trace: Trace, layer: int, block: Block) -> Mask:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from typing import Any
 
 from dejavu.errors import DejavuError
@@ -14,9 +15,12 @@ def import_torch(
 ) -> Any:
     """The torch module.
 
+    Its threads sleep between products: spinning, as those of OpenMP do by default, they take cores from the engine.
+
     Raises:
         DejavuError: it is not installed; `what` needs it, and `otherwise` is a way without.
     """
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read when torch is loaded
     try:
         importlib.import_module("safetensors")
         return importlib.import_module("torch")
