@@ -28,7 +28,8 @@ class Scale:
     shape_bench: str = "-p 128 -n 32 -r 5"
     analyze: str = ""
     train: str = ""
-    predictors: str = "--rank 128 --tokens 1000000"
+    predictors: str = "--rank 128 --tokens 400000"
+    """As many tokens as the paper has."""
     selectors: str = (
         "--selectors oracle,random,threshold,sketch2,sketch3,sketch4,sketch4+1,sketch4+2 --densities .7,.6,.5,.4,.3 "
         "--at random=.5,.3 sketch2=.5,.3 sketch4+1=.5,.3 sketch4+2=.5,.3 low_rank1=.5,.3 low_rank2=.5,.3"
@@ -168,7 +169,7 @@ def _predictors(scale: Scale, model: str) -> list[Part]:
             f"dejavu train {model} --text {TRAINING} --selector low_rank --uniform --density 0.5 --lookahead {distance} "
             f"--codec int8 {scale.predictors} -o {name}"
         )
-        part = Part(name, (command,), 32, name, resume="--resume", checkpoint=f"{name}.checkpoint")
+        part = Part(name, (command,), 11, name, resume="--resume", checkpoint=f"{name}.checkpoint")
         found.append(part)
     return found
 
