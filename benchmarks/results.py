@@ -24,6 +24,8 @@ from results_suite.reading import Reader
 from results_suite.running import DEJAVU, ROOT, Results
 from results_suite.selection import PICTURE, look_ahead_picture
 
+from dejavu.plan.choice import own_plans
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -51,7 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     results, model = Results(folder), link_inputs(folder, options)
     scale = TOY if options.toy else FULL
-    known = parts(scale, model, adapted=bool(options.adapted), peer=bool(options.peer_python))
+    adapted = [plan.as_posix() for plan in own_plans(options.adapted)] if options.adapted else []
+    known = parts(scale, model, adapted=adapted, peer=bool(options.peer_python))
     chosen = [
         part for part in known if not options.only or any(fnmatchcase(part.name, p) for p in options.only)
     ]

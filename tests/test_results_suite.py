@@ -180,13 +180,16 @@ def test_tables_go_between_the_marks_and_all_else_stays(results: Any) -> None:
 
 def test_parts_follow_what_they_read_and_name_no_path_of_the_machine() -> None:
     parts = suite("parts")
-    known = parts.parts(parts.FULL, "smollm2", adapted=True, peer=True)
+    known = parts.parts(parts.FULL, "smollm2", adapted=["plan", "gentler/0.5"], peer=True)
     names = [part.name for part in known]
     assert len(names) == len(set(names)) == len({part.result for part in known})
     for at, each in enumerate(known):
         assert set(each.after) <= set(names[:at])
         assert all("  " not in command and " /" not in command for command in each.commands)
-    assert len(parts.parts(parts.FULL, "smollm2", adapted=False, peer=False)) == len(known) - 3
+    assert len(parts.parts(parts.FULL, "smollm2", peer=False)) == len(known) - 3
+    commands = [command for each in known for command in each.commands]
+    assert any("--plan off,adapted-model/plan,adapted-model/gentler/0.5 " in command for command in commands)
+    assert any(" adapted-0.5=adapted-model/gentler/0.5@adapted-model " in command for command in commands)
 
 
 def selection_rows() -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[dict[str, Any]]]:
@@ -215,7 +218,15 @@ def selection_rows() -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[d
 
 def test_tables_of_selectors_say_what_choosing_takes_and_what_looking_ahead_costs(results: Any) -> None:
     rows, fast, compensated = selection_rows()
-    lines = {"model/selectors": rows, "model/selector-speed": fast, "model/compensated": compensated}
+    ahead = [
+        row for row in rows if row["selector"].startswith(("low_rank", "sketch4")) and row["density"] == 0.5
+    ]
+    lines = {
+        "model/selectors": [row for row in rows if row["selector"] not in ("sketch4+2", "low_rank1")],
+        "model/look-ahead": ahead,
+        "model/selector-speed": fast,
+        "model/compensated": compensated,
+    }
     for name, found in lines.items():
         finish(results, name, "\n".join(map(json.dumps, found)), ".jsonl")
     finish(results, "model/predictors-1", "")
@@ -237,16 +248,18 @@ def test_tables_of_selectors_say_what_choosing_takes_and_what_looking_ahead_cost
     assert [line.split(" | ")[0] for line in shown[2:]] == [
         "| sketch, 4 bits",
         "| sketch, 4 bits",
-        "| sketch, 4 bits, 2 ahead",
         "| low rank",
-        "| low rank, 1 ahead",
         "| sketch, 3 bits",
+        "| sketch, 4 bits, 2 ahead",
+        "| low rank, 1 ahead",
     ]
     at_half = "| sketch, 4 bits | 0.5 | 1.040 | 1.140 | 0.93 | 0.92 | 12.3 MB | 65% "
     assert shown[2] == at_half + "| 0.68 | 12.5 | 1.12 ± 0.02 |"
     assert shown[3].startswith("| sketch, 4 bits | 0.3 |")
     assert shown[3].endswith("|  |  |  |")
-    assert commands == ["make model/selectors", "make model/selector-speed", "make model/predictors-1"]
+    assert commands == [
+        f"make model/{name}" for name in ("selectors", "look-ahead", "selector-speed", "predictors-1")
+    ]
     assert table("compensators")[0][2:] == [
         "| sketch, 4 bits | 0.5 | 64 | 1.040 | 1.030 | 1.140 | 1.120 | 65% | 75% |"
     ]
@@ -258,7 +271,7 @@ def test_tables_of_selectors_say_what_choosing_takes_and_what_looking_ahead_cost
         "| sketch, 4 bits | 0.5 | 0 | 0.93 | 1.040 | 1.140 |",
         "| sketch, 4 bits | 0.5 | 2 | 0.70 | 1.500 | 1.600 |",
     ]
-    assert commands == ["make model/selectors", "make model/predictors-1"]
+    assert commands == ["make model/look-ahead", "make model/predictors-1"]
 
 
 def test_the_picture_of_look_ahead_is_drawn_beside_the_page_from_finished_rows(
@@ -271,7 +284,7 @@ def test_the_picture_of_look_ahead_is_drawn_beside_the_page_from_finished_rows(
     monkeypatch.setattr(program, "DOCUMENT", page)
     program.write(results, toy=False)
     assert not (page.parent / "look-ahead.svg").exists()
-    finish(results, "model/selectors", "\n".join(map(json.dumps, selection_rows()[0])), ".jsonl")
+    finish(results, "model/look-ahead", "\n".join(map(json.dumps, selection_rows()[0])), ".jsonl")
     program.write(results, toy=False)
     svg = (page.parent / "look-ahead.svg").read_text(encoding="utf-8")
     # Recall, and the ratio on the first text: two points of each kind, none of what was measured at one distance.
@@ -286,7 +299,7 @@ def commands_of(part_name: str) -> list[list[str]]:
     return [
         shlex.split(command)
         for scale in (suite_parts.FULL, suite_parts.TOY)
-        for each in suite_parts.parts(scale, "smollm2", adapted=False, peer=False)
+        for each in suite_parts.parts(scale, "smollm2", peer=False)
         if each.name == part_name
         for command in each.commands
     ]
@@ -310,19 +323,19 @@ def test_commands_of_predictors_are_ones_that_dejavu_train_takes() -> None:
 def test_commands_of_selectors_cover_what_the_tables_compare() -> None:
     selector_table, selection = importlib.import_module("selector_table"), suite("selection")
     full = {}
-    for name in ("selectors", "compensated", "selector-speed"):
+    for name in ("selectors", "look-ahead", "compensated", "selector-speed"):
         both = [selector_table.make_parser().parse_args(c[2:]) for c in commands_of(f"model/{name}")]
         full[name], _ = [set(selector_table.wanted(args)) for args in both]
     ahead = {
         (n, k) for names in selection.AHEAD.values() for n in names.values() for k in selection.DENSITIES
     }
-    assert ahead <= full["selectors"]
-    assert full["compensated"] | full["selector-speed"] <= full["selectors"]
+    assert ahead == full["look-ahead"]
+    assert full["compensated"] <= full["selectors"]
+    assert full["selector-speed"] <= full["selectors"] | full["look-ahead"]
     assert {k for _, k in full["compensated"] | full["selector-speed"]} == set(selection.DENSITIES)
     assert not {name for name, _ in full["selector-speed"]} & {"oracle", "random"}
     densities = {k for name, k in full["selectors"] if name == "low_rank0"}
     assert densities == {0.7, 0.6, 0.5, 0.4, 0.3}
-    assert ("sketch4+1", 0.7) not in full["selectors"]
     parse = selector_table.make_parser().parse_args
     with pytest.raises(SystemExit, match="no selector is called sketch9"):
         selector_table.wanted(parse(["quality", "--out", "x", "--at", "sketch9=.5"]))

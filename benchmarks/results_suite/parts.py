@@ -7,6 +7,10 @@ and `peer-python` lie as links, so that what is printed beside a figure names no
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 CODECS = ("bf16", "int8", "int4")
 PLANS = ("0.5", "0.4")
@@ -31,9 +35,10 @@ class Scale:
     predictors: str = "--rank 128 --tokens 400000"
     """As many tokens as the paper has."""
     selectors: str = (
-        "--selectors oracle,random,threshold,sketch2,sketch3,sketch4,sketch4+1,sketch4+2 --densities .7,.6,.5,.4,.3 "
-        "--at random=.5,.3 sketch2=.5,.3 sketch4+1=.5,.3 sketch4+2=.5,.3 low_rank1=.5,.3 low_rank2=.5,.3"
+        "--selectors oracle,random,threshold,sketch2,sketch3,sketch4 --densities .7,.6,.5,.4,.3 "
+        "--at random=.5,.3 sketch2=.5,.3"
     )
+    look_ahead: str = "--selectors sketch4,sketch4+1,sketch4+2 --densities .5,.3"
     compensated: str = "--selectors sketch3,sketch4,threshold --densities .5,.3 --compensator 64"
     selector_speed: str = (
         "--selectors threshold,sketch2,sketch3,sketch4,sketch4+1,sketch4+2 --densities .5,.3 --repeats 9"
@@ -59,8 +64,9 @@ TOY = Scale(
     analyze="--tokens 512",
     train="--search-tokens 64 --verify-tokens 64",
     predictors="--rank 8 --tokens 1024 --search-tokens 64 --verify-tokens 64",
-    selectors="--selectors oracle,sketch4,sketch4+1 --densities .5,.3 --at oracle=.5 low_rank2=.5 "
+    selectors="--selectors oracle,sketch4 --densities .5,.3 --at oracle=.5 "
     "--calibration-tokens 600 --agreement-tokens 100",
+    look_ahead="--selectors sketch4,sketch4+1 --densities .5 --calibration-tokens 600 --agreement-tokens 100",
     compensated="--selectors sketch4 --densities .5 --compensator 4 --calibration-tokens 600 --agreement-tokens 100",
     selector_speed="--selectors sketch4 --densities .5 --repeats 1 --calibration-tokens 600",
     relu="--minutes 0.05 --width 64 --layers 2 --heads 4 --neurons 128 --vocab 512 --length 64",
@@ -93,14 +99,22 @@ class Part:
     """File without which there is nothing to go on from; empty: there always is."""
 
 
-def parts(scale: Scale, model: str, *, adapted: bool, peer: bool) -> list[Part]:
-    """In the order in which they run; `model` as dejavu's commands take it."""
+def parts(scale: Scale, model: str, *, adapted: Sequence[str] = (), peer: bool) -> list[Part]:
+    """In the order in which they run.
+
+    Args:
+        scale: how much of everything.
+        model: as dejavu's commands take it.
+        adapted: the plans of the adapted model, its own first, by their folders in it; none: there is no such model.
+        peer: whether there is a Python that has llama.cpp.
+    """
     found = [*_plans(scale, model), *_judged(scale, "model", model), *_predictors(scale, model)]
     found += _selectors(scale, model)
     if adapted:
+        listed = ",".join(["off", *(f"adapted-model/{plan}" for plan in adapted)])
         found += [
             _eval(scale, "adapted/eval", "adapted-model", "--codec int8 --plan off --plan auto", 20),
-            _bench("adapted/bench", f"adapted-model --codec int8 --plan off,auto {scale.bench}", 4),
+            _bench("adapted/bench", f"adapted-model --codec int8 --plan {listed} {scale.bench}", 4),
         ]
     if peer:
         found.append(_frontier(scale, model, adapted))
@@ -187,15 +201,18 @@ def _selectors(scale: Scale, model: str) -> list[Part]:
 
     texts = f"--text {' '.join(TEXTS)} --tokens {scale.tokens}"
     return [
-        part("model/selectors", "quality", f"{texts} {scale.selectors}", DISTANCES, 50),
+        part("model/look-ahead", "quality", f"{texts} {scale.look_ahead}", DISTANCES, 12),
+        part("model/selectors", "quality", f"{texts} {scale.selectors}", DISTANCES[:1], 40),
         part("model/compensated", "quality", f"{texts} {scale.compensated}", DISTANCES[:1], 20),
         part("model/selector-speed", "speed", scale.selector_speed, DISTANCES, 12),
     ]
 
 
-def _frontier(scale: Scale, model: str, adapted: bool) -> Part:
+def _frontier(scale: Scale, model: str, adapted: Sequence[str]) -> Part:
     plans = [f"sketch-{density}=model/plan-{density}" for density in PLANS]
-    plans += ["adapted=adapted-model/plan@adapted-model"] if adapted else []
+    plans += [
+        f"{plan.replace('gentler/', 'adapted-')}=adapted-model/{plan}@adapted-model" for plan in adapted
+    ]
     options = (
         f"--model {model} --text {TEXTS[0]} {scale.frontier} --plans {' '.join(plans)} "
         "--peer-python ./peer-python --peer-files peer-files --out model/frontier.jsonl"

@@ -110,7 +110,7 @@ def selectors(read: Reader) -> str:
 
 def predictors(read: Reader) -> str:
     """What choosing itself reads and takes, beside what it brings."""
-    rows = read.rows("model/selectors") or []
+    rows = _at_all_distances(read)
     fast = {(row["selector"], row["density"]): row for row in read.rows("model/selector-speed") or []}
     for distance in DISTANCES:
         read.mention(f"model/predictors-{distance}")
@@ -124,6 +124,20 @@ def predictors(read: Reader) -> str:
         cells = [named(s.selector), f"{s.density:g}", *s.ratios(texts), *s.sets(), bytes_read, s.mlp_bytes()]
         lines.append([*cells, *_speed(fast.get(key))])
     return markdown([*header, "choosing, ms", "a token, ms", "tokens/s over own dense"], lines)
+
+
+def _at_all_distances(read: Reader) -> list[dict[str, Any]]:
+    """Rows of selectors, each setting once: those at distance 0 are measured with the others of look-ahead, too."""
+    rows = read.rows("model/selectors") or []
+    known = settings(rows)
+    return [
+        *rows,
+        *(
+            row
+            for row in read.rows("model/look-ahead") or []
+            if (row["selector"], row["density"]) not in known
+        ),
+    ]
 
 
 def _speed(row: dict[str, Any] | None) -> list[str]:
@@ -154,7 +168,7 @@ def compensators(read: Reader) -> str:
 
 def look_ahead(read: Reader) -> str:
     """Recall and perplexity ratios by distance, under the picture of them."""
-    rows = read.rows("model/selectors") or []
+    rows = read.rows("model/look-ahead") or []
     texts = texts_of(rows)
     found = by_distance(rows)
     if not found:
@@ -186,7 +200,7 @@ def by_distance(rows: Iterable[dict[str, Any]]) -> dict[tuple[str, float], list[
 
 def look_ahead_picture(read: Reader) -> str:
     """An SVG of what the table shows, ratios on the first text; "" where there is nothing to show."""
-    rows = read.rows("model/selectors") or []
+    rows = read.rows("model/look-ahead") or []
     curves = {
         f"{kind}, {density:g}": [
             (distance, s.mean("recall") or 0.0, row["ppl_ratio"])
