@@ -210,9 +210,9 @@ def _selectors(scale: Scale, model: str) -> list[Part]:
 
 def _frontier(scale: Scale, model: str, adapted: Sequence[str]) -> Part:
     plans = [f"sketch-{density}=model/plan-{density}" for density in PLANS]
-    plans += [
-        f"{plan.replace('gentler/', 'adapted-')}=adapted-model/{plan}@adapted-model" for plan in adapted
-    ]
+    for plan in adapted:
+        name = plan.replace("gentler/", "adapted-") if plan.startswith("gentler/") else "adapted"
+        plans.append(f"{name}=adapted-model/{plan}@adapted-model")
     options = (
         f"--model {model} --text {TEXTS[0]} {scale.frontier} --plans {' '.join(plans)} "
         "--peer-python ./peer-python --peer-files peer-files --out model/frontier.jsonl"
