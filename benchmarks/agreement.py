@@ -1,10 +1,20 @@
 """Agreement with llama.cpp on the same GGUF file: tokens, greedy text, KL divergence, perplexity.
 
-    python benchmarks/agreement.py --peer-python PYTHON --text FILE [--model smollm2] [--json FILE]
+    python benchmarks/agreement.py --peer-python PYTHON --text FILE [--as-f32 | --as-q8] [--model smollm2] [--json FILE]
 
 llama.cpp multiplies quantised weights with 8-bit activations; our f32 codec holds the dequantised weights exactly. Part of
-the divergence is therefore its rounding: ``--as-f32`` writes the dequantised weights to a float32 GGUF file first and
-compares on that, where nothing is rounded on either side.
+the divergence is therefore its rounding. Two options show how much:
+
+--as-f32 writes the dequantised weights to a float32 GGUF file first and compares on that, where neither side rounds.
+
+--as-q8 leaves llama.cpp its file and rounds activations to 8 bits on our side too, in the NumPy reference
+(`agreement_suite/rounding.py`). Two runs whose sums differ in the last bit round some value to different codes, and are
+soon as far apart as rounding takes them. So three pairs are compared:
+
+    emulated    the reference with rounding, and llama.cpp
+    itself      llama.cpp with fused attention (its default; float16 keys and values), and without it (float32)
+    in_step     as emulated, but a value next to the border of two codes gets the one that llama.cpp gave it: nothing else
+                of what llama.cpp computes enters, so that any other difference between the two would grow and show
 """
 
 from __future__ import annotations
@@ -14,16 +24,26 @@ import json
 import sys
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import gguf
 import numpy as np
+from agreement_suite.measures import Divergence, first_difference, greedy_summary
+from agreement_suite.rounding import RoundingExecutor
 
-from dejavu.bench.peers.engines import find_engine
+from dejavu.bench.peers.process import PeerProcess
 from dejavu.engine import NativeExecutor
 from dejavu.models.gguf import GgufFile
 from dejavu.models.sources import resolve
 from dejavu.texts import read_documents
 from dejavu.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+PEER = Path(__file__).with_name("agreement_suite") / "watched_llama_cpp.py"
+LENGTH = 64
+"""Tokens of a greedy text."""
 
 PROMPTS = (
     "The capital of France is",
@@ -58,22 +78,98 @@ def write_f32(source: Path, target: Path) -> None:
     writer.close()
 
 
-def log_softmax(logits: np.ndarray) -> np.ndarray:
-    """Rows of log-probabilities, float64."""
-    wide = logits.astype(np.float64)
-    wide -= wide.max(axis=1, keepdims=True)
-    return wide - np.log(np.exp(wide).sum(axis=1, keepdims=True))
+class Run:
+    """What is compared on, and where.
+
+    Args:
+        path: the GGUF file.
+        tokenizer: the file's.
+        options: of the command line.
+        folder: for what the peer hands over.
+    """
+
+    def __init__(self, path: Path, tokenizer: Tokenizer, options: argparse.Namespace, folder: Path) -> None:
+        documents = [text for text in read_documents(options.text) if len(text) > 200]
+        self.path, self.threads, self.tokens, self.folder = path, options.threads, options.tokens, folder
+        self.texts = documents[:200]
+        self.ids = [tokenizer.encode(text, add_special=False) for text in self.texts]
+        self.prompts = [tokenizer.encode(prompt) for prompt in PROMPTS]
+
+    def load(self, peer: PeerProcess, **how: Any) -> None:
+        """Load the file into the peer."""
+        peer.call("load", path=str(self.path), threads=self.threads, extra_buffers=False, **how)
+
+    def pieces(self) -> Iterator[list[int]]:
+        """Beginnings of documents, `tokens` or some more in all."""
+        n = 0
+        for ids in self.ids:
+            if n >= self.tokens:
+                return
+            n += len(ids[:512])
+            yield ids[:512]
+
+    def logits(self, peer: PeerProcess, tokens: list[int]) -> np.ndarray:
+        """The peer's, after each of `tokens`."""
+        return np.load(peer.call("save_logits", tokens=tokens, path=str(self.folder / "logits.npy")))
+
+    def inputs(self, peer: PeerProcess) -> dict[str, np.ndarray]:
+        """What the peer's watched products read in its last run."""
+        with np.load(peer.call("save_inputs", path=str(self.folder / "inputs.npz"))) as found:
+            return dict(found)
+
+    def same_tokens(self, peer: PeerProcess) -> dict[str, Any]:
+        """Whether both make the same tokens of the documents."""
+        same = sum(
+            ids == peer.call("tokenize", text=text) for ids, text in zip(self.ids, self.texts, strict=True)
+        )
+        return {"documents_tokenized": len(self.texts), "documents_with_the_same_tokens": same}
 
 
-def greedy(executor: NativeExecutor, tokens: list[int], n: int) -> list[int]:
-    """Greedy continuation on the decode path."""
-    cache = executor.new_cache()
-    logits = executor.prefill(np.array(tokens, np.int32), cache)
-    found = []
-    for _ in range(n):
-        found.append(int(logits[0].argmax()))
-        logits = executor.decode(np.array(found[-1:], np.int32), [cache])
-    return found
+def compare(run: Run, peer: PeerProcess, *, kv: str) -> dict[str, Any]:
+    """The native engine in f32 beside llama.cpp; with float32 keys and values it keeps them so, which fused it does not."""
+    executor = NativeExecutor.load(run.path, codec="f32", kv_dtype=kv, threads=run.threads, cache=False)
+    run.load(peer, kv=kv, fused_attention=kv != "f32")
+    result = run.same_tokens(peer)
+    texts = [peer.call("greedy", tokens=prompt, n=LENGTH) for prompt in run.prompts]
+    found = [first_difference(executor, *pair) for pair in zip(run.prompts, texts, strict=True)]
+    divergence = Divergence()
+    for tokens in run.pieces():
+        ours = executor.prefill(np.array(tokens, np.int32), executor.new_cache(), all_logits=True)
+        divergence.add(tokens, ours, run.logits(peer, tokens))
+    executor.close()
+    return result | greedy_summary(found) | divergence.summary()
+
+
+def compare_rounded(run: Run, peer: PeerProcess, fused: PeerProcess) -> dict[str, Any]:
+    """The three pairs of --as-q8; `fused`: llama.cpp with fused attention."""
+    executor = RoundingExecutor(run.path)
+    run.load(peer, kv="f32", fused_attention=False, watch=executor.watch)
+    run.load(fused, kv="f16")
+    result = run.same_tokens(peer)
+    names = ("emulated", "itself", "in_step")
+    greedy: dict[str, list[dict[str, Any] | None]] = {name: [] for name in names}
+    for prompt in run.prompts:
+        text = peer.call("greedy", tokens=prompt, n=LENGTH)
+        other = fused.call("greedy", tokens=prompt, n=LENGTH)
+        left = next((i for i in range(LENGTH) if text[i] != other[i]), None)
+        greedy["itself"].append(None if left is None else {"token": left})
+        greedy["emulated"].append(first_difference(executor, prompt, text))
+        executor.follow(run.inputs(peer))
+        greedy["in_step"].append(first_difference(executor, prompt, text))
+        executor.follow(None)
+    divergence = {name: Divergence() for name in names}
+    for tokens in run.pieces():
+        theirs, ids = run.logits(peer, tokens), np.array(tokens, np.int32)
+        divergence["itself"].add(tokens, run.logits(fused, tokens), theirs)
+        ours = executor.prefill(ids, executor.new_cache(), all_logits=True)
+        divergence["emulated"].add(tokens, ours, theirs)
+        executor.follow(run.inputs(peer))
+        ours = executor.prefill(ids, executor.new_cache(), all_logits=True)
+        divergence["in_step"].add(tokens, ours, theirs)
+        executor.follow(None)
+    result |= {name: greedy_summary(greedy[name]) | divergence[name].summary() for name in names}
+    result["in_step"] |= executor.roundings()
+    return result
 
 
 def main() -> None:
@@ -83,57 +179,25 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--text", type=Path, required=True, help="documents to compare logits on")
     parser.add_argument("--tokens", type=int, default=2048)
-    parser.add_argument("--as-f32", action="store_true")
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("--as-f32", action="store_true", help="dequantise the file for both sides first")
+    how.add_argument("--as-q8", action="store_true", help="round activations to 8 bits on our side too")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
 
-    with tempfile.TemporaryDirectory() as folder, find_engine("llama.cpp").start(options.peer_python) as peer:
-        path = resolve(options.model)
+    with tempfile.TemporaryDirectory() as name, PeerProcess(options.peer_python, PEER) as peer:
+        folder, path = Path(name), resolve(options.model)
         if options.as_f32:
-            target = Path(folder) / "f32.gguf"
-            write_f32(path, target)
-            path = target
-        tokenizer = Tokenizer.from_gguf(GgufFile(path).metadata)
-        kv = "f32" if options.as_f32 else "f16"
-        executor = NativeExecutor.load(path, codec="f32", kv_dtype=kv, threads=options.threads, cache=False)
-        peer.call("load", path=str(path), threads=options.threads, kv=kv, extra_buffers=False)
-
-        documents = [text for text in read_documents(options.text) if len(text) > 200]
-        ids, same_tokens = [], 0
-        for text in documents[:200]:
-            found = tokenizer.encode(text, add_special=False)
-            same_tokens += found == peer.call("tokenize", text=text)
-            ids.append(found)
-        same_text = 0
-        for prompt in PROMPTS:
-            tokens = tokenizer.encode(prompt)
-            same_text += greedy(executor, tokens, 64) == peer.call("greedy", tokens=tokens, n=64)
-
-        divergence, same_top, ours_nll, peer_nll = [], [], [], []
-        for tokens in ids:
-            if len(divergence) >= options.tokens:
-                break
-            tokens = tokens[:512]
-            ours = executor.prefill(np.array(tokens, np.int32), executor.new_cache(), all_logits=True)
-            theirs = np.load(peer.call("save_logits", tokens=tokens, path=str(Path(folder) / "logits.npy")))
-            p, q = log_softmax(ours), log_softmax(theirs)
-            divergence += (np.exp(p) * (p - q)).sum(axis=1).tolist()
-            same_top += (p.argmax(axis=1) == q.argmax(axis=1)).tolist()
-            ours_nll += (-p[np.arange(len(tokens) - 1), tokens[1:]]).tolist()
-            peer_nll += (-q[np.arange(len(tokens) - 1), tokens[1:]]).tolist()
-        result = {
-            "llama_cpp": peer.version,
-            "documents_tokenized": min(len(documents), 200),
-            "documents_with_the_same_tokens": same_tokens,
-            "greedy_texts_equal": f"{same_text} of {len(PROMPTS)}",
-            "tokens": len(divergence),
-            "mean_kl": float(np.mean(divergence)),
-            "median_kl": float(np.median(divergence)),
-            "same_top_1": float(np.mean(same_top)),
-            "our_perplexity": float(np.exp(np.mean(ours_nll))),
-            "peer_perplexity": float(np.exp(np.mean(peer_nll))),
-        }
+            write_f32(path, folder / "f32.gguf")
+            path = folder / "f32.gguf"
+        run = Run(path, Tokenizer.from_gguf(GgufFile(path).metadata), options, folder)
+        result: dict[str, Any] = {"llama_cpp": peer.version}
+        if options.as_q8:
+            with PeerProcess(options.peer_python, PEER) as fused:
+                result |= compare_rounded(run, peer, fused)
+        else:
+            result |= compare(run, peer, kv="f32" if options.as_f32 else "f16")
     print(json.dumps(result, indent=1))
     if options.json:
         options.json.write_text(json.dumps(result, indent=1))

@@ -51,16 +51,21 @@ class Backend:
         """Switch to the context for so many sequences."""
         if sequences not in self.contexts:
             room = -(-self.positions // 256) * 256 * sequences  # llama.cpp rounds a sequence's share down
-            options = llama_cpp.llama_context_default_params()
-            options.n_ctx, options.n_batch, options.n_ubatch = room, min(room, 2048), 512
-            options.n_seq_max = sequences
-            options.n_threads = options.n_threads_batch = self.threads
-            options.type_k = options.type_v = _KV[self.kv]
+            options = self.context_options(room, sequences)
             context = llama_cpp.llama_init_from_model(self.model, options)
             if not context:
                 raise RuntimeError("llama.cpp cannot make a context")
             self.contexts[sequences] = context, llama_cpp.llama_batch_init(room, 0, 1)
         self.context, self.batch = self.contexts[sequences]
+
+    def context_options(self, room: int, sequences: int) -> Any:
+        """Of a context with `room` positions for all its sequences together."""
+        options = llama_cpp.llama_context_default_params()
+        options.n_ctx, options.n_batch, options.n_ubatch = room, min(room, 2048), 512
+        options.n_seq_max = sequences
+        options.n_threads = options.n_threads_batch = self.threads
+        options.type_k = options.type_v = _KV[self.kv]
+        return options
 
     def clear(self) -> None:
         """Forget all sequences."""
