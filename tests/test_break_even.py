@@ -122,6 +122,10 @@ def test_perplexity_by_a_plan_says_what_ran(
     told = json.loads(capsys.readouterr().out)
     assert told["path"] == "masked"
     assert told["plan_stats"]["neurons"] == pytest.approx([0.3, 0.3], abs=0.05)
+    assert told["plan_density"] == pytest.approx(0.3, abs=0.05)
+    assert run([*command, "--plan", str(tmp_path / "plan")]) == 0
+    said = capsys.readouterr().err
+    assert f"codec int8; plan mine, {told['plan_density']:.1%} of the neurons" in said
 
 
 def test_the_command_says_what_runs_dense(

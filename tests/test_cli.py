@@ -571,7 +571,54 @@ def test_perplexity(dejavu: Callable[..., Result], tiny: str, tmp_path: Path) ->
     assert dejavu(*base, "--limit", "10", "--json").json["tokens"] == 10
     shown = dejavu(*base)
     assert shown.out == f"perplexity {blocks['perplexity']:.4f}\n"
-    assert "28 tokens of 2 documents" in shown.err
+    assert "28 tokens of 2 documents scored by prefill" in shown.err
+    assert "codec f32; no plan" in shown.err
+
+
+def test_perplexity_of_several_texts(dejavu: Callable[..., Result], tiny: str, tmp_path: Path) -> None:
+    base = ("perplexity", tiny, *REFERENCE, "--window", "8")
+    alone, paths = {}, []
+    for name, content in (("a.txt", "A text of some length."), ("b.txt", "Another one, not that short.")):
+        (tmp_path / name).write_text(content, encoding="utf-8")
+        paths += ["--text", str(tmp_path / name)]
+        alone[name] = dejavu(*base, "--text", str(tmp_path / name), "--json").json
+        assert alone[name]["texts"][0]["perplexity"] == alone[name]["perplexity"]
+    together = dejavu(*base, *paths, "--json").json
+    assert [entry["name"] for entry in together["texts"]] == ["a.txt", "b.txt"]
+    for entry in together["texts"]:
+        assert entry["perplexity"] == alone[entry["name"]]["perplexity"]
+        assert entry["tokens"] == alone[entry["name"]]["tokens"]
+    assert "perplexity" not in together
+    shown = dejavu(*base, *paths)
+    for name, found in alone.items():
+        assert any(
+            line.split()[:3] == [name, f"{found['perplexity']:.4f}", str(found["tokens"])]
+            for line in shown.out.splitlines()
+        )
+    result = dejavu(*base, *paths, *paths[:2], "--json")
+    assert result.code == InputError.exit_code
+    assert "same name" in result.json["error"]["message"]
+
+
+def test_perplexity_says_the_codec_that_auto_chose(
+    dejavu: Callable[..., Result], tiny: str, tmp_path: Path
+) -> None:
+    (tmp_path / "t.txt").write_text("A text of some length.", encoding="utf-8")
+    base = ("perplexity", tiny, "--text", str(tmp_path / "t.txt"))
+    assert dejavu(*base, "--json").json["codec"] == "bf16"
+    assert dejavu(*base, "--executor", "reference", "--json").json["codec"] == "f32"
+    assert "codec bf16; no plan" in dejavu(*base).err
+
+
+def test_perplexity_by_a_plan_that_is_not_there(
+    dejavu: Callable[..., Result], tiny: str, tmp_path: Path
+) -> None:
+    (tmp_path / "t.txt").write_text("A text of some length.", encoding="utf-8")
+    base = ("perplexity", tiny, "--text", str(tmp_path / "t.txt"), *REFERENCE, "--path", "masked", "--json")
+    for more in ((), ("--plan", "off")):
+        result = dejavu(*base, *more)
+        assert result.code == InputError.exit_code
+        assert "--plan PLAN" in result.json["error"]["fix"]
 
 
 def test_perplexity_of_a_missing_file(dejavu: Callable[..., Result], tiny: str) -> None:

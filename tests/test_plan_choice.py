@@ -185,6 +185,7 @@ def test_perplexity_by_a_plan(plan: AccessPlan, tiny: Path, tmp_path: Path, deja
     assert "the plan would not run" in result["error"]["message"]
     assert "plan" not in base
     assert masked["plan"] == "half"
+    assert masked["plan_density"] == pytest.approx(sum(masked["plan_stats"]["neurons"]) / 2)
     assert set(masked["plan_stats"]["heads"]) == {0.5}
 
 

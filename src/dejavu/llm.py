@@ -50,6 +50,7 @@ class LLM:
         max_batch: most sequences that are decoded together.
         plan: what each decoded token touches; None: everything.
         break_even: what of a plan was found not to pay on this machine.
+        codec: how the executor holds the weights; None: nobody said.
         load_s: seconds that loading took, for the timings.
 
     Raises:
@@ -67,6 +68,7 @@ class LLM:
         max_batch: int = 8,
         plan: AccessPlan | None = None,
         break_even: BreakEven | None = None,
+        codec: Codec | None = None,
         load_s: float = 0.0,
     ) -> None:
         config = executor.config
@@ -83,6 +85,7 @@ class LLM:
             executor.set_plan(plan)
         self.plan = plan
         self.break_even = break_even
+        self.codec = codec
         self.load_s = load_s
         ends = (*tokenizer.eos_ids, *config.eos_token_ids)
         self._eos_ids = frozenset(i for i in ends if i < config.vocab_size)
@@ -168,6 +171,7 @@ class LLM:
                 max_batch=max_batch,
                 plan=chosen,
                 break_even=measured,
+                codec=codec,
                 load_s=load_s,
             )
         except BaseException:
