@@ -93,6 +93,58 @@ def test_a_model_brings_its_own_plan(
     assert chosen() == ("half", "bf16")
 
 
+def test_plans_of_a_model_go_by_their_names(
+    plan: AccessPlan, tiny: Path, weights: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(tiny, folder)
+    plan.save(folder / "plan")
+    dataclasses.replace(plan, name="gentle").save(folder / "gentler/0.5")
+    found = choose_plan("gentler/0.5", weights, "f32", folder)
+    assert found is not None
+    assert found.name == "gentle"
+    with pytest.raises(PlanError, match=r"no plan at gentler/0\.9") as caught:
+        choose_plan("gentler/0.9", weights, "f32", folder)
+    assert "plan, gentler/0.5" in caught.value.fix
+    # What is there under that name comes first.
+    dataclasses.replace(plan, name="mine").save(tmp_path / "gentler/0.5")
+    monkeypatch.chdir(tmp_path)
+    found = choose_plan("gentler/0.5", weights, "f32", folder)
+    assert found is not None
+    assert found.name == "mine"
+
+
+def test_a_plan_that_another_codec_leaves_out_is_said_to(
+    plan: AccessPlan, tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(tiny, folder)
+    dataclasses.replace(plan, evidence={"codec": "int8"}).save(folder / "plan")
+    command = ["generate", "Hi", "-m", str(folder), "--max-tokens", "2", "--codec"]
+    assert run([*command, "bf16"]) == 0
+    assert "the model's own plan was made for int8" in capsys.readouterr().err
+    assert run([*command, "bf16", "--plan", "plan", "--no-fallback"]) == 0
+    assert "made for" not in capsys.readouterr().err
+    assert run([*command, "bf16", "--json"]) == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["plan"] is None
+    assert run([*command, "int8", "--no-fallback"]) == 0
+    assert "made for" not in capsys.readouterr().err
+
+
+def test_bench_measures_a_model_by_its_own_plan(plan: AccessPlan, tiny: Path, tmp_path: Path) -> None:
+    from dejavu.bench.subjects import model_subject
+
+    folder = tmp_path / "model"
+    shutil.copytree(tiny, folder)
+    found = model_subject(str(folder))
+    assert (found.plans, found.codec) == (("off",), "bf16")
+    dataclasses.replace(plan, evidence={"codec": "int8"}).save(folder / "plan")
+    found = model_subject(str(folder))
+    assert (found.plans, found.codec) == (("off", "auto"), "int8")
+    assert model_subject(str(folder), plans=("off",)).codec == "bf16"
+
+
 def test_a_folder_or_a_plan(plan: AccessPlan, weights: Any, tmp_path: Path) -> None:
     plan.save(tmp_path / "mine")
     for wanted in (tmp_path / "mine", str(tmp_path / "mine"), plan):
@@ -261,7 +313,7 @@ def test_generate_says_what_the_plan_did(plan: AccessPlan, tiny: Path, tmp_path:
     code, result = dejavu(*command, "--plan", str(tmp_path / "mine"))
     assert "recall" not in result["plan"]
     code, result = dejavu(*command, "--plan", "off")
-    assert "plan" not in result
+    assert result["plan"] is None
     code, result = dejavu(*command, "--plan", "off", "--check")
     assert code == InputError.exit_code
     assert "no plan to check" in result["error"]["message"]

@@ -38,6 +38,8 @@ class Subject:
     load: Callable[[Setting], TimedExecutor]
     codec: Codec = "int8"
     """Used where none is asked for."""
+    plans: tuple[str, ...] = ("off",)
+    """By which it is measured: "off", "auto" or folders."""
     synthetic: bool = False
     fingerprint: str | None = None
     """Of the model's weights; synthetic ones have none."""

@@ -17,12 +17,13 @@ from dejavu.inventory import inventory
 from dejavu.models.loading import open_model
 from dejavu.models.sources import resolve
 from dejavu.models.spec import LocalSpec, parse_spec
-from dejavu.opening import natural_codec
+from dejavu.opening import made_for, natural_codec
 from dejavu.plan import AccessPlan, choose_plan
+from dejavu.plan.choice import OWN, own_plans
 from dejavu.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
@@ -40,9 +41,16 @@ def packaged_text() -> str:
 
 
 def model_subject(
-    spec: str, *, text: str | None = None, offline: bool | None = None, progress: Progress | None = None
+    spec: str,
+    *,
+    plans: Sequence[str] | None = None,
+    text: str | None = None,
+    offline: bool | None = None,
+    progress: Progress | None = None,
 ) -> Subject:
-    """A real model, fed with `text` (None: `packaged_text`).
+    """A real model, fed with `text` (None: `packaged_text`), by `plans` (None: by its own and dense, if it has one).
+
+    Its codec is the one that the first of the plans was made for that says so, else what suits the file.
 
     Raises:
         InputError: the text is empty.
@@ -51,8 +59,12 @@ def model_subject(
     path = resolve(spec, offline=offline, progress=progress)
     model = open_model(path)
     try:
-        config, tokenizer, codec = model.config, Tokenizer.from_model(model), natural_codec(model.weights)
-        fingerprint = model.weights.fingerprint
+        config, tokenizer, weights = model.config, Tokenizer.from_model(model), model.weights
+        if plans is None:
+            plans = ("off", "auto") if Path(OWN) in own_plans(path) else ("off",)
+        made = (made_for(plan, weights, path) for plan in plans if plan != "off")
+        codec = next((known for known in made if known), None) or natural_codec(weights)
+        fingerprint = weights.fingerprint
     finally:
         model.close()
     tokens = np.asarray(tokenizer.encode(packaged_text() if text is None else text), np.int32)
@@ -77,7 +89,8 @@ def model_subject(
 
     # a path says more about the machine than about the model
     name = path.name if isinstance(parse_spec(spec), LocalSpec) else spec
-    return replace(_subject(name, config, tokens, load), codec=codec, fingerprint=fingerprint, path=path)
+    subject = _subject(name, config, tokens, load)
+    return replace(subject, codec=codec, plans=tuple(plans), fingerprint=fingerprint, path=path)
 
 
 def shape_subject(name: str) -> Subject:

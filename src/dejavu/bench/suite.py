@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import tempfile
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -46,10 +46,10 @@ class Request:
     depth: str = "0"
     repeats: int = 5
     codec: str | None = None
-    """None: what suits the model's file; int8 for a shape."""
+    """None: what the plans were made for, or what suits the model's file; int8 for a shape."""
     kv: str = "f16"
-    plan: str = "off"
-    """"off", "auto" or folders of access plans."""
+    plan: str | None = None
+    """"off", "auto" or folders of access plans; None: off, and auto where the model has a plan of its own."""
     threads: str | None = None
     """None: one per physical core."""
     text: Path | None = None
@@ -97,7 +97,7 @@ def run_request(
         if request.threads is None
         else parse_sweep(request.threads, name="--threads", low=1)
     )
-    plans = tuple(dict.fromkeys(part.strip() for part in request.plan.split(",")))
+    plans = request.plan and tuple(dict.fromkeys(part.strip() for part in request.plan.split(",")))
     codecs = parse_choices(request.codec, name="--codec", allowed=CODECS) if request.codec else None
     engines = [find_engine(name) for name in dict.fromkeys(request.peers)]
     if request.shape is not None:
@@ -105,13 +105,17 @@ def run_request(
             raise InputError("a model and a shape cannot be measured together", fix="give MODEL or --shape")
         if request.text is not None:
             raise InputError("--text does not go with --shape", fix="synthetic weights read random tokens")
-        subject = shape_subject(request.shape)
+        subject = replace(shape_subject(request.shape), plans=plans or ("off",))
     else:
         text = None if request.text is None else "\n\n".join(read_documents(request.text))
         subject = model_subject(
-            request.model or DEFAULT_MODEL, text=text, offline=request.offline, progress=progress
+            request.model or DEFAULT_MODEL,
+            plans=plans or None,
+            text=text,
+            offline=request.offline,
+            progress=progress,
         )
-    cases = make_cases(codecs or (subject.codec,), kv_dtypes, threads, tests, plans)
+    cases = make_cases(codecs or (subject.codec,), kv_dtypes, threads, tests, subject.plans)
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="dejavu-bench-"))
         files = PeerFiles(Path(folder), subject.path or shape(str(request.shape)), progress)

@@ -39,12 +39,18 @@ def bench(
     depth: Annotated[str, typer.Option("--depth", "-d", help="Tokens in the cache before generating.")] = "0",
     repeats: Annotated[int, typer.Option("--repeats", "-r", help="Times that everything is measured.")] = 5,
     codec: Annotated[
-        str | None, typer.Option(help="f32, bf16, int8 or int4; default: what suits the model's file.")
+        str | None,
+        typer.Option(help="f32, bf16, int8 or int4; default: what the plan was made for, or suits the file."),
     ] = None,
     kv: Annotated[str, typer.Option("--kv", help="f32, f16, bf16 or int8.")] = "f16",
     plan: Annotated[
-        str, typer.Option(metavar="PATH|off|auto", help="Access plan to decode by: a folder, off or auto.")
-    ] = "off",
+        str | None,
+        typer.Option(
+            metavar="PATH|off|auto",
+            help="Access plan to decode by: a folder, or the name of one of the model's own; off; auto. Default: off, and "
+            "auto where the model has a plan of its own.",
+        ),
+    ] = None,
     threads: Annotated[
         str | None, typer.Option("--threads", "-t", help="Threads; default: the physical cores.")
     ] = None,
@@ -57,7 +63,7 @@ def bench(
     peer: Annotated[
         list[str] | None,
         typer.Option(
-            help="Time another engine in the same rounds: llama.cpp, transformers, torch. Repeat for several."
+            help="Time another engine in the same rounds: llama.cpp, ctranslate2, transformers, torch. Repeat for several."
         ),
     ] = None,
     peer_python: Annotated[

@@ -160,7 +160,7 @@ def _evidence(llm: LLM, result: Generation, check: bool) -> dict[str, Any] | Non
 
 def _about_plan(llm: LLM, evidence: dict[str, Any] | None) -> dict[str, Any]:
     """What --json says of the plan: what it did, and what of it does not pay here and ran dense."""
-    found: dict[str, Any] = {} if evidence is None else {"plan": evidence}
+    found: dict[str, Any] = {"plan": evidence}
     if llm.break_even is not None:
         layers = range(llm.executor.config.n_layers) if llm.plan is None else llm.break_even.dense
         found["fallback"] = {"dense_layers": list(layers), "speedup": llm.break_even.speedup}

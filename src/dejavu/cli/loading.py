@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dejavu.cli.output import print_note
@@ -48,7 +49,22 @@ def open_llm(
     )
     if llm.break_even is not None and not quiet:
         _say_fallback(llm.break_even, llm)
+    elif plan == "auto" and llm.plan is None:
+        _say_skipped(model, offline or None)
     return llm
+
+
+def _say_skipped(model: str, offline: bool | None) -> None:
+    """That the model's own plan does not run, because it was made for another codec."""
+    from dejavu.models.sources import resolve
+    from dejavu.plan.choice import OWN, own_plans
+
+    own = own_plans(resolve(model, offline=offline)).get(Path(OWN))
+    if own is not None:
+        print_note(
+            f"running dense: the model's own plan was made for {own.evidence.get('codec', 'another codec')} "
+            f"(leave --codec out, or take it all the same with --plan {OWN})"
+        )
 
 
 def _say_fallback(found: BreakEven, llm: LLM) -> None:

@@ -71,7 +71,8 @@ Plan = Annotated[
     str,
     typer.Option(
         metavar="PATH|off|auto",
-        help="Access plan to decode by: a folder; off: dense; auto: dejavu's own for this model, if there is one.",
+        help="Access plan to decode by: a folder, or the name of one of the model's own (see dejavu info); off: dense; "
+        "auto: the model's own, if it has one.",
     ),
 ]
 Fallback = Annotated[

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dejavu.errors import PlanError
 from dejavu.plan.access_plan import AccessPlan
 from dejavu.plan.storage import PLAN_NAME, read_plan
 
@@ -27,7 +28,8 @@ def choose_plan(
 
     Args:
         wanted: "off": none. "auto": the one in the model's folder (`plan/`, where `dejavu adapt` puts it) or one that comes
-            with dejavu, if it is for this model in this codec. Otherwise a plan, or the folder of one.
+            with dejavu, if it is for this model in this codec. Otherwise a plan, or the folder of one; one of the model's
+            own (`own_plans`) may be named by its place in the model's folder, such as "gentler/0.5".
         weights: of the model.
         codec: how its weights will be held; None: that follows from the plan.
         model: where it lies.
@@ -43,7 +45,7 @@ def choose_plan(
         plans = (read_plan(path.parent) for path in paths)
         fitting = (plan for plan in plans if plan.model == weights.fingerprint)
         return next((plan for plan in fitting if codec is None or _made_for(plan, codec)), None)
-    plan = wanted if isinstance(wanted, AccessPlan) else read_plan(Path(wanted).expanduser())
+    plan = wanted if isinstance(wanted, AccessPlan) else read_plan(_folder(Path(wanted).expanduser(), model))
     plan.check_model(weights.fingerprint)
     if codec is not None:
         plan.check_codec(codec)
@@ -60,6 +62,20 @@ def own_plans(model: Path) -> dict[Path, AccessPlan]:
     return {
         folder.relative_to(model): read_plan(folder) for folder in found if (folder / PLAN_NAME).is_file()
     }
+
+
+def _folder(wanted: Path, model: Path | None) -> Path:
+    """Where the plan lies that is called `wanted`: there, or at that place in the model's folder."""
+    if model is None or (wanted / PLAN_NAME).is_file():
+        return wanted
+    if (model / wanted / PLAN_NAME).is_file():
+        return model / wanted
+    if known := own_plans(model):
+        raise PlanError(
+            f"there is no plan at {wanted}",
+            fix=f"give the folder of a plan, or one of the model's own: {', '.join(map(str, known))}",
+        )
+    return wanted
 
 
 def _made_for(plan: AccessPlan, codec: Codec) -> bool:
