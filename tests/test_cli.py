@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -220,6 +221,43 @@ def test_completion_of_the_shell() -> None:
 
 
 # --- output
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ("analyze", "./nowhere"),
+        ("train", "./nowhere", "--density", "0.5"),
+        ("train", "./nowhere", "--density", "0.5", "--selector", "low_rank"),
+        ("plan", "logits", "off", "./nowhere"),
+        ("adapt", "./nowhere", "--density", "0.5", "--tokens", "1000"),
+    ],
+)
+def test_a_place_that_cannot_be_written_is_refused_before_the_model_is_looked_for(
+    dejavu: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, args: tuple[str, ...]
+) -> None:
+    if args[0] == "adapt":
+        pytest.importorskip("torch")
+    text = tmp_path / "t.txt"
+    text.write_text("A paragraph.\n\n" * 2 + "x" * 5000 + "\n\n" + "y" * 5000, encoding="utf-8")
+
+    def refused(output: Path) -> tuple[str, str]:
+        error = dejavu(*args, "--text", str(text), "-o", str(output), "--json").json["error"]
+        assert error["fix"]
+        return error["type"], error["message"]
+
+    assert refused(text) == ("InputError", f"{text} is not a folder")
+    below = text / "a" / "b"
+    assert refused(below) == ("CacheError", f"cannot write {below}: Not a directory")
+    assert refused(tmp_path / "new")[0] == "SourceError"  # all that is left is the model
+    assert [path.name for path in tmp_path.iterdir()] == ["t.txt"]
+
+    def forbidden(dir: Path) -> None:
+        assert dir == tmp_path
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr("dejavu.models.writing.tempfile.TemporaryFile", forbidden)
+    assert refused(tmp_path / "new" / "one")[1].endswith("new/one: Permission denied")
 
 
 def test_json_has_no_nan(capsys: pytest.CaptureFixture[str]) -> None:

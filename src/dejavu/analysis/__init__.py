@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from dejavu.analysis.measure import SCHEMA, analyze, workload
 from dejavu.analysis.pieces import Pieces, split_pieces
-from dejavu.analysis.record import check_folder, describe_run, write_analysis
+from dejavu.analysis.record import describe_run, write_analysis
 from dejavu.analysis.report import render_report
 
 __all__ = [
     "SCHEMA",
     "Pieces",
     "analyze",
-    "check_folder",
     "describe_run",
     "render_report",
     "split_pieces",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from dejavu.analysis.report import render_report
 from dejavu.environment import describe_machine, versions
-from dejavu.errors import CacheError, InputError
+from dejavu.errors import CacheError
 from dejavu.models.store import atomic_write
 
 if TYPE_CHECKING:
@@ -32,13 +32,6 @@ def describe_run(
         "machine": dataclasses.asdict(describe_machine()),
         "versions": versions(),
     }
-
-
-def check_folder(folder: Path) -> None:
-    """Whether an analysis may be written into `folder`, before the work begins. Raises `InputError`."""
-    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not existing.is_dir():
-        raise InputError(f"{existing} is not a folder", fix="give a folder with -o")
 
 
 def write_analysis(document: Mapping[str, Any], folder: Path) -> None:

@@ -127,6 +127,7 @@ def adapt(
     from dejavu.engine.native import default_threads
     from dejavu.models.loading import open_model
     from dejavu.models.sources import resolve
+    from dejavu.models.writing import check_folder
     from dejavu.plan import AccessPlan
     from dejavu.tokenizer import Tokenizer
     from dejavu.training.corpus import Corpus
@@ -150,6 +151,7 @@ def adapt(
         batch_tokens=batch_tokens,
         seed=seed,
     )
+    check_folder(output)
     corpus = Corpus(text, seed=seed)
     with ExitStack() as stack:
 

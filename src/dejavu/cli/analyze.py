@@ -41,12 +41,13 @@ def analyze(
     them is computed, and what that costs in perplexity is measured.
     """
     from dejavu.analysis import analyze as run
-    from dejavu.analysis import check_folder, describe_run, split_pieces, workload, write_analysis
+    from dejavu.analysis import describe_run, split_pieces, workload, write_analysis
     from dejavu.cli.loading import open_llm
     from dejavu.cli.progress import make_progress, token_bar
     from dejavu.evaluation.perplexity import encode_documents
     from dejavu.models.loading import open_model
     from dejavu.models.sources import resolve
+    from dejavu.models.writing import check_folder
     from dejavu.opening import natural_codec
     from dejavu.texts import read_documents
 

@@ -100,12 +100,14 @@ def logits(
 ) -> None:
     """Add to a plan that logits come from leading bits, but for the best ones, and say what it costs."""
     from dejavu.cli.progress import make_progress, stage_bars
+    from dejavu.models.writing import check_folder
     from dejavu.plan import AccessPlan
     from dejavu.training.corpus import Corpus
     from dejavu.training.logits import sketch_logits
     from dejavu.training.subject import open_subject
 
     loaded = None if plan == Path("off") else AccessPlan.load(plan)
+    check_folder(output)
     corpus = Corpus(text, seed=seed)
     made_for: Any = "auto" if loaded is None else loaded.evidence.get("codec", "auto")
     subject = open_subject(

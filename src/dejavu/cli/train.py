@@ -112,6 +112,7 @@ def train(
     plan carries the evidence: density, recall, precision and perplexity ratio on documents that were held out.
     """
     from dejavu.cli.progress import make_progress, stage_bars
+    from dejavu.models.writing import check_folder
     from dejavu.nested import stored_bits
     from dejavu.training.corpus import Corpus
     from dejavu.training.options import TrainOptions
@@ -137,6 +138,9 @@ def train(
         learning_rate=learning_rate,
         seed=seed,
     )
+    check_folder(output)
+    if wanted.targets:  # their checkpoint lies beside it
+        check_folder(output.absolute().parent)
     corpus = Corpus(text, seed=seed)
     subject = open_subject(
         model,

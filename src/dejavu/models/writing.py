@@ -1,19 +1,21 @@
-"""What the writers of models share: does the format say what the model computes, and the tensors that go into it."""
+"""What the writers of models share: can the place be written, does the format say what the model computes, the tensors."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import tempfile
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dejavu.errors import CacheError, NumericsError, UnsupportedModelError
+from dejavu.errors import CacheError, InputError, NumericsError, UnsupportedModelError
 from dejavu.models.families import FAMILIES
 from dejavu.models.mapped import from_float32
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
+    from pathlib import Path
 
     from numpy.typing import NDArray
 
@@ -92,6 +94,25 @@ def whole_shape(parts: Mapping[str, TensorView], shapes: Mapping[str, tuple[int,
     """Shape of the tensor that `assemble` makes."""
     first = next(iter(parts))
     return (sum(shapes[name][0] for name in parts), *shapes[first][1:])
+
+
+def check_folder(folder: Path) -> None:
+    """Whether results may be written into `folder`, which need not exist yet: before the work begins. Leaves nothing there.
+
+    Raises:
+        InputError: a file lies there.
+        CacheError: it cannot be made, or nothing can be written into it.
+    """
+    try:
+        existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        if existing == folder and not folder.is_dir():
+            raise InputError(f"{folder} is not a folder", fix="give a folder with -o")
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError as error:
+        raise CacheError(
+            f"cannot write {folder}: {error.strerror or error}", fix="give another folder with -o"
+        ) from error
 
 
 @contextlib.contextmanager
