@@ -298,7 +298,8 @@ def test_short_texts_and_bad_folders_are_refused_before_the_work(
     assert run([*command, "--tokens", "100", "--json"]) == InputError.exit_code
     error = json.loads(capsys.readouterr().out)["error"]
     assert error["type"] == "InputError"
-    assert "too short" in error["message"]
+    assert "too short: of its 101 tokens 48 are left" in error["message"]
+    assert "at least 128 are needed" in error["message"]
     assert run([*command, "-o", str(tmp_path / "text.txt")]) == InputError.exit_code
     assert "is not a folder" in capsys.readouterr().err
 

@@ -138,6 +138,21 @@ def test_wrong_usage_is_an_error(dejavu: Callable[..., Result], args: list[str])
     assert result.code == 2
     assert "Error" in result.err
     assert result.out == ""
+    told = dejavu(*args, "--json")
+    assert told.code == 2
+    assert told.err == ""
+    assert set(told.json["error"]) == {"type", "message", "fix"}
+    assert told.json["error"]["type"] == "UsageError"
+    assert told.json["error"]["message"] in " ".join(result.err.split())
+    verb = f"dejavu {args[0]}" if args[0] in VERBS else "dejavu"
+    assert told.json["error"]["fix"] == f"see: {verb} --help"
+
+
+def test_json_that_is_no_option_leaves_errors_as_they_are(dejavu: Callable[..., Result]) -> None:
+    result = dejavu("generate", "--", "hi", "--json")
+    assert result.code == 2
+    assert "Error" in result.err
+    assert result.out == ""
 
 
 def test_version(dejavu: Callable[..., Result]) -> None:
@@ -183,6 +198,21 @@ def test_ctrl_c_is_130(dejavu: Callable[..., Result], monkeypatch: pytest.Monkey
 
     monkeypatch.setattr("dejavu.models.store.list_models", interrupted)
     assert dejavu("list").code == 130
+
+
+def test_ctrl_c_while_it_imports_is_130_without_a_traceback() -> None:
+    code = """
+import sys
+class Interrupted:
+    def find_spec(self, name, *rest):
+        if name == "dejavu.cli.app":
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, Interrupted())
+from dejavu.cli import main
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
 
 
 def test_a_warm_start_imports_nothing_heavy() -> None:
@@ -319,11 +349,16 @@ def test_env_refuses_an_unknown_isa(dejavu: Callable[..., Result], monkeypatch: 
 
 
 def test_list_and_rm_of_nothing(dejavu: Callable[..., Result]) -> None:
-    assert dejavu("list", "--json").json == []
+    assert dejavu("list", "--json").json == {"models": []}
     assert "dejavu pull" in dejavu("list").err
-    result = dejavu("rm", "smollm2", "--json")
-    assert result.code == 5
-    assert result.json["error"]["type"] == "SourceError"
+    for name in ("smollm2", "nosuch", "./nowhere", "pypi:"):
+        result = dejavu("rm", name, "--json")
+        assert result.code == 5
+        assert result.json["error"] == {
+            "type": "SourceError",
+            "message": f"{name!r} is not stored (stored: none)",
+            "fix": "see: dejavu list",
+        }
 
 
 def test_list_and_rm(dejavu: Callable[..., Result], cache: Path) -> None:
@@ -334,14 +369,14 @@ def test_list_and_rm(dejavu: Callable[..., Result], cache: Path) -> None:
     folder.mkdir(parents=True)
     (folder / "a.gguf").write_bytes(b"x" * 2048)
     write_record(folder, PypiSpec("some-model", "1.0"), "a.gguf", ["a.gguf"])
-    (listed,) = dejavu("list", "--json").json
+    (listed,) = dejavu("list", "--json").json["models"]
     assert listed["model"] == "pypi:some-model==1.0"
     assert listed["bytes"] == 2048
     assert "2.0 KiB" in dejavu("list").out
     packed = packed_folder(folder / "a.gguf")
     packed.mkdir(parents=True)
     (packed / "int8-0.dejavu").write_bytes(b"x")
-    (removed,) = dejavu("rm", "pypi:some-model", "--json").json
+    (removed,) = dejavu("rm", "pypi:some-model", "--json").json["removed"]
     assert removed["path"] == str(folder / "a.gguf")
     assert not folder.exists()
     assert not packed.exists()
@@ -410,9 +445,18 @@ def test_generate_raw_and_system(dejavu: Callable[..., Result], tiny: str) -> No
 def test_generate_reads_stdin(
     dejavu: Callable[..., Result], tiny: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sys.stdin", io.StringIO("from stdin\n"))
-    result = dejavu("generate", "-", "-m", tiny, *REFERENCE, "-n", "2", "--json", "--raw")
-    assert result.json["prompt"] == "from stdin"
+    command = ("generate", "-", "-m", tiny, *REFERENCE, "-n", "2", "--json", "--raw")
+    for given, prompt in ((b"from stdin\n", "from stdin"), ("zwölf\r\n\r\n".encode(), "zwölf\n")):
+        # by a locale that is not UTF-8, and errors that pass anything
+        stdin = io.TextIOWrapper(io.BytesIO(given), encoding="ascii", errors="surrogateescape")
+        monkeypatch.setattr("sys.stdin", stdin)
+        assert dejavu(*command).json["prompt"] == prompt
+    stdin = io.TextIOWrapper(io.BytesIO(b"caf\xe9 au lait"), encoding="ascii", errors="surrogateescape")
+    monkeypatch.setattr("sys.stdin", stdin)
+    result = dejavu(*command)
+    assert result.code == InputError.exit_code
+    assert result.json["error"]["message"] == "stdin is not UTF-8 at byte 3"
+    assert result.json["error"]["fix"]
 
 
 def test_generate_stop_string(dejavu: Callable[..., Result], tiny: str) -> None:
@@ -442,6 +486,21 @@ def test_generate_refuses_bad_values(
     result = dejavu("generate", "Hello", "-m", tiny, *REFERENCE, *args, "--json")
     assert result.code == InputError.exit_code
     assert message in result.json["error"]["message"]
+
+
+def test_logprobs_are_for_json(dejavu: Callable[..., Result], tiny: str) -> None:
+    result = dejavu("generate", "Hello", "-m", tiny, *REFERENCE, "-n", "2", "--logprobs", "1")
+    assert result.code == InputError.exit_code
+    assert "fix: add --json" in result.err
+
+
+@pytest.mark.parametrize("verb", [("generate", "Hello"), ("chat",)])
+def test_negative_max_tokens_say_that_0_is_allowed(
+    dejavu: Callable[..., Result], verb: tuple[str, ...]
+) -> None:
+    result = dejavu(*verb, "--max-tokens", "-4", "--json")
+    assert result.code == 2
+    assert "x>=0" in result.json["error"]["message"]
 
 
 def test_generate_refuses_an_empty_prompt(dejavu: Callable[..., Result], tiny: str) -> None:

@@ -177,10 +177,13 @@ def test_unreachable(tmp_path: Path, site: Loopback) -> None:
     online, offline = run(tmp_path, "http://127.0.0.1:9", calls)
     assert "cannot be reached" in online
     assert "not stored" in offline
+    assert "--offline" in offline
+    assert "HF_HUB_OFFLINE" not in offline
     by_variable = run(
         tmp_path, site.url, [calls[0], ["resolve", "org/toy", {"offline": False}]], HF_HUB_OFFLINE="1"
     )
-    assert all("not stored" in answer for answer in by_variable)
+    assert all("not stored" in answer and "unset HF_HUB_OFFLINE" in answer for answer in by_variable)
+    assert not any("--offline" in answer for answer in by_variable)
     (tmp_path / "plain").write_bytes(b"")
     (unwritable,) = run(tmp_path, site.url, calls[:1], HF_HOME=str(tmp_path / "plain" / "hf"))
     assert unwritable.startswith(("CacheError", "SourceError"))

@@ -276,3 +276,10 @@ def test_one_stop_string_may_be_bare() -> None:
 
 def test_more_logprobs_than_tokens() -> None:
     assert len(raw_logprobs(np.zeros(3, np.float32), 1, 10).top) == 3
+
+
+def test_a_range_without_an_end_has_none() -> None:
+    with pytest.raises(InputError, match=r"max_tokens is -4; it must be a whole number from 1 on$"):
+        SamplingParams(max_tokens=-4)
+    with pytest.raises(InputError, match=r"a number from 0 to 1$"):
+        SamplingParams(top_p=2)

@@ -268,6 +268,16 @@ def test_bad_options(values: dict[str, Any], message: str) -> None:
         TrainOptions(**values)
 
 
+def test_neither_density_nor_ratio_names_both_options(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = ["--text", str(folder / "text.jsonl")]
+    assert run(["train", str(folder / "model"), *text, "-o", str(tmp_path / "p"), "--json"]) == 8
+    fix = json.loads(capsys.readouterr().out)["error"]["fix"]
+    assert "--density" in fix
+    assert "--max-ppl-ratio" in fix
+
+
 def test_text_too_short(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = write_jsonl(tmp_path / "short.jsonl", documents(20, 5))
     args = [

@@ -73,11 +73,13 @@ class SamplingParams:
                     name,
                     value,
                     _is_whole(value) and low <= value <= high,
-                    f"a whole number from {low} to {high}",
+                    f"a whole number from {_range(low, high)}",
                 )
         for name, (low, high) in _REAL.items():
             value = getattr(self, name)
-            _check(name, value, _is_real(value) and low <= value <= high, f"a number from {low} to {high}")
+            _check(
+                name, value, _is_real(value) and low <= value <= high, f"a number from {_range(low, high)}"
+            )
         _check("top_p", self.top_p, self.top_p > 0, "above 0")
         _check("repetition_penalty", self.repetition_penalty, self.repetition_penalty > 0, "above 0")
         most = self.max_tokens or self.min_tokens
@@ -106,6 +108,10 @@ _REAL: dict[str, tuple[float, float]] = {
     "presence_penalty": (-2, 2),
     "frequency_penalty": (-2, 2),
 }
+
+
+def _range(low: float, high: float) -> str:
+    return f"{low} on" if high == math.inf else f"{low} to {high}"
 
 
 def _is_whole(value: object) -> bool:

@@ -63,8 +63,8 @@ def split_pieces(documents: Sequence[Document], config: ModelConfig) -> Pieces:
     fewest = min(sum(len(piece.tokens) for piece in side) for side in (split.calibration, split.evaluation))
     if fewest < FEWEST:
         raise InputError(
-            f"the text is too short: {total} tokens in {len(pieces)} pieces of up to {width}, and each half needs "
-            f"{FEWEST} tokens",
+            f"the text is too short: of its {available} tokens {fewest} are left for the smaller half, and at least "
+            f"{FEWEST} are needed in each half",
             fix="pass a longer text, or a larger --tokens",
         )
     return split

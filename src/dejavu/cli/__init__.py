@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import sys
 
+INTERRUPTED_EXIT_CODE = 130
+
 
 def main() -> None:
     """Run the command with the arguments of the process, and exit."""
-    from dejavu.cli.app import run
+    try:
+        from dejavu.cli.app import run
 
-    sys.exit(run(sys.argv[1:]))
+        code = run(sys.argv[1:])
+    except KeyboardInterrupt:  # while it imports
+        code = INTERRUPTED_EXIT_CODE
+    sys.exit(code)

@@ -9,6 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 from dejavu.cli import (
+    INTERRUPTED_EXIT_CODE,
     adapt,
     analyze,
     bench,
@@ -25,10 +26,11 @@ from dejavu.cli import (
     stored,
     train,
 )
-from dejavu.cli.output import UNEXPECTED_EXIT_CODE, print_error, print_unexpected
+from dejavu.cli.output import UNEXPECTED_EXIT_CODE, print_error, print_json_error, print_unexpected
 from dejavu.errors import DejavuError
 
-INTERRUPTED_EXIT_CODE = 130
+_UsageError: Any = typer.BadParameter.__base__
+"""Of the click inside typer, or of its own, by version."""
 
 
 class Group(TyperGroup):
@@ -90,13 +92,19 @@ app.add_typer(plan.app, name="plan")
 
 def run(args: list[str]) -> int:
     """Run the command and return its exit code."""
+    as_json = "--json" in (args[: args.index("--")] if "--" in args else args)
     try:
-        typer.main.get_command(app).main(args=args, prog_name="dejavu")
+        # Not standalone, it raises errors of usage, and returns exit codes.
+        code = typer.main.get_command(app).main(args=args, prog_name="dejavu", standalone_mode=not as_json)
+        return code if isinstance(code, int) else 0
     except SystemExit as exit_:
         return exit_.code if isinstance(exit_.code, int) else 0
+    except _UsageError as error:
+        verb = "dejavu" if error.ctx is None else error.ctx.command_path
+        print_json_error("UsageError", error.format_message(), f"see: {verb} --help")
+        return int(error.exit_code)
     except KeyboardInterrupt:
         return INTERRUPTED_EXIT_CODE
     except Exception as error:
-        print_unexpected(error, as_json="--json" in args)
+        print_unexpected(error, as_json=as_json)
         return UNEXPECTED_EXIT_CODE
-    return 0

@@ -43,7 +43,9 @@ def chat(
     system: Annotated[str | None, typer.Option(help="System message.")] = None,
     max_tokens: Annotated[
         int,
-        typer.Option("--max-tokens", "-n", help="Most tokens of an answer; 0: until the context is full."),
+        typer.Option(
+            "--max-tokens", "-n", min=0, help="Most tokens of an answer; 0: until the context is full."
+        ),
     ] = 0,
     temperature: Annotated[float, typer.Option(help="0 takes the most likely token.")] = 0.7,
     top_k: Annotated[int, typer.Option(help="Choose from the k most likely tokens; 0: from all.")] = 0,

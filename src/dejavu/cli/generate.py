@@ -11,6 +11,7 @@ import typer
 from dejavu.cli import options
 from dejavu.cli.options import CodecName, ExecutorName, KvName
 from dejavu.cli.output import describe_timings, print_json, print_note
+from dejavu.errors import InputError
 
 if TYPE_CHECKING:
     from dejavu.llm import LLM
@@ -36,7 +37,10 @@ def generate(
     ] = None,
     system: Annotated[str | None, typer.Option(help="System message, with a chat template.")] = None,
     max_tokens: Annotated[
-        int, typer.Option("--max-tokens", "-n", help="Most tokens to generate; 0: until the context is full.")
+        int,
+        typer.Option(
+            "--max-tokens", "-n", min=0, help="Most tokens to generate; 0: until the context is full."
+        ),
     ] = 256,
     min_tokens: Annotated[int, typer.Option(help="Do not stop before so many tokens.")] = 0,
     temperature: Annotated[float, typer.Option(help="0 takes the most likely token.")] = 0.0,
@@ -82,9 +86,10 @@ def generate(
     The text goes to stdout, the timings to stderr.
     """
     from dejavu.cli.loading import open_llm
-    from dejavu.errors import InputError
     from dejavu.sampling import SamplingParams
 
+    if logprobs is not None and not json:
+        raise InputError("--logprobs are shown in JSON alone", fix="add --json, or leave --logprobs out")
     params = SamplingParams(
         n=n,
         temperature=temperature,
@@ -195,8 +200,18 @@ def _print_result(result: Generation, evidence: dict[str, Any] | None, *, quiet:
 
 
 def read_prompt(prompt: str) -> str:
-    """The prompt itself, or all of stdin for "-" (less one newline at its end)."""
-    return sys.stdin.read().removesuffix("\n") if prompt == "-" else prompt
+    """The prompt itself, or all of stdin for "-" (less one newline at its end).
+
+    Raises:
+        InputError: stdin is not UTF-8.
+    """
+    if prompt != "-":
+        return prompt
+    try:  # not by the locale, which may be another, or let everything pass
+        text = sys.stdin.buffer.read().decode()
+    except UnicodeDecodeError as error:
+        raise InputError(f"stdin is not UTF-8 at byte {error.start}", fix="convert it to UTF-8") from error
+    return text.replace("\r\n", "\n").replace("\r", "\n").removesuffix("\n")
 
 
 def parse_logit_bias(entries: Sequence[str]) -> dict[int, float]:

@@ -27,7 +27,7 @@ def print_error(error: DejavuError, *, as_json: bool) -> None:
     """Print an error that dejavu raised on purpose."""
     message = str(error.args[0]) if error.args else type(error).__name__
     if as_json:
-        print_json({"error": {"type": type(error).__name__, "message": message, "fix": error.fix}})
+        print_json_error(type(error).__name__, message, error.fix)
         return
     print(f"error: {message}", file=sys.stderr)
     if error.fix:
@@ -42,7 +42,12 @@ def print_unexpected(error: Exception, *, as_json: bool) -> None:
         file=sys.stderr,
     )
     if as_json:
-        print_json({"error": {"type": type(error).__name__, "message": str(error), "fix": "report it"}})
+        print_json_error(type(error).__name__, str(error), "report it")
+
+
+def print_json_error(kind: str, message: str, fix: str | None) -> None:
+    """Print the one object that --json gives of an error."""
+    print_json({"error": {"type": kind, "message": message, "fix": fix}})
 
 
 def print_note(text: str) -> None:

@@ -20,7 +20,7 @@ def list_models(json: options.Json = False) -> None:
 
     models = store.list_models()
     if json:
-        print_json([_record(model) for model in models])
+        print_json({"models": [_record(model) for model in models]})
     elif models:
         print_table(
             ("model", "size", "pulled", "path"),
@@ -43,7 +43,7 @@ def remove(
 
     removed = store.remove(model)
     if json:
-        print_json([_record(m) for m in removed])
+        print_json({"removed": [_record(m) for m in removed]})
     else:
         for m in removed:
             print(f"removed {m.spec} ({human_bytes(m.bytes)})")

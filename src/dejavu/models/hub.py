@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from dejavu.errors import CacheError, DejavuError, SourceError
 from dejavu.models.adapter_config import ADAPTER_NAME
 from dejavu.models.lora import ARRAYS_NAME
-from dejavu.models.store import folder_of, is_disk_error, write_record
+from dejavu.models.store import fetching_is_off, folder_of, is_disk_error, not_stored, write_record
 
 if TYPE_CHECKING:
     from dejavu.models.spec import HubSpec
@@ -81,12 +81,7 @@ def _cached_snapshot(spec: HubSpec) -> Path:
     for revision in (revision for repo in repos for revision in repo.revisions):
         if wanted in (revision.commit_hash, *revision.refs):
             return Path(revision.snapshot_path)
-    raise _not_stored(spec)
-
-
-def _not_stored(spec: HubSpec) -> SourceError:
-    fix = f"unset HF_HUB_OFFLINE and go online: dejavu pull {spec}"
-    return SourceError(f"{spec} is not stored, and fetching is off", fix=fix)
+    raise not_stored(spec, by_variable=fetching_is_off())
 
 
 def _choose(spec: HubSpec, names: list[str]) -> list[str]:
@@ -140,7 +135,7 @@ def _explain(error: Exception, spec: HubSpec) -> DejavuError:
     if isinstance(error, errors.HFValidationError):
         return SourceError(f"{spec}: not a repository name ({error})", fix="write hf:ORG/NAME")
     if isinstance(error, errors.OfflineModeIsEnabled):
-        return _not_stored(spec)
+        return not_stored(spec, by_variable=True)
     if is_disk_error(error):
         return CacheError(
             f"the hub's cache cannot be written ({_first_line(error)})", fix="free space, or set HF_HOME"

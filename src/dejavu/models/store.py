@@ -184,6 +184,24 @@ def folder_of(spec: HubSpec | PypiSpec) -> Path:
     return models_root() / "pypi" / spec.name / str(version)
 
 
+def fetching_is_off() -> bool:
+    """Whether HF_HUB_OFFLINE forbids the network."""
+    return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
+
+
+def not_stored(spec: HubSpec | PypiSpec, *, by_variable: bool) -> SourceError:
+    """The error for a model that would have to be fetched while that is off.
+
+    Args:
+        spec: the model.
+        by_variable: HF_HUB_OFFLINE forbids it, and not (only) the caller.
+    """
+    how = "unset HF_HUB_OFFLINE" if by_variable else "leave --offline (in Python: offline=True) out"
+    return SourceError(
+        f"{spec} is not stored, and fetching is off", fix=f"{how} and go online: dejavu pull {spec}"
+    )
+
+
 def find_stored(spec: HubSpec | PypiSpec) -> StoredModel | None:
     """The stored model of that name, of a package without version the newest one; None if there is none."""
     if isinstance(spec, HubSpec) or spec.version is not None:
@@ -259,8 +277,11 @@ def remove(spec: str) -> list[StoredModel]:
         SourceError: no such model is stored.
         CacheError: its files cannot be deleted.
     """
-    wanted = parse_spec(spec)
     records = _records()
+    try:
+        wanted: object = parse_spec(spec)
+    except SourceError:  # no name of a model is not stored either
+        wanted = None
     chosen = [(model, folder) for model, folder in records if _matches(wanted, parse_spec(model.spec))]
     if not chosen:
         stored = ", ".join(model.spec for model, _ in records) or "none"

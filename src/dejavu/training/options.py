@@ -61,7 +61,10 @@ class TrainOptions:
 
     def __post_init__(self) -> None:
         if (self.density is None) == (self.max_ppl_ratio is None):
-            raise InputError("either a density or a highest perplexity ratio is needed, and not both")
+            raise InputError(
+                "either a density or a highest perplexity ratio is needed, and not both",
+                fix="give --density, such as 0.4, or --max-ppl-ratio, such as 1.02",
+            )
         for name, value in (("density", self.density), ("heads density", self.heads_density)):
             if value is not None and not 0 < value <= 1:
                 raise InputError(f"{name} is {value}; above 0 and up to 1 is possible")
