@@ -395,9 +395,13 @@ def test_info(dejavu: Callable[..., Result], tiny: str) -> None:
     assert facts["kv_bytes_per_token"]["f16"] == 2 * 2 * 2 * 8 * 2
     assert facts["tokenizer"]["chat_template"] is True
     assert facts["source_types"] == {"F32": 20}
+    assert facts["delta"] is None
+    assert facts["plans"] == []
     text = dejavu("info", tiny).out
     assert "attention" in text
     assert "258 tokens" in text
+    assert "--plan" not in text
+    assert "delta" not in text
 
 
 def test_info_without_a_tokenizer(dejavu: Callable[..., Result], tmp_path: Path) -> None:

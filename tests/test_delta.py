@@ -19,6 +19,7 @@ from dejavu.models.folder_writer import write_folder
 from dejavu.models.loading import open_model
 from dejavu.plan import AccessPlan, Sketch
 from dejavu.tokenizer import Tokenizer
+from dejavu.units import human_bytes
 from tiny_chat import build_tiny_chat
 
 if TYPE_CHECKING:
@@ -220,3 +221,26 @@ def test_what_does_not_fit_is_refused(base: Path, adapted: Path, delta: Path, tm
         with pytest.raises(ModelFormatError):
             open_model(delta)
     shutil.rmtree(delta)
+
+
+def test_info_says_what_it_is_of_and_names_its_plans(
+    base: Path, delta: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    opened = open_model(delta)
+    plan = AccessPlan.uniform(opened.weights.fingerprint, 2, neurons=Sketch(bits=4, density=0.25), name="own")
+    opened.close()
+    evidence = {"codec": "int8", "neurons": {"density": 0.251}}
+    dataclasses.replace(plan, evidence=evidence).save(delta / "plan")
+    plan.save(delta / "gentler" / "0.5")
+    assert run(["info", str(delta), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    size = (delta / ARRAYS_NAME).stat().st_size
+    assert told["delta"] == {"base": str(base), "bytes": size}
+    assert told["plans"] == [
+        {"place": "plan", "name": "own", "density": 0.251, "codec": "int8"},
+        {"place": "gentler/0.5", "name": "own", "density": None, "codec": None},
+    ]
+    assert run(["info", str(delta)]) == 0
+    shown = capsys.readouterr().out
+    assert f"delta of {base}, {human_bytes(size)}" in shown
+    assert "--plan plan (own, 25% of the neurons, int8); --plan gentler/0.5 (own)" in shown

@@ -10,8 +10,10 @@ from dejavu.engine.native import KV_TYPES, default_threads, kv_bytes_per_token
 from dejavu.environment import Machine, describe_machine, folder_bytes, versions
 from dejavu.errors import DejavuError, InputError
 from dejavu.inventory import Part, PartSize, inventory
-from dejavu.models.loading import open_model
+from dejavu.models.delta import ARRAYS_NAME, DELTA_NAME, check_record
+from dejavu.models.loading import open_model, read_json
 from dejavu.models.store import cache_root
+from dejavu.plan.choice import own_plans
 from dejavu.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 
     from dejavu.models.config import ModelConfig
     from dejavu.models.loading import OpenModel
+    from dejavu.plan import AccessPlan
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,29 @@ def read_bandwidth() -> Callable[[int], float] | None:
 
 
 @dataclass(frozen=True)
+class DeltaFacts:
+    """Of a folder that holds only what makes a model of its base."""
+
+    base: str
+    """Its name, as `sources.resolve` takes it."""
+    bytes: int
+    """Size of the file of the delta."""
+
+
+@dataclass(frozen=True)
+class OwnPlan:
+    """A plan in the folder of its model."""
+
+    place: str
+    """In that folder: what names it to `LLM` and --plan."""
+    name: str
+    density: float | None
+    """Mean share of the neurons, as its evidence has it."""
+    codec: str | None
+    """Of the weights that it was made for, as its evidence has it."""
+
+
+@dataclass(frozen=True)
 class ModelFacts:
     """What `describe_model` found."""
 
@@ -88,6 +114,9 @@ class ModelFacts:
     """Storage type in the file -> number of tensors."""
     tokenizer: Mapping[str, Any]
     """``vocab_size``, ``bos``, ``eos``, ``chat_template`` (whether there is one), or ``error``."""
+    delta: DeltaFacts | None = None
+    plans: tuple[OwnPlan, ...] = ()
+    """Its own."""
 
     @property
     def parameters(self) -> int:
@@ -104,6 +133,7 @@ def describe_model(path: Path) -> ModelFacts:
 
     Raises:
         ModelFormatError, UnsupportedModelError: the model cannot be used.
+        PlanError: a plan in its folder cannot be read.
     """
     model = open_model(path)
     try:
@@ -119,9 +149,29 @@ def describe_model(path: Path) -> ModelFacts:
             kv_bytes_per_token={kind: kv_bytes_per_token(model.config, kind) for kind in KV_TYPES},
             source_types=dict(sorted(types.items())),
             tokenizer=_tokenizer_facts(model),
+            delta=_delta_facts(path),
+            plans=tuple(_plan_facts(place, plan) for place, plan in own_plans(path).items()),
         )
     finally:
         model.close()
+
+
+def _delta_facts(path: Path) -> DeltaFacts | None:
+    if not (path / DELTA_NAME).is_file():
+        return None
+    record = check_record(path, read_json(path / DELTA_NAME))
+    return DeltaFacts(record["base"], (path / ARRAYS_NAME).stat().st_size)
+
+
+def _plan_facts(place: Path, plan: AccessPlan) -> OwnPlan:
+    neurons, codec = plan.evidence.get("neurons"), plan.evidence.get("codec")
+    density = neurons.get("density") if isinstance(neurons, dict) else None
+    return OwnPlan(
+        place=place.as_posix(),
+        name=plan.name,
+        density=density if isinstance(density, float) else None,
+        codec=codec if isinstance(codec, str) else None,
+    )
 
 
 def _tokenizer_facts(model: OpenModel) -> dict[str, Any]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING, Any
 
 from dejavu.cli import options
 from dejavu.cli.output import print_fields, print_json, print_table
 
 if TYPE_CHECKING:
-    from dejavu.inspection import ModelFacts
+    from dejavu.inspection import ModelFacts, OwnPlan
 
 
 def info(
@@ -16,7 +17,7 @@ def info(
 ) -> None:
     """Show what a model consists of.
 
-    Its architecture, size by part and codec, cache per token, tokenizer. No weights are read.
+    Its architecture, size by part and codec, cache per token, tokenizer, and its own plans. No weights are read.
     """
     from dejavu.cli.progress import make_progress
     from dejavu.inspection import describe_model
@@ -42,9 +43,13 @@ def _fields(facts: ModelFacts) -> dict[str, str]:
     else:
         ends = f"BOS {tokenizer['bos'] or 'none'}, EOS {tokenizer['eos'] or 'none'}"
         described = f"{tokenizer['vocab_size']} tokens, {ends}"
+    delta = facts.delta
     return {
         "path": str(facts.path),
-        "format": f"{facts.format}: {types} tensors",
+        "format": (
+            "" if delta is None else f"delta of {delta.base}, {human_bytes(delta.bytes)}; with its base "
+        )
+        + f"{facts.format}: {types} tensors",
         "architecture": f"{config.family}, {config.activation}{', gated' if config.gated else ''}, "
         f"{config.norm} norm, {config.position} positions",
         "parameters": human_count(facts.parameters),
@@ -57,7 +62,18 @@ def _fields(facts: ModelFacts) -> dict[str, str]:
         ),
         "tokenizer": described,
         "chat template": "yes" if tokenizer.get("chat_template") else "no",
+        **({"plans": "; ".join(map(_plan, facts.plans))} if facts.plans else {}),
     }
+
+
+def _plan(plan: OwnPlan) -> str:
+    """What to give to --plan, and what that is."""
+    said = [plan.name or "(no name)"]
+    if plan.density is not None:
+        said.append(f"{plan.density:.0%} of the neurons")
+    if plan.codec is not None:
+        said.append(plan.codec)
+    return f"--plan {plan.place} ({', '.join(said)})"
 
 
 def _parts_table(facts: ModelFacts) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
@@ -85,4 +101,6 @@ def _record(facts: ModelFacts) -> dict[str, Any]:
         },
         "kv_bytes_per_token": facts.kv_bytes_per_token,
         "tokenizer": facts.tokenizer,
+        "delta": None if facts.delta is None else dataclasses.asdict(facts.delta),
+        "plans": [dataclasses.asdict(plan) for plan in facts.plans],
     }
