@@ -50,8 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
 
     folder: Path = options.output.absolute()
-    folder.mkdir(parents=True, exist_ok=True)
-    results, model = Results(folder), link_inputs(folder, options)
+    results, model = Results(folder, options.adapted), model_name(options)
+    check_inputs(options)
     scale = TOY if options.toy else FULL
     adapted = [plan.as_posix() for plan in own_plans(options.adapted)] if options.adapted else []
     known = parts(scale, model, adapted=adapted, peer=bool(options.peer_python))
@@ -64,6 +64,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.dry_run:
         list_parts(chosen, waiting, scale.time)
         return 0
+    folder.mkdir(parents=True, exist_ok=True)
+    link_inputs(folder, options)
     try:
         failed = run(results, waiting, known, scale.time)
     except KeyboardInterrupt:
@@ -74,8 +76,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 1 if failed else 0
 
 
-def link_inputs(folder: Path, options: argparse.Namespace) -> str:
-    """Names in the folder of results for what lies elsewhere; how the commands are to call the model."""
+def model_name(options: argparse.Namespace) -> str:
+    """How the commands, which run in the folder of results, are to call the model."""
+    path = Path(options.model)
+    return f"./base{path.suffix}" if path.exists() else str(options.model)
+
+
+def check_inputs(options: argparse.Namespace) -> None:
+    """Exit if something that is to be linked is not there."""
+    for path in (options.data, options.adapted):
+        if path is not None and not path.exists():
+            raise SystemExit(f"{path} does not exist")
+
+
+def link_inputs(folder: Path, options: argparse.Namespace) -> None:
+    """Names in the folder of results for what lies elsewhere."""
     link(folder / "data", options.data)
     if options.adapted:
         link(folder / "adapted-model", options.adapted)
@@ -83,17 +98,12 @@ def link_inputs(folder: Path, options: argparse.Namespace) -> str:
         script = folder / "peer-python"
         script.write_text(f'#!/bin/sh\nexec "{options.peer_python.absolute()}" "$@"\n')
         script.chmod(0o755)
-    if not Path(options.model).exists():
-        return str(options.model)
-    name = "base" + Path(options.model).suffix
-    link(folder / name, Path(options.model))
-    return f"./{name}"
+    if Path(options.model).exists():
+        link(folder / model_name(options), Path(options.model))
 
 
 def link(name: Path, target: Path) -> None:
     """A symbolic link, in place of an older one."""
-    if not target.exists():
-        raise SystemExit(f"{target} does not exist")
     name.unlink(missing_ok=True)
     name.symlink_to(target.absolute())
 

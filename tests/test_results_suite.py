@@ -393,3 +393,41 @@ def test_the_table_of_selectors_goes_on_with_the_rows_that_are_missing(tmp_path:
     assert again == first[:5] + first[6:] + [first[5]]
     selector_table.main(command)
     assert out.read_text().splitlines() == again
+
+
+def test_a_dry_run_writes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results = importlib.import_module("results")
+    monkeypatch.setattr(suite("running").Results, "code", "abc1234")
+    for name in ("data", "adapted"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "python").write_text("")
+    (tmp_path / "m.gguf").write_text("")
+    command = ["--data", str(tmp_path / "data"), "-o", str(tmp_path / "out" / "here"), "--toy", "--dry-run"]
+    command += ["--adapted", str(tmp_path / "adapted"), "--peer-python", str(tmp_path / "python")]
+    command += ["--model", str(tmp_path / "m.gguf")]
+    before = sorted(tmp_path.rglob("*"))
+    assert results.main(command) == 0
+    assert "./base.gguf" in capsys.readouterr().out
+    assert sorted(tmp_path.rglob("*")) == before
+    command[1] = str(tmp_path / "nowhere")
+    with pytest.raises(SystemExit, match="nowhere does not exist"):
+        results.main(command)
+
+
+def test_an_adapted_model_has_the_same_key_before_it_is_linked(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "adapted" / "plan").mkdir(parents=True)
+    (tmp_path / "adapted" / "plan" / "plan.json").write_text("{}")
+    part = suite("parts").Part("a/b", ("dejavu eval adapted-model",), 1, "b.json")
+    keys = {}
+    for when in ("before", "linked"):
+        with_folder = suite("running").Results(tmp_path / "out", tmp_path / "adapted")
+        for name, found in (("given", with_folder), ("not given", make_results(tmp_path / "out"))):
+            found.__dict__["code"] = "abc1234"
+            keys[when, name] = found.key(part, [part])
+        if when == "before":
+            (tmp_path / "out" / "adapted-model").symlink_to(tmp_path / "adapted")
+    assert keys["before", "given"] == keys["linked", "given"] == keys["linked", "not given"]
+    assert keys["before", "not given"] != keys["linked", "given"]

@@ -32,6 +32,8 @@ class Results:
     """The folder of results. A part's note says which key its result was made under."""
 
     folder: Path
+    adapted: Path | None = None
+    """The adapted model; None: if there is one, it lies in the folder."""
 
     @cached_property
     def code(self) -> str:
@@ -44,7 +46,8 @@ class Results:
         """Of the commands, the code, the machine, and all that for the parts before it."""
         earlier = [self.key(other, known) for other in known if other.name in part.after]
         facts = [part.commands, self.code, describe_machine().cpu, len(usable_cpus()), earlier]
-        plan = self.folder / "adapted-model/plan/plan.json"  # says which weights it is for
+        adapted = self.adapted or self.folder / "adapted-model"
+        plan = adapted / "plan/plan.json"  # says which weights it is for
         if plan.exists() and any("adapted-model" in command for command in part.commands):
             facts.append(plan.read_text())
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
