@@ -142,7 +142,7 @@ def test_pieces_are_short_and_in_two_halves() -> None:
 
 @pytest.mark.parametrize("lengths", [(), (250,), (15,) * 40])
 def test_too_little_text_is_refused(lengths: tuple[int, ...]) -> None:
-    with pytest.raises(InputError, match=f"{FEWEST} tokens"):
+    with pytest.raises(InputError, match=f"at least {FEWEST} are needed"):
         split(*lengths)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -228,12 +229,12 @@ def transformers_logits(folder: Path, tokens: NDArray[np.int32], prefilled: int)
         folder, attn_implementation="eager", dtype=torch.float32
     ).eval()
     ids = torch.from_numpy(tokens.astype(np.int64))[None]
-    cache = transformers.DynamicCache(config=model.config)
+    known = inspect.signature(type(model).forward).parameters
+    name = "cache" if "cache" in known else "past_key_values"  # before transformers 5.24
+    cache = {name: transformers.DynamicCache(config=model.config)}
     parts = [ids[:, :prefilled], *ids[:, prefilled:].split(1, dim=1)]
     with torch.no_grad():
-        logits = [
-            model(part, past_key_values=cache, use_cache=True).logits[0] for part in parts if part.shape[1]
-        ]
+        logits = [model(part, **cache, use_cache=True).logits[0] for part in parts if part.shape[1]]
     return torch.cat(logits).numpy()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import time
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,8 @@ class Backend:
         else:
             model = model.to(getattr(torch, dtype))
         self.model = model.eval()
+        known = inspect.signature(type(self.model).forward).parameters
+        self.cache_name = "cache" if "cache" in known else "past_key_values"  # before transformers 5.24
 
     def time(self, kind: str, rows: list[list[int]], depth: int) -> dict[str, Any]:
         """As `dejavu.bench.timing.time_test`; rows [batch, depth + tokens]."""
@@ -54,5 +57,5 @@ class Backend:
 
     def step(self, tokens: torch.Tensor, cache: Any) -> tuple[Any, torch.Tensor]:
         """Append tokens [batch, n]; the cache, and logits [batch, 1, vocab] of the last."""
-        out = self.model(tokens, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        return out.past_key_values, out.logits
+        out = self.model(tokens, **{self.cache_name: cache}, use_cache=True, logits_to_keep=1)
+        return out[self.cache_name], out.logits
