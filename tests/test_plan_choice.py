@@ -130,6 +130,14 @@ def test_a_plan_that_another_codec_leaves_out_is_said_to(
     assert json.loads(captured.out)["plan"] is None
     assert run([*command, "int8", "--no-fallback"]) == 0
     assert "made for" not in capsys.readouterr().err
+    AccessPlan.uniform("another", 2).save(folder / "plan")
+    assert run([*command, "bf16"]) == 0
+    assert "is not for these weights in bf16" in capsys.readouterr().err
+
+
+def test_bench_takes_one_format(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["bench", str(tiny), "-o", "csv", "--json"]) != 0
+    assert "--output csv are two formats" in json.loads(capsys.readouterr().out)["error"]["message"]
 
 
 def test_bench_measures_a_model_by_its_own_plan(plan: AccessPlan, tiny: Path, tmp_path: Path) -> None:

@@ -174,9 +174,16 @@ def look_ahead(read: Reader) -> str:
     if not found:
         return ""
     table = markdown(
-        ["selector", "density", "layers ahead", "recall", *texts],
+        ["selector", "density", "layers ahead", "under the plan", "recall", *texts],
         [
-            [kind, f"{density:g}", str(distance), s.sets()[0], *s.ratios(texts)]
+            [
+                kind,
+                f"{density:g}",
+                str(distance),
+                s.cell("measured_density", "{:.2f}".format),
+                s.sets()[0],
+                *s.ratios(texts),
+            ]
             for (kind, density), runs in found.items()
             for distance, s in runs
         ],

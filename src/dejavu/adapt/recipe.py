@@ -95,7 +95,8 @@ def adapt_model(
         NumericsError: the training leads to NaN; the last checkpoint stays.
         CacheError: a checkpoint or the output cannot be written.
     """
-    checkpoint = output.with_name(f"{output.name}.checkpoint")
+    checkpoint = output.absolute()  # "." has no name
+    checkpoint = checkpoint.with_name(f"{checkpoint.name}.checkpoint")
     check_whole(model, opened)
     if teacher is not None:
         check_whole(teacher.name, teacher.opened)

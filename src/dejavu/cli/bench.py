@@ -12,6 +12,7 @@ import typer
 
 from dejavu.cli import options
 from dejavu.cli.output import print_note, print_table
+from dejavu.errors import InputError
 
 
 class OutputName(str, Enum):
@@ -85,6 +86,8 @@ def bench(
     from dejavu.bench.suite import Request, run_request
     from dejavu.cli.progress import make_progress, status_line
 
+    if json and output not in (OutputName.table, OutputName.json):
+        raise InputError(f"--json and --output {output.value} are two formats", fix="leave one of them out")
     wanted = "json" if json else output.value
     request = Request(
         model=model,

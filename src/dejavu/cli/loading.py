@@ -50,21 +50,24 @@ def open_llm(
     if llm.break_even is not None and not quiet:
         _say_fallback(llm.break_even, llm)
     elif plan == "auto" and llm.plan is None:
-        _say_skipped(model, offline or None)
+        _say_skipped(model, offline or None, llm.codec)
     return llm
 
 
-def _say_skipped(model: str, offline: bool | None) -> None:
-    """That the model's own plan does not run, because it was made for another codec."""
+def _say_skipped(model: str, offline: bool | None, codec: str | None) -> None:
+    """That the model's own plan does not run: it was made for another codec, or not for these weights."""
     from dejavu.models.sources import resolve
     from dejavu.plan.choice import OWN, own_plans
 
     own = own_plans(resolve(model, offline=offline)).get(Path(OWN))
-    if own is not None:
+    made_for = None if own is None else own.evidence.get("codec")
+    if made_for not in (None, codec):
         print_note(
-            f"running dense: the model's own plan was made for {own.evidence.get('codec', 'another codec')} "
+            f"running dense: the model's own plan was made for {made_for} "
             f"(leave --codec out, or take it all the same with --plan {OWN})"
         )
+    elif own is not None:
+        print_note(f"running dense: the model's own plan is not for these weights in {codec}")
 
 
 def _say_fallback(found: BreakEven, llm: LLM) -> None:

@@ -151,7 +151,8 @@ def train(
         offline=offline or None,
         progress=make_progress(quiet=json),
     )
-    checkpoint = output.with_name(f"{output.name}.checkpoint")
+    checkpoint = output.absolute()  # "." has no name
+    checkpoint = checkpoint.with_name(f"{checkpoint.name}.checkpoint")
     try:
         with stage_bars(quiet=json) as progress:
             plan = train_plan(
