@@ -83,8 +83,8 @@ struct Outputs {
   std::vector<float*> pointers;
   Outputs(const Bundles& b, size_t tokens)
       : layout(b.layout),
-        data(layout.output_floats() * tokens),
-        pointers(row_pointers(data.data(), tokens, layout.output_floats())) {}
+        data(layout.output_stride() * tokens),
+        pointers(row_pointers(data.data(), tokens, layout.output_stride())) {}
   void add_to(FloatRowsOut y) const {
     for (size_t t = 0; t < pointers.size(); ++t) add_natural(layout, pointers[t], y.data() + t * y.shape(1));
   }

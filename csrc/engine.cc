@@ -151,7 +151,7 @@ Engine::Engine(const Config& config, Codec codec, Codec head_codec, const Sectio
     layers_.push_back(l);
   }
 
-  partial_floats_ = (layout_.output_floats() + 15) / 16 * 16;
+  partial_floats_ = layout_.output_stride();
   set_plan(nullptr);
 }
 

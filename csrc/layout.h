@@ -99,6 +99,9 @@ struct RowLayout {
   }
   // Floats of an output accumulator: `padded` in stored order, then (int4) one per group for the minima.
   size_t output_floats() const { return size_t(padded) + size_t(codec == Codec::int4 ? groups : 0); }
+  // From the accumulator of one token to that of the next: an odd number of cache lines, as the first-level cache has
+  // room for few lines whose addresses differ by a power of two.
+  size_t output_stride() const { return (output_floats() + 15) / 16 * 16 | 16; }
 };
 
 struct Row {

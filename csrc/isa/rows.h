@@ -41,7 +41,7 @@ inline void dots(const RowLayout& layout, RowAt row, int n, const void* const* i
 template <Codec C, typename RowAt>
 inline void axpys(const RowLayout& layout, RowAt row, int n, const float* const* coefficients, int tokens,
                   float* const* outputs) {
-  Reading<kSumRows, RowAt> rows(row, n);
+  Reading<kRowsAtOnce<C>, RowAt> rows(row, n);
   axpy_rows<C>(
       layout, [&](int i) { return rows.at(i); }, [&](int i) { return rows.ahead(i); }, rows.order, n, coefficients,
       tokens, outputs);

@@ -38,51 +38,99 @@ DEJAVU_NOINLINE void axpy_float(const RowLayout& layout, const Row* rows, const 
 
 // The coefficients of 2 P rows for one block (or vector of tail groups), times the scales of its groups, as int16
 // pairs with a common step.
-template <int P>
+template <int P, bool Block>
 struct Scaled {
-  H low[P][kHalves], high[P][kHalves];  // block: spread to the lanes that unzip_pairs makes
-  int32_t pairs[P][W];                  // tail: by group
+  H low[P][kHalves], high[P][kHalves];  // spread to the lanes that unzip_pairs makes
+  F step;
+};
+template <int P>
+struct Scaled<P, false> {
+  int32_t pairs[P][W];  // by group
   F step;
 };
 
-// The step and the pairs of `by`, for a block or for `lanes` groups of the tail; false where all are zero, or too small
-// to leave a trace. Adds the minima's share.
+// Scales (int4: and minima) of 2 P rows, for a block or for `lanes` groups of the tail.
 template <Codec C, int P, bool Block>
-inline bool scale_coefficients(const RowLayout& layout, const Row* rows, const float* by, int g, int lanes, float* y,
-                               Scaled<P>* out) {
-  constexpr int vectors = Block ? kHalves : 1;
-  const auto load = [&](const uint8_t* from) { return Block ? Vec::load_f16(from) : Vec::load_f16_n(from, lanes); };
-  F products[vectors][2 * P], highest = Vec::zero();
-  DEJAVU_UNROLL for (int v = 0; v < vectors; ++v) {
-    const int at = g + v * W;
-    DEJAVU_UNROLL for (int r = 0; r < 2 * P; ++r) {
-      products[v][r] = Vec::mul(load(rows[r].scales + at * 2), Vec::set1(by[r]));
-      highest = Vec::max(highest, Vec::abs(products[v][r]));
-    }
-    if constexpr (C == Codec::int4) {
-      float* minima = y + layout.padded + at;
-      F even = Block ? Vec::load(minima) : Vec::load_n(minima, lanes), odd = Vec::zero();
-      DEJAVU_UNROLL for (int r = 0; r < 2 * P; r += 2) {
-        even = Vec::fma(load(rows[r].scales + (layout.groups + at) * 2), Vec::set1(by[r]), even);
-        odd = Vec::fma(load(rows[r + 1].scales + (layout.groups + at) * 2), Vec::set1(by[r + 1]), odd);
+struct GroupScales {
+  static constexpr int vectors = Block ? kHalves : 1;
+  F scales[vectors][2 * P], minima[C == Codec::int4 ? vectors : 1][2 * P];
+  float highest[2 * P];  // scale of each row; if it was asked for
+
+  GroupScales(const RowLayout& layout, const Row* rows, int g, int lanes, bool rank) {
+    const auto load = [&](const uint8_t* from) { return Block ? Vec::load_f16(from) : Vec::load_f16_n(from, lanes); };
+    for (int r = 0; r < 2 * P; ++r) {
+      F most = Vec::zero();
+      DEJAVU_UNROLL for (int v = 0; v < vectors; ++v) {
+        scales[v][r] = load(rows[r].scales + (g + v * W) * 2);
+        if constexpr (C == Codec::int4) minima[v][r] = load(rows[r].scales + (layout.groups + g + v * W) * 2);
+        most = Vec::max(most, Vec::abs(scales[v][r]));
       }
-      put(minima, Vec::add(even, odd), Block ? W : lanes);
+      if (rank) highest[r] = Vec::maximum(most);
     }
   }
-  const float reach = Vec::maximum(highest);
-  const bool any = reach > 1e-34f;
-  const F inverse = Vec::set1(any ? 32767.0f / reach : 0.0f);
-  out->step = Vec::set1(any ? reach / 32767.0f : 0.0f);
-  DEJAVU_UNROLL for (int v = 0; v < vectors; ++v) {
-    DEJAVU_UNROLL for (int p = 0; p < P; ++p) {
-      const F even = Vec::mul(products[v][2 * p], inverse), odd = Vec::mul(products[v][2 * p + 1], inverse);
-      const I pairs = Vec::pack_words(even, odd);
-      if constexpr (Block) {
-        Vec::spread_groups(pairs, &out->low[p][v], &out->high[p][v]);
-      } else {
-        Vec::store_i(out->pairs[p], pairs);
+
+  // The largest product of `by` with a scale, in absolute value. Rounding is monotonic, so it is the same by rows.
+  float reach(const float* by, bool ranked) const {
+    F most = Vec::zero();
+    if (ranked) {
+      for (int r = 0; r < 2 * P; r += W) {
+        most = Vec::max(most, Vec::abs(Vec::mul(Vec::load(by + r), Vec::load(highest + r))));
+      }
+    } else {
+      DEJAVU_UNROLL for (int v = 0; v < vectors; ++v) {
+        DEJAVU_UNROLL for (int r = 0; r < 2 * P; ++r) {
+          most = Vec::max(most, Vec::abs(Vec::mul(scales[v][r], Vec::set1(by[r]))));
+        }
       }
     }
+    return Vec::maximum(most);
+  }
+
+  // y[0, lanes of all vectors) += the minima's share
+  void add_minima(const float* by, int lanes, float* y) const {
+    DEJAVU_UNROLL for (int v = 0; v < vectors; ++v, y += W) {
+      F even = Block ? Vec::load(y) : Vec::load_n(y, lanes), odd = Vec::zero();
+      DEJAVU_UNROLL for (int r = 0; r < 2 * P; r += 2) {
+        even = Vec::fma(minima[v][r], Vec::set1(by[r]), even);
+        odd = Vec::fma(minima[v][r + 1], Vec::set1(by[r + 1]), odd);
+      }
+      put(y, Vec::add(even, odd), Block ? W : lanes);
+    }
+  }
+
+  // The step and the pairs of `by`; false where all are zero, or too small to leave a trace.
+  bool apply(const float* by, bool ranked, Scaled<P, Block>* out) const {
+    const float most = reach(by, ranked);
+    const bool any = most > 1e-34f;
+    const F inverse = Vec::set1(any ? 32767.0f / most : 0.0f);
+    out->step = Vec::set1(any ? most / 32767.0f : 0.0f);
+    DEJAVU_UNROLL for (int v = 0; v < vectors; ++v) {
+      DEJAVU_UNROLL for (int p = 0; p < P; ++p) {
+        const auto words = [&](int r) {
+          return Vec::mul(Vec::mul(scales[v][r], Vec::set1(by[r])), inverse);
+        };
+        const I pairs = Vec::pack_words(words(2 * p), words(2 * p + 1));
+        if constexpr (Block) {
+          Vec::spread_groups(pairs, &out->low[p][v], &out->high[p][v]);
+        } else {
+          Vec::store_i(out->pairs[p], pairs);
+        }
+      }
+    }
+    return any;
+  }
+};
+
+// Coefficients of all tokens for one block, or `lanes` groups of the tail; false where none leaves a trace.
+template <Codec C, int P, int T, bool Block>
+inline bool scale_coefficients(const RowLayout& layout, const Row* rows, const float (*by)[2 * P], int g, int lanes,
+                               float* const* outputs, Scaled<P, Block>* out) {
+  constexpr bool ranked = T > 2 && 2 * P % W == 0;  // finding each row's highest pays with several tokens
+  const GroupScales<C, P, Block> scales(layout, rows, g, lanes, ranked);
+  bool any = false;
+  for (int t = 0; t < T; ++t) {
+    if constexpr (C == Codec::int4) scales.add_minima(by[t], lanes, outputs[t] + layout.padded + g);
+    any |= scales.apply(by[t], ranked, &out[t]);
   }
   return any;
 }
@@ -97,7 +145,7 @@ inline void add_unzipped(I l, I r, F step, float* y) {
 
 // 32 elements of int8 rows: sums over row pairs in int32, then into the outputs.
 template <int P, int T>
-inline void axpy_unit(const uint8_t* const* codes, const Scaled<P>* scaled, float* const* outputs, size_t at) {
+inline void axpy_unit(const uint8_t* const* codes, const Scaled<P, true>* scaled, float* const* outputs, size_t at) {
   for (int h = 0; h < kHalves; ++h) {
     I acc[T][2];
     DEJAVU_UNROLL for (int t = 0; t < T; ++t) acc[t][0] = acc[t][1] = Vec::zero_i();
@@ -128,7 +176,7 @@ constexpr float kField[4] = {1.0f, 1.0f / 256, 1.0f / 16, 1.0f};
 
 // Quarters [Q, Q + N) of 128 elements of int4 rows.
 template <int Q, int N, int P, int T>
-inline void axpy_quarters(const uint8_t* const* codes, const Scaled<P>* scaled, float* const* outputs, size_t at) {
+inline void axpy_quarters(const uint8_t* const* codes, const Scaled<P, true>* scaled, float* const* outputs, size_t at) {
   static_assert(P <= 8, "int32 sums could overflow");
   for (int h = 0; h < kHalves; ++h) {
     I acc[N][T][2];
@@ -162,7 +210,7 @@ inline void axpy_quarters(const uint8_t* const* codes, const Scaled<P>* scaled, 
 
 // 128 elements of int4 rows: as many quarters at once as the registers have room for their sums.
 template <int P, int T>
-inline void axpy_words(const uint8_t* const* codes, const Scaled<P>* scaled, float* const* outputs, size_t at) {
+inline void axpy_words(const uint8_t* const* codes, const Scaled<P, true>* scaled, float* const* outputs, size_t at) {
   constexpr int N = 8 * T <= kAccumulators ? 4 : 4 * T <= kAccumulators ? 2 : 1;
   axpy_quarters<0, N, P, T>(codes, scaled, outputs, at);
   if constexpr (N == 1) axpy_quarters<1, N, P, T>(codes, scaled, outputs, at);
@@ -172,7 +220,7 @@ inline void axpy_words(const uint8_t* const* codes, const Scaled<P>* scaled, flo
 
 // One group of the tail: natural order, the same coefficient everywhere.
 template <Codec C, int P, int T>
-inline void axpy_tail(const uint8_t* const* codes, int g, const Scaled<P>* scaled, float* const* outputs, size_t at) {
+inline void axpy_tail(const uint8_t* const* codes, int g, const Scaled<P, false>* scaled, float* const* outputs, size_t at) {
   for (int h = 0; h < kHalves; ++h) {
     I acc[T][2];
     DEJAVU_UNROLL for (int t = 0; t < T; ++t) acc[t][0] = acc[t][1] = Vec::zero_i();
@@ -219,16 +267,12 @@ DEJAVU_NOINLINE void axpy_grouped(const RowLayout& layout, const Row* some, cons
     rows[r] = some[r < n ? r : 0];
     for (int t = 0; t < T; ++t) by[t][r] = r < n ? coefficients[t][r] : 0.0f;
   }
-  Scaled<P> scaled[T];
   const uint8_t* codes[2 * P];
   const int tail = layout.blocks * kBlockGroups;
   for (int g = 0; g < tail; g += kBlockGroups) {
     for (int r = 0; r < n; ++r) prefetch_scales<C>(layout, next[r], g);
-    bool any = false;
-    for (int t = 0; t < T; ++t) {
-      any |= scale_coefficients<C, P, true>(layout, rows, by[t], g, W, outputs[t], &scaled[t]);
-    }
-    if (!any) continue;
+    Scaled<P, true> scaled[T];
+    if (!scale_coefficients<C, P, T>(layout, rows, by, g, W, outputs, scaled)) continue;
     const size_t first = size_t(g) * kGroup, byte = first / (C == Codec::int4 ? 2 : 1);
     for (int r = 0; r < 2 * P; ++r) codes[r] = rows[r].codes + byte;
     for (int o = 0; o < kBlock; o += step_elements) {
@@ -247,25 +291,28 @@ DEJAVU_NOINLINE void axpy_grouped(const RowLayout& layout, const Row* some, cons
     const int groups = layout.groups - g < W ? layout.groups - g : W;
     const size_t first = size_t(g) * kGroup, byte = first / (C == Codec::int4 ? 2 : 1);
     for (int r = 0; r < n; ++r) Vec::prefetch(next[r].codes + byte);
-    bool any = false;
-    for (int t = 0; t < T; ++t) {
-      any |= scale_coefficients<C, P, false>(layout, rows, by[t], g, groups, outputs[t], &scaled[t]);
-    }
-    if (!any) continue;
+    Scaled<P, false> scaled[T];
+    if (!scale_coefficients<C, P, T>(layout, rows, by, g, groups, outputs, scaled)) continue;
     for (int r = 0; r < 2 * P; ++r) codes[r] = rows[r].codes + byte;
     for (int i = 0; i < groups; ++i) axpy_tail<C, P, T>(codes, i, scaled, outputs, first + size_t(i * kGroup));
   }
 }
 
-// outputs[t] += sum over r < n of coefficients[t][r] * rows[r], n <= kSumRows
+// Rows that are added at once. Sums of int4, whose fields are up to 256 times their codes, would overflow with more.
+template <Codec C>
+constexpr int kRowsAtOnce = C == Codec::int4 ? 16 : kSumRows;
+
+// outputs[t] += sum over r < n of coefficients[t][r] * rows[r], n <= kRowsAtOnce
 template <Codec C, int T>
 inline void axpy_step(const RowLayout& layout, const Row* rows, const Row* next, int n, const float** coefficients,
                       float* const* outputs) {
   if constexpr (is_grouped(C)) {
-    if (T > 1 || n > kSumRows / 4) {
-      axpy_grouped<C, kSumRows / 2, T>(layout, rows, next, n, coefficients, outputs);
+    if (n > 16) {
+      axpy_grouped<C, kRowsAtOnce<C> / 2, T>(layout, rows, next, n, coefficients, outputs);
+    } else if (T > 1 || n > 4) {
+      axpy_grouped<C, 8, T>(layout, rows, next, n, coefficients, outputs);
     } else {
-      axpy_grouped<C, kSumRows / 8, 1>(layout, rows, next, n, coefficients, outputs);
+      axpy_grouped<C, 2, 1>(layout, rows, next, n, coefficients, outputs);
     }
   } else {
     int r = 0;
@@ -286,8 +333,8 @@ inline void axpy_rows(const RowLayout& layout, At at, Ahead ahead, Place place, 
                       int tokens, float* const* outputs) {
   Row rows[kSumRows], next[kSumRows];
   float by[dejavu::kMaxTokens][kSumRows];
-  for (int i = 0; i < n; i += kSumRows) {
-    const int count = n - i < kSumRows ? n - i : kSumRows;
+  for (int i = 0; i < n; i += kRowsAtOnce<C>) {
+    const int count = n - i < kRowsAtOnce<C> ? n - i : kRowsAtOnce<C>;
     for (int r = 0; r < count; ++r) {
       rows[r] = at(i + r), next[r] = ahead(i + r);
       const int from = place(i + r);

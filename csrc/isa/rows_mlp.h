@@ -9,7 +9,7 @@ namespace {
 using dejavu::kMaxTokens;
 using dejavu::MlpManyArgs;
 
-// The neurons that come i-th and after in `order`, n <= kSumRows: gate and up dots, activation, down axpys.
+// The neurons that come i-th and after in `order`, n <= kRowsAtOnce: gate and up dots, activation, down axpys.
 template <Codec C>
 inline void mlp_step(const MlpManyArgs& a, const Streams& order, int i, int n) {
   const Bundles& bundles = *a.bundles;
@@ -59,7 +59,8 @@ template <Codec C>
 void mlp_many(const MlpManyArgs& a) {
   const int n = a.end - a.begin;
   const Streams order(n);
-  for (int i = 0; i < n; i += kSumRows) mlp_step<C>(a, order, i, n - i < kSumRows ? n - i : kSumRows);
+  constexpr int most = kRowsAtOnce<C>;
+  for (int i = 0; i < n; i += most) mlp_step<C>(a, order, i, n - i < most ? n - i : most);
 }
 
 template <Codec C>
