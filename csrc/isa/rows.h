@@ -41,10 +41,13 @@ inline void dots(const RowLayout& layout, RowAt row, int n, const void* const* i
 template <Codec C, typename RowAt>
 inline void axpys(const RowLayout& layout, RowAt row, int n, const float* const* coefficients, int tokens,
                   float* const* outputs) {
-  Reading<kRowsAtOnce<C>, RowAt> rows(row, n);
-  axpy_rows<C>(
-      layout, [&](int i) { return rows.at(i); }, [&](int i) { return rows.ahead(i); }, rows.order, n, coefficients,
-      tokens, outputs);
+  const auto add = [&](auto together) {
+    Reading<decltype(together)::value, RowAt> rows(row, n);
+    axpy_rows<C>(
+        layout, [&](int i) { return rows.at(i); }, [&](int i) { return rows.ahead(i); }, rows.order, n, coefficients,
+        tokens, outputs);
+  };
+  tokens > 1 ? add(Count<kSumSets * kSumRows>()) : add(Count<kSumRows>());
 }
 
 // One token's dots: codes in planes have kernels of their own.

@@ -54,34 +54,27 @@ template <Codec C, int P, bool Block>
 struct GroupScales {
   static constexpr int vectors = Block ? kHalves : 1;
   F scales[vectors][2 * P], minima[C == Codec::int4 ? vectors : 1][2 * P];
-  float highest[2 * P];  // scale of each row; if it was asked for
+  float largest[2 * P];  // scale of each row, if it was asked for
 
   GroupScales(const RowLayout& layout, const Row* rows, int g, int lanes, bool rank) {
     const auto load = [&](const uint8_t* from) { return Block ? Vec::load_f16(from) : Vec::load_f16_n(from, lanes); };
-    for (int r = 0; r < 2 * P; ++r) {
+    DEJAVU_UNROLL for (int r = 0; r < 2 * P; ++r) {
       F most = Vec::zero();
       DEJAVU_UNROLL for (int v = 0; v < vectors; ++v) {
         scales[v][r] = load(rows[r].scales + (g + v * W) * 2);
         if constexpr (C == Codec::int4) minima[v][r] = load(rows[r].scales + (layout.groups + g + v * W) * 2);
         most = Vec::max(most, Vec::abs(scales[v][r]));
       }
-      if (rank) highest[r] = Vec::maximum(most);
+      if (rank) largest[r] = Vec::maximum(most);
     }
   }
 
-  // The largest product of `by` with a scale, in absolute value. Rounding is monotonic, so it is the same by rows.
-  float reach(const float* by, bool ranked) const {
+  // The largest product of `by` with a scale, in absolute value: the largest of the rows' largest, as rounding is
+  // monotonic.
+  float reach(const float* by) const {
     F most = Vec::zero();
-    if (ranked) {
-      for (int r = 0; r < 2 * P; r += W) {
-        most = Vec::max(most, Vec::abs(Vec::mul(Vec::load(by + r), Vec::load(highest + r))));
-      }
-    } else {
-      DEJAVU_UNROLL for (int v = 0; v < vectors; ++v) {
-        DEJAVU_UNROLL for (int r = 0; r < 2 * P; ++r) {
-          most = Vec::max(most, Vec::abs(Vec::mul(scales[v][r], Vec::set1(by[r]))));
-        }
-      }
+    for (int r = 0; r < 2 * P; r += W) {
+      most = Vec::max(most, Vec::abs(Vec::mul(Vec::load(by + r), Vec::load(largest + r))));
     }
     return Vec::maximum(most);
   }
@@ -99,17 +92,28 @@ struct GroupScales {
   }
 
   // The step and the pairs of `by`; false where all are zero, or too small to leave a trace.
-  bool apply(const float* by, bool ranked, Scaled<P, Block>* out) const {
-    const float most = reach(by, ranked);
-    const bool any = most > 1e-34f;
-    const F inverse = Vec::set1(any ? 32767.0f / most : 0.0f);
-    out->step = Vec::set1(any ? most / 32767.0f : 0.0f);
+  template <bool Ranked>
+  bool apply(const float* by, Scaled<P, Block>* out) const {
+    F products[vectors][2 * P], most = Vec::zero();
+    const auto product = [&](int v, int r) { return Vec::mul(scales[v][r], Vec::set1(by[r])); };
+    DEJAVU_UNROLL for (int v = 0; !Ranked && v < vectors; ++v) {
+      DEJAVU_UNROLL for (int r = 0; r < 2 * P; ++r) {
+        products[v][r] = product(v, r);
+        most = Vec::max(most, Vec::abs(products[v][r]));
+      }
+    }
+    float highest;
+    if constexpr (Ranked)
+      highest = reach(by);
+    else
+      highest = Vec::maximum(most);
+    const bool any = highest > 1e-34f;
+    const F inverse = Vec::set1(any ? 32767.0f / highest : 0.0f);
+    out->step = Vec::set1(any ? highest / 32767.0f : 0.0f);
     DEJAVU_UNROLL for (int v = 0; v < vectors; ++v) {
       DEJAVU_UNROLL for (int p = 0; p < P; ++p) {
-        const auto words = [&](int r) {
-          return Vec::mul(Vec::mul(scales[v][r], Vec::set1(by[r])), inverse);
-        };
-        const I pairs = Vec::pack_words(words(2 * p), words(2 * p + 1));
+        const auto word = [&](int r) { return Vec::mul(Ranked ? product(v, r) : products[v][r], inverse); };
+        const I pairs = Vec::pack_words(word(2 * p), word(2 * p + 1));
         if constexpr (Block) {
           Vec::spread_groups(pairs, &out->low[p][v], &out->high[p][v]);
         } else {
@@ -130,7 +134,7 @@ inline bool scale_coefficients(const RowLayout& layout, const Row* rows, const f
   bool any = false;
   for (int t = 0; t < T; ++t) {
     if constexpr (C == Codec::int4) scales.add_minima(by[t], lanes, outputs[t] + layout.padded + g);
-    any |= scales.apply(by[t], ranked, &out[t]);
+    any |= scales.template apply<ranked>(by[t], &out[t]);
   }
   return any;
 }
@@ -176,7 +180,8 @@ constexpr float kField[4] = {1.0f, 1.0f / 256, 1.0f / 16, 1.0f};
 
 // Quarters [Q, Q + N) of 128 elements of int4 rows.
 template <int Q, int N, int P, int T>
-inline void axpy_quarters(const uint8_t* const* codes, const Scaled<P, true>* scaled, float* const* outputs, size_t at) {
+inline void axpy_quarters(const uint8_t* const* codes, const Scaled<P, true>* scaled, float* const* outputs,
+                          size_t at) {
   static_assert(P <= 8, "int32 sums could overflow");
   for (int h = 0; h < kHalves; ++h) {
     I acc[N][T][2];
@@ -220,7 +225,8 @@ inline void axpy_words(const uint8_t* const* codes, const Scaled<P, true>* scale
 
 // One group of the tail: natural order, the same coefficient everywhere.
 template <Codec C, int P, int T>
-inline void axpy_tail(const uint8_t* const* codes, int g, const Scaled<P, false>* scaled, float* const* outputs, size_t at) {
+inline void axpy_tail(const uint8_t* const* codes, int g, const Scaled<P, false>* scaled, float* const* outputs,
+                      size_t at) {
   for (int h = 0; h < kHalves; ++h) {
     I acc[T][2];
     DEJAVU_UNROLL for (int t = 0; t < T; ++t) acc[t][0] = acc[t][1] = Vec::zero_i();
@@ -253,66 +259,72 @@ inline void axpy_tail(const uint8_t* const* codes, int g, const Scaled<P, false>
   }
 }
 
-// int8 and int4: up to 2 P rows at once. Within a block (or a vector of tail groups), coefficients times scales are
-// rounded to int16 with one step, rows are interleaved in pairs, and products are summed in int32:
-// 2 P * 127 * 32767 stays below 2^31.
-template <Codec C, int P, int T>
+// int8 and int4: up to S times 2 P rows at once. Within a block (or a vector of tail groups), coefficients times scales
+// of 2 P rows are rounded to int16 with one step, rows are interleaved in pairs, and products are summed in int32:
+// 2 P * 127 * 32767 stays below 2^31. What S sets are added to is in the first-level cache for all but the first.
+template <Codec C, int P, int S, int T>
 DEJAVU_NOINLINE void axpy_grouped(const RowLayout& layout, const Row* some, const Row* next, int n,
                                   const float* const* coefficients, float* const* outputs) {
   static_assert(P <= 64, "int32 sums could overflow");
   constexpr int step_elements = C == Codec::int4 ? kNibbleChunk : 32, step_bytes = C == Codec::int4 ? 64 : 32;
-  Row rows[2 * P];  // those that are not there: the first, times zero
-  float by[T][2 * P];
-  for (int r = 0; r < 2 * P; ++r) {
-    rows[r] = some[r < n ? r : 0];
-    for (int t = 0; t < T; ++t) by[t][r] = r < n ? coefficients[t][r] : 0.0f;
+  Row rows[S][2 * P];  // those that are not there: the first, times zero
+  float by[S][T][2 * P];
+  for (int i = 0; i < S * 2 * P; ++i) {
+    const int s = i / (2 * P), r = i % (2 * P);
+    rows[s][r] = some[i < n ? i : 0];
+    for (int t = 0; t < T; ++t) by[s][t][r] = i < n ? coefficients[t][i] : 0.0f;
   }
   const uint8_t* codes[2 * P];
+  bool any[S];
   const int tail = layout.blocks * kBlockGroups;
   for (int g = 0; g < tail; g += kBlockGroups) {
     for (int r = 0; r < n; ++r) prefetch_scales<C>(layout, next[r], g);
-    Scaled<P, true> scaled[T];
-    if (!scale_coefficients<C, P, T>(layout, rows, by, g, W, outputs, scaled)) continue;
+    Scaled<P, true> scaled[S][T];
+    for (int s = 0; s < S; ++s) any[s] = scale_coefficients<C, P, T>(layout, rows[s], by[s], g, W, outputs, scaled[s]);
     const size_t first = size_t(g) * kGroup, byte = first / (C == Codec::int4 ? 2 : 1);
-    for (int r = 0; r < 2 * P; ++r) codes[r] = rows[r].codes + byte;
-    for (int o = 0; o < kBlock; o += step_elements) {
-      if (step_bytes == 64 || o / step_elements % 2 == 0) {
-        for (int r = 0; r < n; ++r) Vec::prefetch(next[r].codes + byte + size_t(o / step_elements * step_bytes));
+    for (int u = 0; u < kBlock / step_elements; ++u) {
+      const size_t at = byte + size_t(u * step_bytes);
+      if (step_bytes == 64 || u % 2 == 0) {
+        for (int r = 0; r < n; ++r) Vec::prefetch(next[r].codes + at);
       }
-      if constexpr (C == Codec::int4) {
-        axpy_words<P, T>(codes, scaled, outputs, first + size_t(o));
-      } else {
-        axpy_unit<P, T>(codes, scaled, outputs, first + size_t(o));
+      for (int s = 0; s < S; ++s) {
+        if (!any[s]) continue;
+        for (int r = 0; r < 2 * P; ++r) codes[r] = rows[s][r].codes + at;
+        if constexpr (C == Codec::int4) {
+          axpy_words<P, T>(codes, scaled[s], outputs, first + size_t(u * step_elements));
+        } else {
+          axpy_unit<P, T>(codes, scaled[s], outputs, first + size_t(u * step_elements));
+        }
       }
-      for (int r = 0; r < 2 * P; ++r) codes[r] += step_bytes;
     }
   }
   for (int g = tail; g < layout.groups; g += W) {
     const int groups = layout.groups - g < W ? layout.groups - g : W;
     const size_t first = size_t(g) * kGroup, byte = first / (C == Codec::int4 ? 2 : 1);
     for (int r = 0; r < n; ++r) Vec::prefetch(next[r].codes + byte);
-    Scaled<P, false> scaled[T];
-    if (!scale_coefficients<C, P, T>(layout, rows, by, g, groups, outputs, scaled)) continue;
-    for (int r = 0; r < 2 * P; ++r) codes[r] = rows[r].codes + byte;
-    for (int i = 0; i < groups; ++i) axpy_tail<C, P, T>(codes, i, scaled, outputs, first + size_t(i * kGroup));
+    for (int s = 0; s < S; ++s) {
+      Scaled<P, false> scaled[T];
+      if (!scale_coefficients<C, P, T>(layout, rows[s], by[s], g, groups, outputs, scaled)) continue;
+      for (int r = 0; r < 2 * P; ++r) codes[r] = rows[s][r].codes + byte;
+      for (int i = 0; i < groups; ++i) axpy_tail<C, P, T>(codes, i, scaled, outputs, first + size_t(i * kGroup));
+    }
   }
 }
 
-// Rows that are added at once. Sums of int4, whose fields are up to 256 times their codes, would overflow with more.
-template <Codec C>
-constexpr int kRowsAtOnce = C == Codec::int4 ? 16 : kSumRows;
+// Rows that are worked on together.
+inline int rows_together(int tokens) { return tokens > 1 ? kSumSets * kSumRows : kSumRows; }
 
-// outputs[t] += sum over r < n of coefficients[t][r] * rows[r], n <= kRowsAtOnce
+// outputs[t] += sum over r < n of coefficients[t][r] * rows[r], n <= rows_together(T)
 template <Codec C, int T>
 inline void axpy_step(const RowLayout& layout, const Row* rows, const Row* next, int n, const float** coefficients,
                       float* const* outputs) {
   if constexpr (is_grouped(C)) {
-    if (n > 16) {
-      axpy_grouped<C, kRowsAtOnce<C> / 2, T>(layout, rows, next, n, coefficients, outputs);
-    } else if (T > 1 || n > 4) {
-      axpy_grouped<C, 8, T>(layout, rows, next, n, coefficients, outputs);
+    if (n > kSumRows) {
+      axpy_grouped<C, kSumRows / 2, kSumSets, T>(layout, rows, next, n, coefficients, outputs);
+    } else if (T > 1 || n > kSumRows / 4) {
+      axpy_grouped<C, kSumRows / 2, 1, T>(layout, rows, next, n, coefficients, outputs);
     } else {
-      axpy_grouped<C, 2, 1>(layout, rows, next, n, coefficients, outputs);
+      axpy_grouped<C, kSumRows / 8, 1, 1>(layout, rows, next, n, coefficients, outputs);
     }
   } else {
     int r = 0;
@@ -331,10 +343,11 @@ inline void axpy_step(const RowLayout& layout, const Row* rows, const Row* next,
 template <Codec C, typename At, typename Ahead, typename Place>
 inline void axpy_rows(const RowLayout& layout, At at, Ahead ahead, Place place, int n, const float* const* coefficients,
                       int tokens, float* const* outputs) {
-  Row rows[kSumRows], next[kSumRows];
-  float by[dejavu::kMaxTokens][kSumRows];
-  for (int i = 0; i < n; i += kRowsAtOnce<C>) {
-    const int count = n - i < kRowsAtOnce<C> ? n - i : kRowsAtOnce<C>;
+  Row rows[kSumSets * kSumRows], next[kSumSets * kSumRows];
+  float by[dejavu::kMaxTokens][kSumSets * kSumRows];
+  const int most = rows_together(tokens);
+  for (int i = 0; i < n; i += most) {
+    const int count = n - i < most ? n - i : most;
     for (int r = 0; r < count; ++r) {
       rows[r] = at(i + r), next[r] = ahead(i + r);
       const int from = place(i + r);

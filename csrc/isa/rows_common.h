@@ -26,7 +26,8 @@ using H = Vec::H;
 #define DEJAVU_NOINLINE __attribute__((noinline))
 
 constexpr int kHalves = 16 / W;  // vectors that hold one value per group of a block
-constexpr int kSumRows = 32;     // most rows that an axpy adds at once
+constexpr int kSumRows = 16;     // rows that an axpy adds at once: the unit of rounding
+constexpr int kSumSets = 2;      // so many times these rows, where several tokens share them
 // Tokens that share one pass over the weights.
 constexpr int kTokens = Vec::kTokens;
 // Accumulators that the registers hold beside weights and inputs.

@@ -9,19 +9,19 @@ namespace {
 using dejavu::kMaxTokens;
 using dejavu::MlpManyArgs;
 
-// The neurons that come i-th and after in `order`, n <= kRowsAtOnce: gate and up dots, activation, down axpys.
+// The neurons that come i-th and after in `order`, n <= rows_together: gate and up dots, activation, down axpys.
 template <Codec C>
 inline void mlp_step(const MlpManyArgs& a, const Streams& order, int i, int n) {
   const Bundles& bundles = *a.bundles;
   const int dots = a.gated ? 2 : 1;
-  int places[kSumRows], ids[kSumRows], following[kSumRows];
+  int places[kSumSets * kSumRows], ids[kSumSets * kSumRows], following[kSumSets * kSumRows];
   for (int r = 0; r < n; ++r) {
     places[r] = a.begin + order(i + r);
     const int ahead = i + n + r < a.end - a.begin ? a.begin + order(i + n + r) : places[r];
     ids[r] = a.selected ? a.selected[places[r]] : places[r];
     following[r] = a.selected ? a.selected[ahead] : ahead;
   }
-  float h[2][kMaxTokens][kSumRows];  // gate (or fc1), up
+  float h[2][kMaxTokens][kSumSets * kSumRows];  // gate (or fc1), up
   // The two rows of a neuron are neighbours: both are read before the next four neurons.
   for (int r0 = 0; r0 < n; r0 += 4) {
     for (int part = 0; part < dots; ++part) {
@@ -59,7 +59,7 @@ template <Codec C>
 void mlp_many(const MlpManyArgs& a) {
   const int n = a.end - a.begin;
   const Streams order(n);
-  constexpr int most = kRowsAtOnce<C>;
+  const int most = rows_together(a.tokens);
   for (int i = 0; i < n; i += most) mlp_step<C>(a, order, i, n - i < most ? n - i : most);
 }
 
