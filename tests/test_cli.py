@@ -626,13 +626,29 @@ def test_chat_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert not talk(session, EOFError())
 
 
+def piped(text: bytes) -> io.TextIOWrapper:
+    """A stdin that is no terminal, in a locale that is not UTF-8."""
+    return io.TextIOWrapper(io.BytesIO(text), encoding="ascii")
+
+
 def test_chat_json_lines(dejavu: Callable[..., Result], tiny: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sys.stdin", io.StringIO("Hi\nAgain\n"))
-    result = dejavu("chat", tiny, *REFERENCE, "-n", "3", "--json", "--temperature", "0")
+    monkeypatch.setattr("sys.stdin", piped("Hé\nAgain".encode()))
+    result = dejavu("chat", "-m", tiny, *REFERENCE, "-n", "3", "--json", "--temperature", "0")
     assert result.code == 0
     first, second = (json.loads(line) for line in result.out.splitlines())
     assert second["prompt"].startswith(first["prompt"] + first["completions"][0]["text"])
+    assert "Hé" in first["prompt"]
     assert second["usage"]["cached_tokens"] > 0
+
+
+def test_chat_of_what_cannot_be_read(
+    dejavu: Callable[..., Result], tiny: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", piped(b"\xff\n"))
+    result = dejavu("chat", tiny, *REFERENCE, "-n", "3")
+    assert (result.code, "stdin is not UTF-8" in result.err) == (InputError.exit_code, True)
+    result = dejavu("chat", tiny, "-m", "another")
+    assert (result.code, "given twice" in result.err) == (InputError.exit_code, True)
 
 
 def test_sigint_stops_the_answer_and_not_the_chat(tiny: str) -> None:
@@ -654,7 +670,7 @@ def test_sigint_stops_the_answer_and_not_the_chat(tiny: str) -> None:
 def test_chat_without_a_template(dejavu: Callable[..., Result], tmp_path: Path, monkeypatch: Any) -> None:
     folder = build_tiny_chat(tmp_path / "bare")
     (folder / "tokenizer_config.json").write_text("{}", encoding="utf-8")
-    monkeypatch.setattr("sys.stdin", io.StringIO("Hi\n"))
+    monkeypatch.setattr("sys.stdin", piped(b"Hi\n"))
     result = dejavu("chat", str(folder), *REFERENCE, "-n", "3")
     assert "template" in result.err
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from typing import TYPE_CHECKING, Any
 
@@ -83,9 +84,10 @@ def test_show(folder: Path, plan: AccessPlan, dejavu: Any) -> None:
         plan.model,
         "recompute, at most 32 positions late",
         "sketch, 3 bits, the best 200 exact",
-        "codecs               int8",
-        "evidence: ppl_ratio  1.02",
-        'evidence: tokens     {"train": 1000}',
+        "codecs           int8",
+        "1.0200 times that of the dense model",
+        "1,000 train",
+        "evidence: curve",
         "...",
     ):
         assert words in out
@@ -120,6 +122,52 @@ def test_show_as_json(folder: Path, plan: AccessPlan, dejavu: Any) -> None:
     assert facts["layers"][1]["compensator"] == {"kind": "none"}
     stored = (folder / "predictors.safetensors").stat().st_size
     assert 0 < stored - facts["bytes"] < 4096  # the header
+
+
+def test_show_in_words(folder: Path, plan: AccessPlan, dejavu: Any) -> None:
+    evidence = {
+        "ppl_ratio": 1.0437,
+        "exact": False,
+        "codec": "int8",
+        "neurons": {"density": 0.25, "recall": 0.9},
+        "heads": {"density": 1.0},
+        "touched_share": 0.5,
+        "tokens": {"training": 0, "verification": 9980},
+        "vocabulary": {"cost": 1.0009, "verification": 9980},
+        "measured_on": "f" * 64,
+        "command": "dejavu adapt",
+        "layers": [],
+    }
+    dataclasses.replace(plan, evidence=evidence).save(folder)
+    _, out, _ = dejavu("plan", "show", str(folder))
+    told = dict(line.split("  ", 1) for line in out.partition("\n\n")[0].splitlines())
+    told = {name: value.strip() for name, value in told.items()}
+    assert (
+        told["perplexity"]
+        == "1.0437 times that of the original in f32, held in int8, on 9,980 held-out tokens"
+    )
+    assert told["neurons"] == "density 0.250, recall 0.900"
+    assert told["touched"].startswith("50%")
+    assert told["logits"].startswith("1.0009 times")
+    assert told["tokens"] == "9,980 verification"
+    assert (told["figures are of weights"], told["made by"]) == ("f" * 64, "dejavu adapt")
+    assert "heads" not in told
+    assert "evidence" not in out
+    odd = {name: ["what", {"ever": None}] for name in evidence}  # evidence is not checked when a plan is read
+    dataclasses.replace(plan, evidence=odd).save(folder)
+    code, out, _ = dejavu("plan", "show", str(folder))
+    assert (code, "evidence: ppl_ratio" in out) == (0, True)
+
+
+def test_show_the_plan_of_a_model(folder: Path, plan: AccessPlan, dejavu: Any) -> None:
+    for named in (folder.parent, "smollm2-sparse", "smollm2-sparse/gentler/0.49"):
+        code, out, _ = dejavu("plan", "show", str(named), "--json")
+        name = json.loads(out)["name"]
+        assert (code, name == "example") == (0, named == folder.parent)
+    code, out, _ = dejavu("plan", "check", str(folder.parent))
+    assert (code, f"plan check {folder} MODEL" in out) == (0, True)
+    code, _, err = dejavu("plan", "show", str(folder / "nowhere"))
+    assert (code, "nowhere" in err) == (PlanError.exit_code, True)
 
 
 def test_check(folder: Path, tiny: Path, plan: AccessPlan, dejavu: Any) -> None:

@@ -17,6 +17,7 @@ import pytest
 from dejavu.cli.app import run
 from dejavu.errors import CacheError, InputError, PlanError
 from dejavu.models.loading import open_model
+from dejavu.models.spec import SHIPPED
 from dejavu.plan import AccessPlan, Threshold
 from dejavu.report import Interval, Row, interval_chart, row_chart
 from dejavu.report.axes import Axis
@@ -199,6 +200,14 @@ def test_only_what_was_given_and_how_to_get_the_rest(
     assert heading in headings(found.html)
     assert f"<code>dejavu {missing} " in found.html
     assert len(headings(found.html)) <= 3
+
+
+def test_a_model_that_has_only_plans(report: Dejavu) -> None:
+    """As the one that comes with dejavu."""
+    found = report(SHIPPED / "smollm2-sparse")
+    assert found.code == 0
+    check_html(found.html)
+    assert "adapted, density 0.25" in found.html
 
 
 def test_adapted_weights_share_the_page_of_their_base(report: Dejavu, results: Path, tmp_path: Path) -> None:

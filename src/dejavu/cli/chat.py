@@ -6,6 +6,7 @@ import contextlib
 import json as jsonlib
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,7 +15,7 @@ import typer
 from dejavu.cli import options
 from dejavu.cli.options import CodecName, ExecutorName, KvName
 from dejavu.cli.output import describe_timings, print_error, print_json, print_note
-from dejavu.errors import DejavuError
+from dejavu.errors import DejavuError, InputError
 
 if TYPE_CHECKING:
     from dejavu.llm import LLM
@@ -31,7 +32,10 @@ Ctrl-C stops an answer."""
 
 
 def chat(
-    model: options.Model = options.DEFAULT_MODEL,
+    model: Annotated[str | None, typer.Argument(metavar="[MODEL]", help=options.MODEL_HELP)] = None,
+    named: Annotated[
+        str | None, typer.Option("--model", "-m", help="The same, as generate takes it; default: smollm2.")
+    ] = None,
     codec: options.Codec = CodecName.auto,
     kv: options.Kv = KvName.f16,
     threads: options.Threads = None,
@@ -67,6 +71,8 @@ def chat(
     from dejavu.cli.loading import open_llm
     from dejavu.sampling import SamplingParams
 
+    if model is not None and named is not None:
+        raise InputError("the model is given twice", fix=f"leave out -m {named} or {model}")
     params = SamplingParams(
         max_tokens=max_tokens or None,
         temperature=temperature,
@@ -77,7 +83,7 @@ def chat(
         seed=seed,
     )
     with open_llm(
-        model,
+        model or named or options.DEFAULT_MODEL,
         codec=codec,
         kv=kv,
         threads=threads,
@@ -93,8 +99,24 @@ def chat(
         if interactive:
             print_note("Type /help for the commands; Ctrl-C stops an answer, Ctrl-D leaves.")
         with line_history() if interactive else contextlib.nullcontext():
-            while session.turn(lambda: input(">>> " if interactive else "")):
+            while session.turn(partial(input, ">>> ") if interactive else piped_line):
                 pass
+
+
+def piped_line() -> str:
+    """The next line of stdin.
+
+    Raises:
+        EOFError: there is none.
+        InputError: it is not UTF-8.
+    """
+    line = sys.stdin.buffer.readline()  # not by the locale, as in generate
+    if not line:
+        raise EOFError
+    try:
+        return line.decode()
+    except UnicodeDecodeError as error:
+        raise InputError("a line of stdin is not UTF-8", fix="convert it to UTF-8") from error
 
 
 class Session:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as jsonlib
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,20 +12,24 @@ from dejavu.cli.output import print_fields, print_json, print_table
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Show, check and extend access plans.")
 
-Folder = Annotated[Path, typer.Argument(metavar="PLAN", help="The folder of a plan.")]
+Folder = Annotated[
+    Path,
+    typer.Argument(
+        metavar="PLAN", help="The folder of a plan, or of a model that has its own; smollm2-sparse is one."
+    ),
+]
 
 _HEADERS = ("layer", "neurons", "take", "by", "ahead", "heads", "take", "by", "ahead", "compensator", "bytes")
-_LONGEST = 100
 
 
 @app.command()
 def show(plan: Folder, json: options.Json = False) -> None:
     """Show what a plan selects in each layer, and its evidence."""
     from dejavu.plan import AccessPlan
-    from dejavu.plan.summary import summarize
+    from dejavu.plan.summary import describe_evidence, summarize
     from dejavu.units import human_bytes
 
-    facts = summarize(AccessPlan.load(plan))
+    facts = summarize(AccessPlan.load(_folder(plan)))
     if json:
         print_json(facts)
         return
@@ -38,7 +41,7 @@ def show(plan: Folder, json: options.Json = False) -> None:
             "keys and values": _kv(facts["kv"]),
             "vocabulary": _vocabulary(facts["vocabulary"]),
             "codecs": ", ".join(facts["codecs"]),
-            **{f"evidence: {name}": _short(value) for name, value in facts["evidence"].items()},
+            **describe_evidence(facts["evidence"]),
         }
     )
     print()
@@ -59,6 +62,7 @@ def check(
     from dejavu.plan import AccessPlan
     from dejavu.plan.summary import usable_codecs
 
+    plan = _folder(plan)
     loaded = AccessPlan.load(plan)
     if model is not None:
         _check_model(loaded, model, offline=offline, quiet=json)
@@ -140,6 +144,18 @@ def logits(
     print(f'next: dejavu generate "Hello" -m {model} --plan {output}')
 
 
+def _folder(plan: Path) -> Path:
+    """Where the plan lies: in that folder, or in that of the model that is named."""
+    from dejavu.models.spec import ALIASES
+    from dejavu.plan.choice import OWN
+    from dejavu.plan.storage import PLAN_NAME
+
+    first, *rest = plan.parts or (".",)
+    named = plan if plan.exists() else Path(ALIASES.get(first, first), *rest)
+    own = named / OWN
+    return own if (own / PLAN_NAME).is_file() and not (named / PLAN_NAME).is_file() else named
+
+
 def _check_model(plan: Any, model: str, *, offline: bool, quiet: bool) -> None:
     from dejavu.cli.progress import make_progress
     from dejavu.models.loading import open_model
@@ -182,9 +198,3 @@ def _kv(policy: dict[str, Any]) -> str:
 def _vocabulary(part: dict[str, Any]) -> str:
     exact = f", {part['bits']} bits, the best {part['exact']} exact" if part["kind"] == "sketch" else ""
     return str(part["kind"]) + exact
-
-
-def _short(value: object) -> str:
-    """A piece of evidence on one line."""
-    text = value if isinstance(value, str) else jsonlib.dumps(value, ensure_ascii=False)
-    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."

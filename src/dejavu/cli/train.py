@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Mapping
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -114,6 +113,7 @@ def train(
     from dejavu.cli.progress import make_progress, stage_bars
     from dejavu.models.writing import check_folder
     from dejavu.nested import stored_bits
+    from dejavu.plan.summary import describe_evidence
     from dejavu.training.corpus import Corpus
     from dejavu.training.options import TrainOptions
     from dejavu.training.recipe import train_plan
@@ -171,19 +171,6 @@ def train(
     if json:
         print_json({"model": model, "plan": str(output), **plan.evidence})
         return
-    print_fields(_summary(plan.evidence))
+    print_fields(describe_evidence(plan.evidence))
     name, folder = shlex.quote(model), shlex.quote(str(output))
     print_note(f'next: dejavu generate "Hello" -m {name} --plan {folder}, or dejavu plan show {folder}')
-
-
-def _summary(evidence: Mapping[str, Any]) -> dict[str, str]:
-    fields = {
-        "perplexity ratio": f"{evidence['ppl_ratio']:.4f} on {evidence['tokens']['verification']} held-out tokens"
-    }
-    for block in ("neurons", "heads"):
-        found = evidence[block]
-        if "recall" in found:
-            sets = f"recall {found['recall']:.3f}, precision {found['precision']:.3f}"
-            fields[block] = f"density {found['density']:.3f}, {sets}"
-    fields["touched"] = f"{100 * evidence['touched_share']:.0f}% of the layers' bytes, predictors included"
-    return fields

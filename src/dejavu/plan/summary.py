@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,8 +11,13 @@ import numpy as np
 from dejavu.codecs import CODECS, GROUP
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from dejavu.codecs import Codec
     from dejavu.plan.access_plan import AccessPlan, LayerPlan
+
+_LONGEST = 100
+"""Characters of a piece of evidence that has no words of its own."""
 
 
 def summarize(plan: AccessPlan) -> dict[str, Any]:
@@ -27,6 +33,53 @@ def summarize(plan: AccessPlan) -> dict[str, Any]:
         "layers": layers,
         "evidence": dict(plan.evidence),
     }
+
+
+def describe_evidence(evidence: Mapping[str, Any]) -> dict[str, str]:
+    """What `dejavu train` and `dejavu adapt` found of a plan, in words by what it is of; all else as it is stored.
+
+    Figures of single layers are left out.
+    """
+    left = {name: value for name, value in evidence.items() if name not in ("layers", "seed", "exact")}
+    told: dict[str, str] = {}
+    tokens = _numbers(evidence.get("tokens"))
+    if ratio := _numbers({"ppl_ratio": left.get("ppl_ratio")}):
+        of = "the original in f32" if "exact" in evidence else "the dense model"
+        codec = f", held in {left.pop('codec')}" if "codec" in left else ""
+        text = f", on {tokens['verification']:,} held-out tokens" if "verification" in tokens else ""
+        told["perplexity"] = f"{ratio['ppl_ratio']:.4f} times that of {of}{codec}{text}"
+        del left["ppl_ratio"]
+    for block in ("neurons", "heads"):
+        if found := _numbers(left.get(block)):
+            del left[block]
+            if found.get("density", 0) < 1:
+                told[block] = ", ".join(f"{name} {value:.3f}" for name, value in found.items())
+    if share := _numbers({"share": left.get("touched_share")}):
+        told["touched"] = f"{100 * share['share']:.0f}% of the layers' bytes, predictors included"
+        del left["touched_share"]
+    if "cost" in (logits := _numbers(left.get("vocabulary"))):
+        told["logits"] = f"{logits['cost']:.4f} times the perplexity with exact ones"
+        del left["vocabulary"]
+    if tokens:
+        told["tokens"] = ", ".join(f"{n:,} {name}" for name, n in tokens.items() if n)
+        del left["tokens"]
+    for name, words in (("measured_on", "figures are of weights"), ("command", "made by")):
+        if name in left:
+            told[words] = str(left.pop(name))
+    return told | {f"evidence: {name}": _short(value) for name, value in left.items()}
+
+
+def _numbers(value: object) -> dict[str, float]:
+    """A mapping of numbers; empty where it is anything else: evidence is not checked when a plan is read."""
+    if isinstance(value, dict) and all(isinstance(n, (int, float)) for n in value.values()):
+        return value
+    return {}
+
+
+def _short(value: object) -> str:
+    """A piece of evidence on one line."""
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."
 
 
 def usable_codecs(plan: AccessPlan) -> tuple[Codec, ...]:

@@ -109,7 +109,7 @@ def _read_folder(folder: Path) -> list[Source]:
     found = [
         _source(p, _json(p)) for name in (ANALYSIS_NAME, ADAPTATION_NAME) if (p := folder / name).is_file()
     ]
-    if found and found[-1].kind == "adaptation" and (folder / OWN_PLAN / PLAN_NAME).is_file():
+    if (not found or found[-1].kind == "adaptation") and (folder / OWN_PLAN / PLAN_NAME).is_file():
         found.append(_plan(folder / OWN_PLAN, of_adapted=True))
     if not found:
         raise InputError(f"{folder} holds no {PLAN_NAME}, {ANALYSIS_NAME} or {ADAPTATION_NAME}", fix=_KNOWN)
