@@ -44,18 +44,18 @@ def test_dot_many_gives_each_token_the_bits_of_dot(isa: str, codec: str, width: 
 @each_kernel
 @each_width
 def test_axpy_many_gives_each_token_the_bits_of_axpy(isa: str, codec: str, width: int) -> None:
-    w = weights((2, 21, width))
+    w = weights((2, 71, width))
     data = packed(codec, w)
     for tokens in TOKENS:
-        c = inputs(tokens, 21)
+        c = inputs(tokens, 71)
         c[0] = 0
-        for first, n in ((0, 21), (4, 4), (20, 1), (3, 0)):
+        for first, n in ((0, 71), (3, 33), (4, 4), (70, 1), (3, 0)):
             part = np.ascontiguousarray(c[:, :n])
             y = np.repeat(np.linspace(-1, 1, width, dtype=np.float32)[None], tokens, 0)
             expected = y.copy()
-            _core.axpy_many(isa, codec, data, 21, 1, first, part, y)
+            _core.axpy_many(isa, codec, data, 71, 1, first, part, y)
             for t in range(tokens):
-                _core.axpy(isa, codec, data, 21, 1, first, part[t], expected[t])
+                _core.axpy(isa, codec, data, 71, 1, first, part[t], expected[t])
             np.testing.assert_array_equal(y, expected)
 
 
