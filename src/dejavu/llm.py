@@ -137,7 +137,8 @@ class LLM:
             tokenizer = Tokenizer.from_model(opened)
             if codec == "auto":
                 codec = "f32" if executor == "reference" else natural_codec(opened.weights)
-                codec = made_for(plan, opened.weights, path) or codec
+                made, plan = made_for(plan, opened.weights, path)
+                codec = made or codec
             chosen = choose_plan(plan, opened.weights, codec, path)
             measured: BreakEven | None = None
             runs: Executor

@@ -54,16 +54,19 @@ def open_native(
     return runs, left, found
 
 
-def made_for(plan: AccessPlan | Path | str, weights: Weights, model: Path) -> Codec | None:
-    """The codec that a given plan, or a model's own, was made for; None: there is none, or it does not say.
+def made_for(
+    plan: AccessPlan | Path | str, weights: Weights, model: Path
+) -> tuple[Codec | None, AccessPlan | Path | str]:
+    """The codec that a given plan, or a model's own, was made for (None: there is none, or it does not say), and the plan.
 
-    Plans that come with dejavu do not count: they follow the codec.
+    Plans that come with dejavu do not count: they follow the codec. A plan that was read for this is returned as read.
     """
     if plan == "auto" and not (model / OWN / PLAN_NAME).is_file():
-        return None
+        return None, plan
     found = choose_plan(plan, weights, None, model)
-    codec = None if found is None else found.evidence.get("codec")
-    return next((known for known in CODECS if known == codec), None)
+    said = None if found is None else found.evidence.get("codec")
+    codec = next((known for known in CODECS if known == said), None)
+    return codec, plan if found is None or codec is None or not found.suits(codec) else found
 
 
 def natural_codec(weights: Weights) -> Codec:

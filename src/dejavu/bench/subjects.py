@@ -62,7 +62,7 @@ def model_subject(
         config, tokenizer, weights = model.config, Tokenizer.from_model(model), model.weights
         if plans is None:
             plans = ("off", "auto") if Path(OWN) in own_plans(path) else ("off",)
-        made = (made_for(plan, weights, path) for plan in plans if plan != "off")
+        made = (made_for(plan, weights, path)[0] for plan in plans if plan != "off")
         codec = next((known for known in made if known), None) or natural_codec(weights)
         fingerprint = weights.fingerprint
     finally:
