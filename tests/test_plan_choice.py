@@ -214,7 +214,7 @@ def test_plans_on_the_command_line(
         assert code == 0
         texts[wanted] = result["completions"][0]["text"]
     assert texts["off"] == texts["auto"] != texts[mine]
-    monkeypatch.setattr("sys.stdin", io.StringIO("the cat\n"))
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"the cat\n")))
     code, result = dejavu("chat", model, "--plan", mine, "-n", "3", "--temperature", "0", *REFERENCE)
     assert code == 0
     code, result = dejavu("generate", "the cat", "-m", model, "--plan", str(tmp_path), *REFERENCE)
