@@ -34,7 +34,7 @@ void Engine::BatchThread::attention(int i) {
     for (int h = 0; h < c.heads; ++h, ++item) {
       if (item % threads != thread) continue;
       const size_t at = size_t(s.row) * size_t(q_width) + size_t(h * hd);
-      e.attend(*s.cache, i, h, b.position[size_t(s.row)], b.q.get(0) + at, scores, b.mixed.get(0) + at);
+      e.attend(*s.cache, i, h, 1, b.position[size_t(s.row)], b.q.get(0) + at, scores, b.mixed.get(0) + at);
     }
   }
   e.pool_.barrier();

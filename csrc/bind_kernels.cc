@@ -21,6 +21,8 @@ namespace {
 
 using Floats = Array<const float, 1>;
 using Output = Array<float, 1>;
+using Matrix = Array<const float, 2>;
+using MatrixOut = Array<float, 2>;
 
 void same(size_t a, size_t b) {
   if (a != b) throw std::invalid_argument("arrays differ in length");
@@ -91,12 +93,14 @@ void bind_kernels(nb::module_& m) {
 
   m.def(
       "attend",
-      [](const std::string& isa, const std::string& kv, Floats q, Array<const float, 2> keys,
-         Array<const float, 2> values, float scale, int first, Output scores, Output out) {
-        const int n = int(keys.shape(0)), hd = int(keys.shape(1));
-        same(q.shape(0), size_t(hd));
-        same(out.shape(0), size_t(hd));
-        same(scores.shape(0), size_t(n));
+      [](const std::string& isa, const std::string& kv, Matrix q, Matrix keys, Matrix values, float scale, int first,
+         MatrixOut scores, MatrixOut out) {
+        const int heads = int(q.shape(0)), n = int(keys.shape(0)), hd = int(keys.shape(1));
+        same(q.shape(1), size_t(hd));
+        same(out.shape(0), size_t(heads));
+        same(out.shape(1), size_t(hd));
+        same(scores.shape(0), size_t(heads));
+        same(scores.shape(1), size_t(n));
         same(values.shape(0), size_t(n));
         same(values.shape(1), size_t(hd));
         if (n < 1 || n > kCacheBlock || first < 0 || first >= n)
@@ -110,17 +114,22 @@ void bind_kernels(nb::module_& m) {
           k.store_key[t](keys.data() + p * hd, hd, p, cache.keys(0, 0, 0), cache.key_scales(0, 0, 0));
           k.store_value[t](values.data() + p * hd, hd, p, cache.values(0, 0, 0), cache.value_scales(0, 0, 0));
         }
-        std::vector<float> room(kCacheBlock);
-        k.scores[t](q.data(), cache.keys(0, 0, 0), cache.key_scales(0, 0, 0), hd, first / kKeyTile * kKeyTile, n, scale,
-                    room.data());
-        std::memcpy(scores.data() + first, room.data() + first, size_t(n - first) * sizeof(float));
-        k.softmax(room.data() + first, n - first);
-        std::memset(out.data(), 0, size_t(hd) * sizeof(float));
-        k.mix[t](room.data(), cache.values(0, 0, 0), cache.value_scales(0, 0, 0), hd, first, n, out.data());
+        std::vector<float> room(size_t(heads) * kCacheBlock);
+        k.scores[t](q.data(), heads, cache.keys(0, 0, 0), cache.key_scales(0, 0, 0), hd, first / kKeyTile * kKeyTile, n,
+                    scale, room.data(), kCacheBlock);
+        for (int h = 0; h < heads; ++h) {
+          float* own = room.data() + h * kCacheBlock + first;
+          std::memcpy(scores.data() + h * n + first, own, size_t(n - first) * sizeof(float));
+          k.softmax(own, n - first);
+        }
+        std::memset(out.data(), 0, size_t(heads * hd) * sizeof(float));
+        k.mix[t](room.data(), kCacheBlock, heads, cache.values(0, 0, 0), cache.value_scales(0, 0, 0), hd, first, n,
+                 out.data());
       },
       nb::arg("isa"), nb::arg("kv"), nb::arg("q").noconvert(), nb::arg("keys").noconvert(),
       nb::arg("values").noconvert(), nb::arg("scale"), nb::arg("first"), nb::arg("scores").noconvert(),
-      nb::arg("out").noconvert(), "Attention of one query over up to 128 positions written into a real cache block.");
+      nb::arg("out").noconvert(),
+      "Attention of query heads over up to 128 positions that are written into a real cache block.");
 
   m.def(
       "read_bandwidth",

@@ -48,8 +48,8 @@ void Engine::decode_step(const Step& s) {
     const size_t prepared = (layout_.input_bytes() + head_.layout.input_bytes() + widest * sizeof(float)) / 4 + 16;
     w.input.get(n * ((prepared + 15) / 16 * 16));
     w.scratch.get(2 * prepared + ff * 2 + 4 * widest);
-    w.head.get(n * hd * size_t(2 * c_.kv_heads) + 16);
-    w.scores.get(room);
+    w.head.get(n * hd * size_t(std::max(2 * c_.kv_heads, kMostHeads)) + 16);
+    w.scores.get(room * kMostHeads);
     w.rope.get(n * size_t(c_.rope_dim) * 2 + 16);
     w.predictor.get(size_t(widest_rank_) + 3 * widest + size_t(c_.rope_dim) + 64);
     w.picking.get(2 * std::max(ff, size_t(c_.vocab)) + 3 * heads + 16);

@@ -1,4 +1,5 @@
 // The attention block of a decoding step: choose heads; their q; k and v of the groups that need them; attention; o.
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 
@@ -176,7 +177,7 @@ void Engine::Decoder::attend_all(int i) {
       for (int h = mine.begin; h < mine.end; ++h) {
         const size_t at = size_t(t * heads + h) * size_t(hd);
         float* mixed = e.mixed_.get(0) + at;
-        e.attend(*s.caches[t], i, h, position[t], e.q_.get(0) + at, scores, mixed);
+        e.attend(*s.caches[t], i, h, 1, position[t], e.q_.get(0) + at, scores, mixed);
         float total = 0;
         for (int j = 0; j < hd; ++j) total += mixed[j] * mixed[j];
         norms[h] = std::sqrt(total);
@@ -194,21 +195,31 @@ void Engine::Decoder::attend_all(int i) {
       }
     }
   }
+  // Neighbours of one group go over its keys and values together, unless several tokens want different ones.
   const Range mine = share(int(w.units.size()), 1, thread, threads);
+  const bool alike = !oracle && (!plan || s.n == 1);
+  const int group = heads / c.kv_heads;
   float* room = w.head.get(0);
-  for (int j = mine.begin; j < mine.end; ++j) {
-    const int h = w.units[size_t(j)];
+  for (int j = mine.begin; j < mine.end;) {
+    const int h = w.units[size_t(j)], most = alike ? std::min(group - h % group, kMostHeads) : 1;
+    int count = 1;
+    while (count < most && j + count < mine.end && w.units[size_t(j + count)] == h + count) ++count;
     const float* by[kMaxTokens];
     float* out[kMaxTokens];
     int n = 0;
     for (int t = 0; t < s.n; ++t) {
       if (!head_chosen(t, h)) continue;
       const size_t at = size_t(t * heads + h) * size_t(hd);
-      float* mixed = oracle ? e.mixed_.get(0) + at : room + n * hd;
-      if (!oracle) e.attend(*s.caches[t], i, h, position[t], e.q_.get(0) + at, scores, mixed);
+      float* mixed = oracle ? e.mixed_.get(0) + at : room + n * count * hd;
+      if (!oracle) e.attend(*s.caches[t], i, h, count, position[t], e.q_.get(0) + at, scores, mixed);
       by[n] = mixed, out[n++] = attn_partial[t];
     }
-    axpy(layer.o, h, 0, hd, by, n, out);
+    for (const int last = j + count; j < last; ++j) {  // a call for each head: a head's rows are rounded together
+      const int next = j + 1 < mine.end ? w.units[size_t(j + 1)] : -1;
+      if (next >= 0) fetch(layer.o, next, 0, hd, layer.o.layout.code_bytes);
+      axpy(layer.o, w.units[size_t(j)], 0, hd, by, n, out);
+      for (int t = 0; t < n; ++t) by[t] += hd;
+    }
   }
 }
 

@@ -282,30 +282,34 @@ void Engine::store(Cache& cache, int layer, int head, int position, const float*
 
 // Attention of one query head at `position` over the cache, which already holds that position. `scores` has room for
 // the position rounded up to whole blocks.
-void Engine::attend(const Cache& cache, int layer, int head, int position, const float* q, float* scores,
+void Engine::attend(const Cache& cache, int layer, int head, int count, int position, const float* q, float* scores,
                     float* out) const {
   const int hd = c_.head_dim, kv_head = head / (c_.heads / c_.kv_heads), type = int(cache.type());
-  const int end = position + 1;
+  const int end = position + 1, blocks = cache.block_count(end);
   const int first = c_.windowed[size_t(layer)] && end > c_.window ? end - c_.window : 0;
   const int aligned = first / kKeyTile * kKeyTile;
-  for (int b = first / kCacheBlock; b < cache.block_count(end); ++b) {
+  const size_t ld = size_t(blocks) * kCacheBlock;
+  for (int b = first / kCacheBlock; b < blocks; ++b) {
     const int base = b * kCacheBlock;
     const int lo = aligned > base ? aligned - base : 0, hi = end - base < kCacheBlock ? end - base : kCacheBlock;
-    k_.scores[type](q, cache.keys(b, layer, kv_head), cache.key_scales(b, layer, kv_head), hd, lo, hi, c_.scale,
-                    scores + base);
+    k_.scores[type](q, count, cache.keys(b, layer, kv_head), cache.key_scales(b, layer, kv_head), hd, lo, hi, c_.scale,
+                    scores + base, ld);
   }
-  if (c_.attn_softcap > 0) k_.softcap(scores + first, c_.attn_softcap, end - first);
-  if (!c_.alibi_slopes.empty()) {
-    const float slope = c_.alibi_slopes[size_t(head)];
-    for (int j = first; j < end; ++j) scores[j] += slope * float(j - position);
+  for (int h = 0; h < count; ++h) {
+    float* own = scores + size_t(h) * ld;
+    if (c_.attn_softcap > 0) k_.softcap(own + first, c_.attn_softcap, end - first);
+    if (!c_.alibi_slopes.empty()) {
+      const float slope = c_.alibi_slopes[size_t(head + h)];
+      for (int j = first; j < end; ++j) own[j] += slope * float(j - position);
+    }
+    k_.softmax(own + first, end - first);
   }
-  k_.softmax(scores + first, end - first);
-  std::memset(out, 0, size_t(hd) * sizeof(float));
-  for (int b = first / kCacheBlock; b < cache.block_count(end); ++b) {
+  std::memset(out, 0, size_t(count * hd) * sizeof(float));
+  for (int b = first / kCacheBlock; b < blocks; ++b) {
     const int base = b * kCacheBlock;
     const int lo = first > base ? first - base : 0, hi = end - base < kCacheBlock ? end - base : kCacheBlock;
-    k_.mix[type](scores + base, cache.values(b, layer, kv_head), cache.value_scales(b, layer, kv_head), hd, lo, hi,
-                 out);
+    k_.mix[type](scores + base, ld, count, cache.values(b, layer, kv_head), cache.value_scales(b, layer, kv_head), hd,
+                 lo, hi, out);
   }
 }
 

@@ -140,7 +140,10 @@ class Engine {
   void finish_query(const Layer& layer, int head, const float* rope, float* q) const;  // bias, norm, RoPE
   void finish_key(const Layer& layer, int head, const float* rope, float* k) const;
   void store(Cache& cache, int layer, int head, int position, const float* k, const float* v) const;
-  void attend(const Cache& cache, int layer, int head, int position, const float* q, float* scores, float* out) const;
+  // `count` query heads of one group, from `head` on: q and out [count][head_dim]; scores: room for `count` times the
+  // positions of the cache's blocks.
+  void attend(const Cache& cache, int layer, int head, int count, int position, const float* q, float* scores,
+              float* out) const;
   void add_branch(float* x, float* branch, const float* bias, const float* post_norm, const float* norm_weight,
                   const float* norm_bias) const;
   void to_natural(const float* stored, float* out) const;  // an axpy accumulator, minima added

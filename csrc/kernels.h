@@ -84,6 +84,9 @@ struct RowKernels {
   void (*decode)(const RowLayout&, Row row, int begin, int end, float* out);
 };
 
+// Query heads that share one pass over their group's cache, at most.
+inline constexpr int kMostHeads = 4;
+
 struct Kernels {
   const char* name;
   RowKernels rows[kCodecCount];
@@ -101,14 +104,15 @@ struct Kernels {
   void (*softmax)(float* x, int n);             // in place; -inf is allowed, not everywhere
   void (*softcap)(float* x, float cap, int n);  // x = cap * tanh(x / cap)
 
-  // Attention over one head's cache. `scales` are per position (int8), else null.
-  // scores[j] = scale * q . k_j for j in [begin, end); begin is a multiple of 16; reads whole tiles, writes up to the
-  // next multiple of 16.
-  void (*scores[kKvTypeCount])(const float* q, const void* keys, const float* scales, int head_dim, int begin, int end,
-                               float scale, float* scores);
-  // out[head_dim] += sum over j in [begin, end) of weight[j] * v_j
-  void (*mix[kKvTypeCount])(const float* weights, const void* values, const float* scales, int head_dim, int begin,
-                            int end, float* out);
+  // Attention of `heads` query heads over the cache of their group. `scales` are per position (int8), else null; the
+  // scores of one head lie `ld` floats behind those of the one before.
+  // scores[n][j] = scale * q[n] . k_j for j in [begin, end); begin is a multiple of 16; reads whole tiles, writes up to
+  // the next multiple of 16. q: [heads][head_dim]
+  void (*scores[kKvTypeCount])(const float* q, int heads, const void* keys, const float* scales, int head_dim,
+                               int begin, int end, float scale, float* scores, size_t ld);
+  // out[n][head_dim] += sum over j in [begin, end) of weights[n][j] * v_j
+  void (*mix[kKvTypeCount])(const float* weights, size_t ld, int heads, const void* values, const float* scales,
+                            int head_dim, int begin, int end, float* out);
   // One position into the cache.
   void (*store_key[kKvTypeCount])(const float* k, int head_dim, int position, void* keys, float* scales);
   void (*store_value[kKvTypeCount])(const float* v, int head_dim, int position, void* values, float* scales);

@@ -92,16 +92,26 @@ def stored(kv: str, x: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("head_dim", [1, 6, 14, 64, 80, 100, 128])
 @pytest.mark.parametrize(("n", "first"), [(1, 0), (2, 0), (16, 3), (17, 16), (100, 50), (128, 0)])
 def test_attention(isa: str, kv: str, head_dim: int, n: int, first: int) -> None:
+    heads = 7
     random = np.random.default_rng(n)
-    q = random.standard_normal(head_dim).astype(np.float32)
+    q = random.standard_normal((heads, head_dim)).astype(np.float32)
     keys, values = random.standard_normal((2, n, head_dim)).astype(np.float32)
-    scores, out = np.full(n, np.nan, np.float32), np.full(head_dim, np.nan, np.float32)
+    scores, out = poisoned(heads, n), poisoned(heads, head_dim)
     _core.attend(isa, kv, q, keys, values, 0.5, first, scores, out)
-    expected = 0.5 * stored(kv, keys)[first:] @ q
-    assert close(scores[first:], expected)
-    assert np.isnan(scores[:first]).all()
-    weights = np.exp(expected - expected.max())
-    assert close(out, weights / weights.sum() @ stored(kv, values)[first:])
+    expected = 0.5 * q @ stored(kv, keys)[first:].T  # [heads, n - first]
+    assert close(scores[:, first:], expected)
+    assert np.isnan(scores[:, :first]).all()
+    weights = np.exp(expected - expected.max(1, keepdims=True))
+    assert close(out, weights / weights.sum(1, keepdims=True) @ stored(kv, values)[first:])
+    for few in range(1, heads):  # each head has the bits that it has alone, or in other company
+        some, mixed = poisoned(few, n), poisoned(few, head_dim)
+        _core.attend(isa, kv, q[heads - few :].copy(), keys, values, 0.5, first, some, mixed)
+        np.testing.assert_array_equal(some, scores[heads - few :])
+        np.testing.assert_array_equal(mixed, out[heads - few :])
+
+
+def poisoned(*shape: int) -> np.ndarray:
+    return np.full(shape, np.nan, np.float32)
 
 
 def test_wrong_sizes_and_names_are_refused() -> None:

@@ -1,7 +1,7 @@
 // Attention over one head's cache, for every type of K and V. Included after math.h.
 #pragma once
 
-#include "math.h"
+#include "rows_common.h"
 
 namespace {
 
@@ -42,61 +42,114 @@ inline void put_kv(void* base, size_t index, float x) {
   }
 }
 
-template <KvType T>
-void scores(const float* q, const void* keys, const float* scales, int head_dim, int begin, int end, float scale,
-            float* out) {
+// Query heads that share one pass over the keys and values of their group: their sums have to be in registers.
+constexpr int kHeads = Vec::kTokens > 1 ? Vec::kTokens / 2 : 1;
+static_assert(kHeads <= dejavu::kMostHeads, "the engine has room for the scores of so many");
+
+template <KvType T, int N>
+inline void scores_of(const float* q, const void* keys, const float* scales, int head_dim, int begin, int end,
+                      float scale, float* out, size_t ld) {
   constexpr int kChains = 4;
   for (int tile = begin; tile < end; tile += kKeyTile) {
     const size_t base = size_t(tile) * size_t(head_dim);
     for (int h = 0; h < kKeyTile; h += W) {
-      F acc[kChains] = {Vec::zero(), Vec::zero(), Vec::zero(), Vec::zero()};
+      F acc[N][kChains];
+      DEJAVU_UNROLL for (int n = 0; n < N; ++n) {
+        DEJAVU_UNROLL for (int c = 0; c < kChains; ++c) acc[n][c] = Vec::zero();
+      }
       int i = 0;
       for (; i + kChains <= head_dim; i += kChains) {
-        for (int c = 0; c < kChains; ++c) {
-          acc[c] = Vec::fma(Vec::set1(q[i + c]), load_kv<T>(keys, base + size_t((i + c) * kKeyTile + h)), acc[c]);
+        DEJAVU_UNROLL for (int c = 0; c < kChains; ++c) {
+          const F key = load_kv<T>(keys, base + size_t((i + c) * kKeyTile + h));
+          DEJAVU_UNROLL for (int n = 0; n < N; ++n) {
+            acc[n][c] = Vec::fma(Vec::set1(q[n * head_dim + i + c]), key, acc[n][c]);
+          }
         }
       }
       for (; i < head_dim; ++i) {
-        acc[0] = Vec::fma(Vec::set1(q[i]), load_kv<T>(keys, base + size_t(i * kKeyTile + h)), acc[0]);
+        const F key = load_kv<T>(keys, base + size_t(i * kKeyTile + h));
+        DEJAVU_UNROLL for (int n = 0; n < N; ++n) acc[n][0] = Vec::fma(Vec::set1(q[n * head_dim + i]), key, acc[n][0]);
       }
-      F total = Vec::add(Vec::add(acc[0], acc[1]), Vec::add(acc[2], acc[3]));
       F factor = Vec::set1(scale);
       if constexpr (T == KvType::int8) factor = Vec::mul(factor, Vec::load(scales + tile + h));
-      Vec::store(out + tile + h, Vec::mul(total, factor));
+      DEJAVU_UNROLL for (int n = 0; n < N; ++n) {
+        const F total = Vec::add(Vec::add(acc[n][0], acc[n][1]), Vec::add(acc[n][2], acc[n][3]));
+        Vec::store(out + size_t(n) * ld + tile + h, Vec::mul(total, factor));
+      }
     }
   }
 }
 
 template <KvType T>
-void mix(const float* weights, const void* values, const float* scales, int head_dim, int begin, int end, float* out) {
-  constexpr int kVectors = 4;
+void scores(const float* q, int heads, const void* keys, const float* scales, int head_dim, int begin, int end,
+            float scale, float* out, size_t ld) {
+  each_tokens<kHeads>(heads, [&](auto together, int n) {
+    scores_of<T, decltype(together)::value>(q + n * head_dim, keys, scales, head_dim, begin, end, scale,
+                                            out + size_t(n) * ld, ld);
+  });
+}
+
+// out[n][i, i + V vectors) += the weighted values of N heads: even and odd positions apart.
+template <KvType T, int N, int V>
+inline void mix_vectors(const float* weights, size_t ld, const void* values, const float* scales, int head_dim, int i,
+                        int begin, int end, float* out) {
+  F acc[2][N][V];
+  DEJAVU_UNROLL for (int n = 0; n < N; ++n) {
+    DEJAVU_UNROLL for (int v = 0; v < V; ++v) {
+      acc[0][n][v] = Vec::load(out + n * head_dim + i + v * W), acc[1][n][v] = Vec::zero();
+    }
+  }
+  const auto add = [&](int j, F(*to)[V]) {
+    F value[V];
+    DEJAVU_UNROLL for (int v = 0; v < V; ++v) {
+      value[v] = load_kv<T>(values, size_t(j) * size_t(head_dim) + size_t(i + v * W));
+    }
+    DEJAVU_UNROLL for (int n = 0; n < N; ++n) {
+      const float weight = weights[size_t(n) * ld + size_t(j)];
+      const F w = Vec::set1(T == KvType::int8 ? weight * scales[j] : weight);
+      DEJAVU_UNROLL for (int v = 0; v < V; ++v) to[n][v] = Vec::fma(value[v], w, to[n][v]);
+    }
+  };
+  int j = begin;
+  if (j % 2 && j < end) add(j++, acc[1]);
+  for (; j + 2 <= end; j += 2) add(j, acc[0]), add(j + 1, acc[1]);
+  if (j < end) add(j, acc[0]);
+  DEJAVU_UNROLL for (int n = 0; n < N; ++n) {
+    DEJAVU_UNROLL for (int v = 0; v < V; ++v) {
+      Vec::store(out + n * head_dim + i + v * W, Vec::add(acc[0][n][v], acc[1][n][v]));
+    }
+  }
+}
+
+template <KvType T, int N>
+inline void mix_of(const float* weights, size_t ld, const void* values, const float* scales, int head_dim, int begin,
+                   int end, float* out) {
+  constexpr int kVectors = N == 1 ? 4 : 2;
   int i = 0;
   for (; i + kVectors * W <= head_dim; i += kVectors * W) {
-    F acc[2][kVectors];
-    for (int v = 0; v < kVectors; ++v) acc[0][v] = Vec::load(out + i + v * W), acc[1][v] = Vec::zero();
-    for (int j = begin; j < end; ++j) {
-      const F w = Vec::set1(T == KvType::int8 ? weights[j] * scales[j] : weights[j]);
-      F* a = acc[j & 1];
-      for (int v = 0; v < kVectors; ++v) {
-        a[v] = Vec::fma(load_kv<T>(values, size_t(j) * size_t(head_dim) + size_t(i + v * W)), w, a[v]);
-      }
-    }
-    for (int v = 0; v < kVectors; ++v) Vec::store(out + i + v * W, Vec::add(acc[0][v], acc[1][v]));
+    mix_vectors<T, N, kVectors>(weights, ld, values, scales, head_dim, i, begin, end, out);
   }
   for (; i + W <= head_dim; i += W) {
-    F acc = Vec::load(out + i);
-    for (int j = begin; j < end; ++j) {
-      const F w = Vec::set1(T == KvType::int8 ? weights[j] * scales[j] : weights[j]);
-      acc = Vec::fma(load_kv<T>(values, size_t(j) * size_t(head_dim) + size_t(i)), w, acc);
-    }
-    Vec::store(out + i, acc);
+    mix_vectors<T, N, 1>(weights, ld, values, scales, head_dim, i, begin, end, out);
   }
   for (; i < head_dim; ++i) {
-    for (int j = begin; j < end; ++j) {
-      const float w = T == KvType::int8 ? weights[j] * scales[j] : weights[j];
-      out[i] += w * get_kv<T>(values, size_t(j) * size_t(head_dim) + size_t(i));
+    for (int n = 0; n < N; ++n) {
+      for (int j = begin; j < end; ++j) {
+        const float weight = weights[size_t(n) * ld + size_t(j)];
+        const float w = T == KvType::int8 ? weight * scales[j] : weight;
+        out[n * head_dim + i] += w * get_kv<T>(values, size_t(j) * size_t(head_dim) + size_t(i));
+      }
     }
   }
+}
+
+template <KvType T>
+void mix(const float* weights, size_t ld, int heads, const void* values, const float* scales, int head_dim, int begin,
+         int end, float* out) {
+  each_tokens<kHeads>(heads, [&](auto together, int n) {
+    mix_of<T, decltype(together)::value>(weights + size_t(n) * ld, ld, values, scales, head_dim, begin, end,
+                                         out + n * head_dim);
+  });
 }
 
 // int8: one scale per position and head, largest magnitude / 127.
