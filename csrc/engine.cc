@@ -280,8 +280,7 @@ void Engine::store(Cache& cache, int layer, int head, int position, const float*
   }
 }
 
-// Attention of one query head at `position` over the cache, which already holds that position. `scores` has room for
-// the position rounded up to whole blocks.
+// Over the cache as far as `position`, which it already holds.
 void Engine::attend(const Cache& cache, int layer, int head, int count, int position, const float* q, float* scores,
                     float* out) const {
   const int hd = c_.head_dim, kv_head = head / (c_.heads / c_.kv_heads), type = int(cache.type());

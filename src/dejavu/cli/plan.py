@@ -150,10 +150,11 @@ def _folder(plan: Path) -> Path:
     from dejavu.plan.choice import OWN
     from dejavu.plan.storage import PLAN_NAME
 
+    if (plan / PLAN_NAME).is_file():
+        return plan
     first, *rest = plan.parts or (".",)
-    named = plan if plan.exists() else Path(ALIASES.get(first, first), *rest)
-    own = named / OWN
-    return own if (own / PLAN_NAME).is_file() and not (named / PLAN_NAME).is_file() else named
+    named = Path(ALIASES.get(first, first), *rest)
+    return next((folder for folder in (named, named / OWN) if (folder / PLAN_NAME).is_file()), plan)
 
 
 def _check_model(plan: Any, model: str, *, offline: bool, quiet: bool) -> None:

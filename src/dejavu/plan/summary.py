@@ -44,7 +44,7 @@ def describe_evidence(evidence: Mapping[str, Any]) -> dict[str, str]:
     told: dict[str, str] = {}
     tokens = _numbers(evidence.get("tokens"))
     if ratio := _numbers({"ppl_ratio": left.get("ppl_ratio")}):
-        of = "the original in f32" if "exact" in evidence else "the dense model"
+        of = "the dense original in bf16" if "exact" in evidence else "the dense model"
         codec = f", held in {left.pop('codec')}" if "codec" in left else ""
         text = f", on {tokens['verification']:,} held-out tokens" if "verification" in tokens else ""
         told["perplexity"] = f"{ratio['ppl_ratio']:.4f} times that of {of}{codec}{text}"
