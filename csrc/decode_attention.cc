@@ -36,7 +36,7 @@ void Engine::Decoder::attention(int i) {
   }
   // Neighbours are read as one range, unless several tokens want different ones.
   const Range mine = share(int(w.units.size()), 1, thread, threads);
-  const bool alike = !plan || s.n == 1;
+  const bool alike = heads_alike(i);
   for (int j = mine.begin; j < mine.end;) {
     const int u = w.units[size_t(j)], most = u < heads ? heads - u : heads + 2 * groups - u;
     int count = 1;
@@ -108,6 +108,11 @@ void Engine::Decoder::pick_heads(int i) {
     for (int j = 0; j < n; ++j) w.heads[size_t(t * heads + found[j])] = 1;
     if (thread == 0) e.counters.heads[size_t(i)] += n;
   }
+}
+
+// Whether all tokens of the step want the same heads, and the same groups.
+bool Engine::Decoder::heads_alike(int i) const {
+  return s.n == 1 || !plan || plan->layers[size_t(i)].heads.rule == Rule::dense;
 }
 
 // K and V of a group are written always, or (recompute) when one of its heads is chosen or its inputs would be lost.
@@ -197,7 +202,7 @@ void Engine::Decoder::attend_all(int i) {
   }
   // Neighbours of one group go over its keys and values together, unless several tokens want different ones.
   const Range mine = share(int(w.units.size()), 1, thread, threads);
-  const bool alike = !oracle && (!plan || s.n == 1);
+  const bool alike = !oracle && heads_alike(i);
   const int group = heads / c.kv_heads;
   float* room = w.head.get(0);
   for (int j = mine.begin; j < mine.end;) {

@@ -66,6 +66,7 @@ struct Engine::Decoder {
   void choose_heads(int i);
   void pick_heads(int i);
   bool head_chosen(int token, int head) const { return w.heads[size_t(token * c.heads + head)] != 0; }
+  bool heads_alike(int i) const;
   bool group_needed(int i, int token, int group) const;
   void queries(int i, int head, int count);
   void keys_and_values(int i, int unit, int count);
