@@ -131,7 +131,7 @@ def predicted_plan(executor: NativeExecutor, neurons: float, heads: float, rank:
     config, random = executor.config, np.random.default_rng(2)
 
     def predictor(n: int, density: float, rank: int) -> LowRank:
-        a, b = (random.standard_normal(s).astype(np.float32) for s in ((rank, config.d_model), (rank, n)))
+        a, b = (random.standard_normal(s).astype(np.float32) for s in ((rank, config.d_model), (n, rank)))
         return LowRank(a=a, b=b, bias=np.zeros(n, np.float32), density=density, lookahead=1)
 
     first = LayerPlan(predictor(config.base_neurons, neurons, rank), predictor(config.n_heads, heads, 16))

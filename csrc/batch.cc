@@ -95,7 +95,10 @@ void Engine::Batch::start_plan(Engine& e) {
     w.predictor.get(3 * (ff + size_t(c.heads) + 16) + 3 * widest + rank + 64);
     w.picking.get(2 * (vocab > ff ? vocab : ff) + 2 * size_t(c.heads) + 16);
     // Two forms of an input, or one of a predictor's hidden values.
-    w.scratch.get((2 * (e.layout_.input_bytes() + RowLayout(Codec::int8, c.d).input_bytes()) + 3 * rank * 4) / 4 + 64);
+    w.scratch.get((2 * (e.layout_.input_bytes() + RowLayout(Codec::int8, c.d).input_bytes()) +
+                   RowLayout(Codec::int8, int(rank)).input_bytes()) /
+                      4 +
+                  64);
   }
 }
 

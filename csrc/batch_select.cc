@@ -56,7 +56,7 @@ void Engine::BatchThread::choose_for(int target, bool heads, int token) {
   if (selector.rule == Rule::low_rank) {
     const LowRank& predictor = selector.low_rank;
     e.hidden_of(predictor, {0, predictor.rank}, prepare_one(target, heads, token).second, gate);
-    e.output_of(predictor, {0, units}, gate, all);
+    e.output_of(predictor, {0, units}, gate, scratch, all);
   } else if (selector.rule == Rule::sketch) {
     e.score_neurons(e.layers_[size_t(target)], selector, {0, units}, prepare_one(target, heads, token).first, gate, up,
                     all);
@@ -137,7 +137,7 @@ void Engine::BatchThread::mask_neurons(int i, int token) {
 // out += what stands in for the neurons that were not chosen; natural order.
 void Engine::BatchThread::compensate(const LowRank& stand_in, int token, float* out) {
   float* sum = w.predictor.get(0);
-  e.output_of(stand_in, {0, c.d}, row(b.stand_in, token, e.widest_rank_), sum);
+  e.output_of(stand_in, {0, c.d}, row(b.stand_in, token, e.widest_rank_), scratch, sum);
   k.add(out, sum, c.d);
 }
 

@@ -37,13 +37,13 @@ void check_finite(const float* values, size_t n, const char* what) {
   }
 }
 
-// a [rank, d], b [rank, n], bias [n]
+// a [rank, d], b [n, rank], bias [n]
 LowRank parse_low_rank(const nb::dict& v, int d, int n) {
   LowRank p;
   const Matrix a = field<Matrix>(v, "a"), b = field<Matrix>(v, "b");
   const Vector bias = field<Vector>(v, "bias");
   const size_t rank = a.shape(0), width = size_t(n);
-  if (rank > (1 << 20) || int(a.shape(1)) != d || b.shape(0) != rank || b.shape(1) != width || bias.shape(0) != width) {
+  if (rank > (1 << 20) || int(a.shape(1)) != d || b.shape(0) != width || b.shape(1) != rank || bias.shape(0) != width) {
     throw std::invalid_argument("a, b and bias of a low-rank map have shapes that do not fit");
   }
   check_finite(a.data(), rank * size_t(d), "a");
@@ -51,8 +51,8 @@ LowRank parse_low_rank(const nb::dict& v, int d, int n) {
   check_finite(bias.data(), width, "bias");
   p.rank = int(rank);
   p.relu = field<bool>(v, "relu");
-  p.a = Rows::by_rows(a.data(), p.rank, d);
-  p.b = Rows::by_columns(b.data(), p.rank, n);
+  p.a = Rows(a.data(), p.rank, d);
+  p.b = LeadingRows(b.data(), n, p.rank);
   p.bias.assign(bias.data(), bias.data() + width);
   return p;
 }

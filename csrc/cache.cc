@@ -31,11 +31,11 @@ void Cache::truncate(int length) {
   for (int& have : have_) have = have < length ? have : length;
 }
 
-void Cache::track(int buffer, int d) {
+void Cache::track(int buffer, size_t input_bytes) {
   if (tracking()) return;
-  buffer_ = buffer, d_ = d;
+  buffer_ = buffer, input_bytes_ = input_bytes, input_lines_ = (input_bytes + sizeof(Line) - 1) / sizeof(Line);
   have_.assign(size_t(layers_) * size_t(kv_heads_), length_);
-  inputs_.resize(size_t(layers_) * size_t(buffer) * size_t(d));
+  inputs_.resize(size_t(layers_) * size_t(buffer) * input_lines_);
 }
 
 int Cache::complete(int layer, int head, int length) {
@@ -45,8 +45,8 @@ int Cache::complete(int layer, int head, int length) {
   return were;
 }
 
-void Cache::keep_input(int layer, int position, const float* x) {
-  std::memcpy(const_cast<float*>(kept_input(layer, position)), x, size_t(d_) * sizeof(float));
+void Cache::keep_input(int layer, int position, const void* input) {
+  std::memcpy(const_cast<void*>(kept_input(layer, position)), input, input_bytes_);
 }
 
 std::unique_ptr<Cache> Cache::fork() const {
@@ -54,7 +54,8 @@ std::unique_ptr<Cache> Cache::fork() const {
   copy->length_ = length_;
   copy->blocks_ = blocks_;
   copy->blocks_.resize(size_t(block_count(length_)));
-  copy->buffer_ = buffer_, copy->d_ = d_, copy->have_ = have_, copy->inputs_ = inputs_;
+  copy->buffer_ = buffer_, copy->input_bytes_ = input_bytes_, copy->input_lines_ = input_lines_;
+  copy->have_ = have_, copy->inputs_ = inputs_;
   return copy;
 }
 

@@ -24,17 +24,17 @@ class Cache {
   void reserve(int count);
   void advance(int count) { length_ += count; }
 
-  // Policy `recompute`: which trailing positions lack K and V, per layer and head, and the layer inputs [d] to compute
-  // them from, for the last `buffer` positions. `length` counts the position that is being added.
-  void track(int buffer, int d);           // starts with nothing missing; no effect if already tracking
-  int tracked() const { return buffer_; }  // the buffer, or 0
+  // Policy `recompute`: which trailing positions lack K and V, per layer and head, and the layer inputs to compute them
+  // from, prepared for dot products, for the last `buffer` positions. `length` counts the position that is being added.
+  void track(int buffer, size_t input_bytes);  // starts with nothing missing; no effect if already tracking
+  int tracked() const { return buffer_; }      // the buffer, or 0
   bool tracking() const { return buffer_ > 0; }
   void stop_tracking() { buffer_ = 0; }
   int missing(int layer, int head, int length) const { return length - have_[size_t(layer * kv_heads_ + head)]; }
   int complete(int layer, int head, int length);  // all up to `length` are there now; returns how many were missing
-  void keep_input(int layer, int position, const float* x);
-  const float* kept_input(int layer, int position) const {
-    return inputs_.data() + size_t(layer * buffer_ + position % buffer_) * size_t(d_);
+  void keep_input(int layer, int position, const void* input);
+  const void* kept_input(int layer, int position) const {
+    return inputs_.data() + size_t(layer * buffer_ + position % buffer_) * input_lines_;
   }
 
   int block_count(int length) const { return (length + kCacheBlock - 1) / kCacheBlock; }
@@ -47,6 +47,9 @@ class Cache {
  private:
   struct Free {
     void operator()(void* p) const;
+  };
+  struct alignas(64) Line {
+    char bytes[64];
   };
   void* at(int block, int layer, int head, int which) const {
     char* p = static_cast<char*>(blocks_[size_t(block)].get());
@@ -61,9 +64,10 @@ class Cache {
 
   KvType type_;
   int layers_, kv_heads_, head_dim_;
-  int length_ = 0, buffer_ = 0, d_ = 0;
-  std::vector<int> have_;      // [layers, kv_heads] positions that have K and V
-  std::vector<float> inputs_;  // [layers, buffer, d]
+  int length_ = 0, buffer_ = 0;
+  size_t input_bytes_ = 0, input_lines_ = 0;
+  std::vector<int> have_;     // [layers, kv_heads] positions that have K and V
+  std::vector<Line> inputs_;  // [layers, buffer, input_lines]
   size_t piece_bytes_, block_bytes_;
   std::vector<std::shared_ptr<void>> blocks_;
 };

@@ -33,7 +33,7 @@ void Engine::decode_step(const Step& s) {
   for (int t = 0; t < s.n; ++t) {
     Cache& cache = *s.caches[t];
     if (!recompute || cache.tracked() != plan_->buffer) catch_up(cache);
-    if (recompute) cache.track(plan_->buffer, c_.d);
+    if (recompute) cache.track(plan_->buffer, layout_.input_bytes());
     cache.reserve(1);
     room = std::max(room, size_t(cache.block_count(cache.length() + 1)) * kCacheBlock);
   }
@@ -47,7 +47,7 @@ void Engine::decode_step(const Step& s) {
     w.branch.get(partial_floats_ + 2 * widest);
     const size_t prepared = (layout_.input_bytes() + head_.layout.input_bytes() + widest * sizeof(float)) / 4 + 16;
     w.input.get(n * ((prepared + 15) / 16 * 16));
-    w.scratch.get(2 * prepared + ff * 2 + 4 * widest);
+    w.scratch.get(2 * prepared + ff * 2 + 4 * widest + RowLayout(Codec::int8, widest_rank_).input_bytes() / 4);
     w.head.get(n * hd * size_t(std::max(2 * c_.kv_heads, kMostHeads)) + 16);
     w.scores.get(room * kMostHeads);
     w.rope.get(n * size_t(c_.rope_dim) * 2 + 16);

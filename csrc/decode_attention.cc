@@ -21,7 +21,7 @@ void Engine::Decoder::attention(int i) {
     choose_heads(i);
     enter(Part::attention);
     if (thread == 0 && plan->recompute) {
-      for (int t = 0; t < s.n; ++t) s.caches[t]->keep_input(i, position[t], block_input[t]);
+      for (int t = 0; t < s.n; ++t) s.caches[t]->keep_input(i, position[t], input[t]);
     }
   }
 
@@ -143,21 +143,42 @@ void Engine::Decoder::queries(int i, int head, int count) {
   }
 }
 
-// `count` units, keys and values of one group after the other, from `unit` on: of this step's tokens, and before them
-// of those that were left out.
+// `count` units, keys and values of one group after the other, from `unit` on: of this step's tokens, and with them of
+// those that were left out before.
 void Engine::Decoder::keys_and_values(int i, int unit, int count) {
+  const bool recompute = plan && plan->recompute;
+  const auto some_missing = [&](int u) {
+    for (int t = 0; recompute && t < s.n; ++t) {
+      if (group_needed(i, t, u / 2) && s.caches[t]->missing(i, u / 2, position[t])) return true;
+    }
+    return false;
+  };
+  for (int u = unit, end = unit + count; u < end;) {
+    if (some_missing(u)) {
+      for (int t = 0; t < s.n; ++t) {
+        if (!group_needed(i, t, u / 2)) continue;
+        const int begin = position[t] - s.caches[t]->missing(i, u / 2, position[t]);
+        e.late_keys_or_values(w, *s.caches[t], i, u / 2, u % 2, begin, position[t] + 1, input[t]);
+      }
+      ++u;
+      continue;
+    }
+    int together = 1;
+    while (u + together < end && !some_missing(u + together)) ++together;
+    new_keys_and_values(i, u, together);
+    u += together;
+  }
+}
+
+// Of this step's tokens alone.
+void Engine::Decoder::new_keys_and_values(int i, int unit, int count) {
   const int hd = c.head_dim;
   float* room = w.head.get(0);
   const void* in[kMaxTokens] = {};
   float* out[kMaxTokens] = {};
   int tokens[kMaxTokens], n = 0;
   for (int t = 0; t < s.n; ++t) {
-    if (!group_needed(i, t, unit / 2)) continue;
-    for (int u = unit; plan && plan->recompute && u < unit + count; ++u) {
-      const int missing = s.caches[t]->missing(i, u / 2, position[t]);
-      e.late_keys_or_values(w, *s.caches[t], i, u / 2, u % 2, position[t] - missing, position[t]);
-    }
-    in[n] = input[t], out[n] = room + n * count * hd, tokens[n++] = t;
+    if (group_needed(i, t, unit / 2)) in[n] = input[t], out[n] = room + n * count * hd, tokens[n++] = t;
   }
   dot(e.layers_[size_t(i)].kv, unit / 2, unit % 2 ? hd : 0, count * hd, in, n, out);
   for (int j = 0; j < n; ++j) {
@@ -241,19 +262,17 @@ void Engine::put_key_or_value(Cache& cache, int i, int group, bool values, int p
   }
 }
 
-void Engine::late_keys_or_values(Worker& w, Cache& cache, int i, int group, bool values, int begin, int end) const {
+void Engine::late_keys_or_values(Worker& w, Cache& cache, int i, int group, bool values, int begin, int end,
+                                 const void* now) const {
   const RowKernels& rows = k_.rows[int(layout_.codec)];
   const int hd = c_.head_dim;
-  const size_t prepared = (layout_.input_bytes() + 63) / 64 * 16;
-  float* inputs = w.late.get(kMaxTokens * (prepared + size_t(hd)) + size_t(c_.rope_dim) + 64);
-  float *out = inputs + kMaxTokens * prepared, *rope = nullptr;
+  float *out = w.late.get(size_t(kMaxTokens * hd + c_.rope_dim) + 64), *rope = nullptr;
   for (int p0 = begin; p0 < end; p0 += kMaxTokens) {
     const int n = end - p0 < kMaxTokens ? end - p0 : kMaxTokens;
     const void* in[kMaxTokens];
     float* to[kMaxTokens];
     for (int j = 0; j < n; ++j) {
-      rows.prepare(layout_, cache.kept_input(i, p0 + j), inputs + size_t(j) * prepared);
-      in[j] = inputs + size_t(j) * prepared, to[j] = out + j * hd;
+      in[j] = now && p0 + j == end - 1 ? now : cache.kept_input(i, p0 + j), to[j] = out + j * hd;
     }
     rows.dot_many(layers_[size_t(i)].kv, group, values ? hd : 0, hd, in, n, to);
     for (int j = 0; j < n; ++j) {

@@ -221,11 +221,11 @@ int Engine::Decoder::open_gates(const Layer& layer, int32_t* ids, float* gate, i
 // What stands in for the skipped neurons; columns are shared out.
 void Engine::Decoder::compensate(int i, float* const* output) {
   const LowRank& stand_in = plan->layers[size_t(i)].compensator;
-  const Range mine = share(c.d, stand_in.b.view().layout.d, thread, threads);
+  const Range mine = share(c.d, kTileRows, thread, threads);
   float *hidden = w.predictor.get(0), *natural = hidden + (stand_in.rank + 15) / 16 * 16;
   for (int t = 0; t < s.n; ++t) {
     e.hidden_of(stand_in, {0, stand_in.rank}, e.to_input8(input[t], w.scratch.get(0)), hidden);
-    e.output_of(stand_in, mine, hidden, natural);
+    e.output_of(stand_in, mine, hidden, w.scratch.get(0), natural);
     for (int o = 0; o < e.layout_.padded; ++o) {  // the branch's accumulator is in stored order
       const int from = e.natural_[size_t(o)];
       if (from >= mine.begin && from < mine.end) output[t][o] += natural[from];
@@ -275,8 +275,7 @@ void Engine::Decoder::score_hidden(int target, bool heads) {
     const size_t row = size_t(target * kMaxTokens + t);
     const float* hidden = (heads ? e.head_hidden_ : e.neuron_hidden_).get(0) + row * size_t(e.widest_rank_);
     float* scores = (heads ? e.head_scores_ : e.neuron_scores_).get(0) + row * size_t(width);
-    const int columns = predictor.b.view().layout.d;
-    e.output_of(predictor, share(units, columns, thread, threads), hidden, scores);
+    e.output_of(predictor, share(units, kTileRows, thread, threads), hidden, w.scratch.get(0), scores);
   }
 }
 

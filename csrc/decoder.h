@@ -70,6 +70,7 @@ struct Engine::Decoder {
   bool group_needed(int i, int token, int group) const;
   void queries(int i, int head, int count);
   void keys_and_values(int i, int unit, int count);
+  void new_keys_and_values(int i, int unit, int count);
   void attend_all(int i);
 
   // decode_mlp.cc

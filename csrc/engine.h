@@ -127,8 +127,9 @@ class Engine {
   void decode_step(const Step& step);
   void put_key_or_value(Cache& cache, int layer, int group, bool values, int position, const float* rope,
                         float* row) const;
-  // K or V of a group at positions [begin, end), from the layer inputs that the cache kept.
-  void late_keys_or_values(Worker& w, Cache& cache, int layer, int group, bool values, int begin, int end) const;
+  // K or V of a group at positions [begin, end), from the inputs that the cache kept; the last one's may be `now`.
+  void late_keys_or_values(Worker& w, Cache& cache, int layer, int group, bool values, int begin, int end,
+                           const void* now = nullptr) const;
   void catch_up(Cache& cache);  // computes all that `recompute` left out, and ends it
   struct Batch;                 // batch.h
   struct BatchThread;           // batch.h
@@ -154,8 +155,9 @@ class Engine {
 
   // score.cc; one token. `input` is prepared for rows of the model, `input8` for rows of int8.
   void hidden_of(const LowRank& map, Range range, const void* input8, float* hidden) const;
-  // Scores, or what stands in for skipped neurons; `range` begins with a bundle of b's columns.
-  void output_of(const LowRank& map, Range range, const float* hidden, float* output) const;
+  // Scores, or what stands in for skipped neurons; `range` begins with a tile. `room` is for the prepared hidden
+  // values.
+  void output_of(const LowRank& map, Range range, const float* hidden, void* room, float* output) const;
   // out[i * rows + r]: the exact dot of row first + r (gate, then up) of the i-th listed neuron; at most kTogether.
   void exact_dots(const Layer& layer, int first, int rows, const int32_t* neurons, int n, const void* input,
                   float* out) const;

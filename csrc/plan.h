@@ -6,42 +6,49 @@
 #include <memory>
 #include <vector>
 
-#include "layout.h"
+#include "tiles.h"
 
 namespace dejavu {
 
 enum class Rule : int { dense, fixed, random, oracle, threshold, low_rank, sketch };
 
-// Columns that a bundle of the second matrix spans: whole groups, in natural order.
-inline constexpr int kScoreColumns = 256;
+// Bytes aligned to cache lines.
+struct FreeAligned {
+  void operator()(uint8_t* p) const;
+};
+using AlignedBytes = std::unique_ptr<uint8_t[], FreeAligned>;
 
-// Rows of a low-rank map, rounded through int8 groups and aligned to cache lines.
+// Rows of int8 in bundles of kPlainRows.
 class Rows {
  public:
   Rows() = default;
-  // float32 [rows, width] in bundles of kPlainRows rows.
-  static Rows by_rows(const float* values, int rows, int width);
-  // float32 [rows, width] in bundles of all rows and kScoreColumns columns (or as many as there are, if fewer).
-  static Rows by_columns(const float* values, int rows, int width);
+  Rows(const float* values, int rows, int width);  // float32 [rows, width], to be rounded
   const Bundles& view() const { return view_; }
-  size_t bytes() const { return view_.bytes(); }
 
  private:
-  struct Free {
-    void operator()(uint8_t* p) const;
-  };
-  Rows(const std::vector<float>& values, int rows, int width, int count);  // [count, rows, width]
-  std::unique_ptr<uint8_t[], Free> data_;
+  AlignedBytes data_;
   Bundles view_;
 };
 
-// hidden = A y [rank]; output = sum of hidden times B's rows, plus the bias [n]. A predictor (n units) or a compensator
-// (n = d).
+// The four leading bits of rows of int8, in tiles.
+class LeadingRows {
+ public:
+  static constexpr int kBits = 4;
+  LeadingRows() = default;
+  LeadingRows(const float* values, int rows, int width);
+  const Tiles& view() const { return view_; }
+
+ private:
+  AlignedBytes data_;
+  Tiles view_;
+};
+
+// hidden = A y [rank]; output = B hidden plus the bias [n]. A predictor (n units) or a compensator (n = d).
 struct LowRank {
   int rank = 0;
   bool relu = false;  // of the hidden values
-  Rows a;             // [rank, d] by rows
-  Rows b;             // [rank, n] by columns
+  Rows a;             // [rank, d]
+  LeadingRows b;      // [n, rank]
   std::vector<float> bias;
 };
 

@@ -27,19 +27,14 @@ void Engine::hidden_of(const LowRank& map, Range range, const void* input8, floa
   for (int i = range.begin; i < range.end; ++i) hidden[i] = hidden[i] > 0 ? hidden[i] : 0;
 }
 
-void Engine::output_of(const LowRank& map, Range range, const float* hidden, float* output) const {
-  const Bundles& b = map.b.view();
-  const int columns = b.layout.d;
-  alignas(64) float sums[kScoreColumns + kGroup];
-  for (int first = range.begin; first < range.end; first += columns) {
-    const int n = range.end - first < columns ? range.end - first : columns;
-    std::memset(sums, 0, sizeof(sums));
-    const uint8_t* ahead = b.base + b.stride * size_t(first / columns + 1);
-    for (size_t at = 0; first + columns < range.end && at < b.stride; at += 64) __builtin_prefetch(ahead + at, 0, 2);
-    k_.rows[int(Codec::int8)].axpy(b, first / columns, 0, map.rank, hidden, sums);
-    k_.add(sums, map.bias.data() + first, n);
-    std::memcpy(output + first, sums, size_t(n) * sizeof(float));
-  }
+void Engine::output_of(const LowRank& map, Range range, const float* hidden, void* room, float* output) const {
+  const Tiles& b = map.b.view();
+  const int n = range.end - range.begin;
+  if (n <= 0) return;
+  float* to = output + range.begin;
+  k_.rows[int(Codec::int8)].prepare(b.layout, hidden, room);
+  k_.tile_dot(b, LeadingRows::kBits, nullptr, range.begin / kTileRows, n, room, &to);
+  k_.add(to, map.bias.data() + range.begin, n);
 }
 
 void Engine::exact_dots(const Layer& layer, int first, int rows, const int32_t* neurons, int n, const void* input,

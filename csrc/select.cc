@@ -7,36 +7,38 @@
 #include <limits>
 #include <new>
 
+#include "parts.h"
+
 namespace dejavu {
 
-Rows::Rows(const std::vector<float>& values, int rows, int width, int count) {
-  const Bundles all(RowLayout(Codec::int8, width), rows, count);
-  data_.reset(static_cast<uint8_t*>(::operator new(all.bytes(), std::align_val_t(64))));
-  pack_bundles(all.layout, values.data(), rows, count, data_.get());
-  view_ = Bundles(all.layout, rows, count, data_.get());
+namespace {
+
+AlignedBytes aligned_bytes(size_t n) {
+  return AlignedBytes(static_cast<uint8_t*>(::operator new(n, std::align_val_t(64))));
 }
 
-Rows Rows::by_rows(const float* values, int rows, int width) {
+}  // namespace
+
+void FreeAligned::operator()(uint8_t* p) const { ::operator delete(p, std::align_val_t(64)); }
+
+Rows::Rows(const float* values, int rows, int width) {
   const int count = (rows + kPlainRows - 1) / kPlainRows;
   std::vector<float> padded(size_t(count) * kPlainRows * size_t(width));
   std::copy(values, values + size_t(rows) * size_t(width), padded.begin());
-  return Rows(padded, kPlainRows, width, count);
+  view_ = Bundles(RowLayout(Codec::int8, width), kPlainRows, count);
+  data_ = aligned_bytes(view_.bytes());
+  pack_bundles(view_.layout, padded.data(), kPlainRows, count, data_.get());
+  view_.base = data_.get();
 }
 
-Rows Rows::by_columns(const float* values, int rows, int width) {
-  const int columns = std::min(width, kScoreColumns), count = (width + columns - 1) / columns;
-  std::vector<float> blocks(size_t(count) * size_t(rows) * size_t(columns));
-  for (int b = 0; b < count; ++b) {
-    const int n = std::min(columns, width - b * columns);
-    for (int r = 0; r < rows; ++r) {
-      const float* from = values + size_t(r) * size_t(width) + size_t(b) * size_t(columns);
-      std::copy(from, from + n, blocks.begin() + ((long(b) * rows + r) * columns));
-    }
-  }
-  return Rows(blocks, rows, columns, count);
+LeadingRows::LeadingRows(const float* values, int rows, int width) {
+  const Rows whole(values, rows, width);
+  view_ = Tiles(width, kBits, 1, rows);
+  data_ = aligned_bytes(view_.bytes());
+  std::memset(data_.get(), 0, view_.bytes());
+  view_.base = data_.get();
+  for (int i = 0; i < whole.view().count; ++i) leading_parts(whole.view(), i, view_);
 }
-
-void Rows::Free::operator()(uint8_t* p) const { ::operator delete(p, std::align_val_t(64)); }
 
 namespace {
 

@@ -108,7 +108,7 @@ def test_native_equals_reference(isa: str, codec: str, kind: str, monkeypatch: p
 
 def everyone(config: ModelConfig) -> LowRank:
     """A predictor that calls every neuron active, so that zeros are found on the way."""
-    a, b = np.zeros((4, config.d_model), np.float32), np.zeros((4, config.d_ff), np.float32)
+    a, b = np.zeros((4, config.d_model), np.float32), np.zeros((config.d_ff, 4), np.float32)
     return LowRank(a=a, b=b, bias=np.ones(config.d_ff, np.float32), threshold=0.0)
 
 

@@ -149,7 +149,7 @@ def test_plans_that_do_not_fit(refused: Any, folder: Path, tmp_path: Path) -> No
     opened = open_model(folder / "model")
     model = opened.weights.fingerprint
     opened.close()
-    zeros = {"a": np.zeros((2, 32), np.float32), "b": np.zeros((2, 4), np.float32)}
+    zeros = {"a": np.zeros((2, 32), np.float32), "b": np.zeros((4, 2), np.float32)}
     heads = LowRank(**zeros, bias=np.zeros(4, np.float32), density=0.5)
     cases = {
         "is for model": AccessPlan(model="0" * 64, layers=(LayerPlan(), LayerPlan())),

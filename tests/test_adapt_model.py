@@ -160,7 +160,7 @@ def test_masks_are_those_of_the_reference(kind: str, codec: Any, tmp_path: Path)
         "oracle": Oracle(threshold=0.0),
         "low_rank": LowRank(
             a=rng.standard_normal((4, config.d_model), np.float32),
-            b=rng.standard_normal((4, config.d_ff), np.float32),
+            b=rng.standard_normal((config.d_ff, 4), np.float32),
             bias=rng.standard_normal(config.d_ff, np.float32),
             hidden="relu",
             lookahead=1,

@@ -42,11 +42,11 @@ def plan(tiny: Path) -> AccessPlan:
     c, d = model.config, model.config.d_model
     zeros = np.zeros
     neurons = LowRank(
-        a=zeros((4, d)), b=zeros((4, c.d_ff)), bias=zeros(c.d_ff), density=0.25, hidden="relu", lookahead=1
+        a=zeros((4, d)), b=zeros((c.d_ff, 4)), bias=zeros(c.d_ff), density=0.25, hidden="relu", lookahead=1
     )
-    heads = LowRank(a=zeros((2, d)), b=zeros((2, c.n_heads)), bias=zeros(c.n_heads), threshold=0.5)
+    heads = LowRank(a=zeros((2, d)), b=zeros((c.n_heads, 2)), bias=zeros(c.n_heads), threshold=0.5)
     layers = [
-        LayerPlan(neurons, heads, Compensator(a=zeros((3, d)), b=zeros((3, d)), bias=zeros(d))),
+        LayerPlan(neurons, heads, Compensator(a=zeros((3, d)), b=zeros((d, 3)), bias=zeros(d))),
         LayerPlan(Sketch(bits=3, density=0.5, lookahead=2), Static(indices=np.array([1]))),
     ]
     layers += [LayerPlan(Threshold(threshold=0.125))] * (c.n_layers - 2)

@@ -189,13 +189,13 @@ def test_bytes_that_a_plan_touches(leading: int, tiny_folder: Folder) -> None:
     mlp, attention = dense["mlp"], dense["attention"]
     lead = sum(size for name, (_, size) in packed.places.items() if name.endswith(".lead") and name[0] == "l")
     kv = sum(size for name, (_, size) in packed.places.items() if name.endswith(".kv"))
-    zeros = LowRank(a=np.zeros((32, c.d_model)), b=np.zeros((32, c.d_ff)), bias=np.zeros(c.d_ff), density=0.5)
+    zeros = LowRank(a=np.zeros((32, c.d_model)), b=np.zeros((c.d_ff, 32)), bias=np.zeros(c.d_ff), density=0.5)
     half = LayerPlan(zeros, Static(indices=np.arange(0, c.n_heads, 2, dtype=np.int32)))
     native.set_plan(AccessPlan(model=packed.fingerprint, layers=(half,) * layers))
     touched = native.touched_bytes(40)
     assert touched["mlp"] == round(mlp / 2)
     assert touched["attention"] == (attention - kv) // 2 + kv
-    assert touched["predictors"] == layers * (32 * (c.d_model + c.d_ff) * 34 // 32 + 4 * c.d_ff)
+    assert touched["predictors"] == layers * (32 * c.d_model * 34 // 32 + -(-c.d_ff // 16) * 320 + 4 * c.d_ff)
     assert touched["head"] == dense["head"]
     assert touched["kv"] == dense["kv"] * min(c.n_heads // c.n_kv_heads, 2) // 2
     native.set_plan(AccessPlan.uniform(packed.fingerprint, layers, neurons=Threshold(threshold=1e30)))

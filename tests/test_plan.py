@@ -14,10 +14,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dejavu.codecs import roundtrip
+from dejavu.codecs import encode, roundtrip
 from dejavu.errors import PlanError
 from dejavu.models.config import ModelConfig
 from dejavu.models.safetensors_writer import write_safetensors
+from dejavu.nested import estimate
 from dejavu.plan import (
     AccessPlan,
     Compensator,
@@ -45,11 +46,11 @@ def normal(*shape: int, seed: int = 0) -> Any:
 
 def low_rank(n: int, rank: int = 5, seed: int = 0, **options: Any) -> LowRank:
     options = options or {"density": 0.3}
-    return LowRank(a=normal(rank, D, seed=seed), b=normal(rank, n, seed=seed + 1), bias=normal(n), **options)
+    return LowRank(a=normal(rank, D, seed=seed), b=normal(n, rank, seed=seed + 1), bias=normal(n), **options)
 
 
 def compensator(rank: int) -> Compensator:
-    return Compensator(a=normal(rank, D), b=normal(rank, D, seed=9), bias=normal(D, seed=2))
+    return Compensator(a=normal(rank, D), b=normal(D, rank, seed=9), bias=normal(D, seed=2))
 
 
 picks = st.one_of(
@@ -67,7 +68,7 @@ def trained(draw: Any, n: int) -> LowRank:
     rank, seed = draw(st.integers(1, 67)), draw(st.integers(0, 999))
     return LowRank(
         a=scale * normal(rank, D, seed=seed),
-        b=normal(rank, n, seed=seed),
+        b=scale * normal(n, rank, seed=seed),
         bias=normal(n, seed=seed),
         **options,
     )
@@ -156,19 +157,22 @@ def test_the_arrays_file_is_safetensors(tmp_path: Path) -> None:
     assert {name: (str(a.dtype), a.shape) for name, a in arrays.items()} == {
         "layers.0.neurons.a.codes": ("int8", (5, D)),
         "layers.0.neurons.a.scales": ("float16", (5, 2)),
-        "layers.0.neurons.b.codes": ("int8", (5, F)),
-        "layers.0.neurons.b.scales": ("float16", (5, 3)),
+        "layers.0.neurons.b.codes": ("int8", (F, 5)),
+        "layers.0.neurons.b.scales": ("float16", (F, 1)),
         "layers.0.neurons.bias": ("float32", (F,)),
         "layers.0.compensator.a.codes": ("int8", (3, D)),
         "layers.0.compensator.a.scales": ("float16", (3, 2)),
-        "layers.0.compensator.b.codes": ("int8", (3, D)),
-        "layers.0.compensator.b.scales": ("float16", (3, 2)),
+        "layers.0.compensator.b.codes": ("int8", (D, 3)),
+        "layers.0.compensator.b.scales": ("float16", (D, 1)),
         "layers.0.compensator.bias": ("float32", (D,)),
     }
 
 
 def test_predictors_are_rounded_when_made() -> None:
-    np.testing.assert_array_equal(low_rank(F).a, roundtrip("int8", normal(5, D)))
+    found, b = low_rank(F), normal(F, 5, seed=1)
+    np.testing.assert_array_equal(found.a, roundtrip("int8", normal(5, D)))
+    np.testing.assert_array_equal(found.b, estimate(encode("int8", found.b), 4))
+    assert np.abs(found.b - b).max() <= np.abs(b).max() / 15
 
 
 @pytest.mark.parametrize(
@@ -187,14 +191,14 @@ def test_predictors_are_rounded_when_made() -> None:
         (lambda: Sketch(density=0.5, bits=3, values="all"), "values is 'all'"),
         (lambda: Sketch(density=0.5, bits=3, values="leading", lookahead=1), "looks ahead knows no values"),
         (lambda: low_rank(F, density=0.5, hidden="tanh"), "hidden is 'tanh'; supported: linear, relu"),
-        (lambda: dataclasses.replace(low_rank(F), b=normal(4, F)), r"b has shape \[4, 70\]; \[5, 70\]"),
+        (lambda: dataclasses.replace(low_rank(F), b=normal(F, 4)), r"b has shape \[70, 4\]; \[70, 5\]"),
         (lambda: dataclasses.replace(low_rank(F), bias=normal(F, 1)), r"shape \[70, 1\]; 1 axes"),
         (lambda: dataclasses.replace(low_rank(F), bias=np.full(F, np.nan)), "finite"),
         (lambda: dataclasses.replace(low_rank(F), a=1e9 * normal(5, D)), "does not fit into int8"),
         (lambda: Static(indices=np.array([3, 1])), "ascend"),
         (lambda: Static(indices=np.array([1, 1])), "ascend"),
         (lambda: Static(indices=np.array([-1, 1])), "ascend"),
-        (lambda: dataclasses.replace(compensator(3), b=normal(4, D)), r"b has shape \[4, 40\]"),
+        (lambda: dataclasses.replace(compensator(3), b=normal(D, 4)), r"b has shape \[40, 4\]"),
         (lambda: KvPolicy("forget"), "supported: write, recompute"),
         (lambda: KvPolicy("recompute", 0), "buffer is 0"),
         (lambda: VocabularySketch(bits=3, exact=0), "exact is 0"),
@@ -365,13 +369,13 @@ def test_damaged_arrays(data: st.DataObject, tmp_path_factory: pytest.TempPathFa
     ("name", "value", "message"),
     [
         ("layers.0.neurons.bias", np.zeros(F, np.int32), "is int32; float32 is needed"),
-        ("layers.0.neurons.bias", np.zeros(F - 1, np.float32), r"b has shape \[5, 70\]; \[5, 69\]"),
+        ("layers.0.neurons.bias", np.zeros(F - 1, np.float32), r"b has shape \[70, 5\]; \[69, 5\]"),
         ("layers.0.neurons.bias", np.full(F, np.inf, np.float32), "finite"),
         ("layers.0.neurons.a.codes", np.zeros((5, D), np.float32), "is float32; int8 is needed"),
         ("layers.0.neurons.a.codes", np.zeros(5, np.int8), r"codes \[5\] with scales"),
         ("layers.0.neurons.a.codes", np.zeros((5, 99), np.int8), r"codes \[5, 99\] with scales \[5, 2\]"),
         ("layers.0.neurons.a.scales", np.full((5, 2), np.inf, np.float16), "finite"),
-        ("layers.0.heads.b.codes", np.zeros((5, H - 1), np.int8), r"b has shape \[5, 5\]; \[5, 6\]"),
+        ("layers.0.heads.b.codes", np.zeros((H, 4), np.int8), r"b has shape \[6, 4\]; \[6, 5\]"),
         ("more", np.zeros(3, np.int8), "holds 'more'"),
     ],
 )

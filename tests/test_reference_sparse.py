@@ -101,7 +101,7 @@ def low_rank(n: int, d: int, seed: int = 0, **options: Any) -> LowRank:
     random = np.random.default_rng(seed)
     return LowRank(
         a=random.standard_normal((7, d)),
-        b=random.standard_normal((7, n)),
+        b=random.standard_normal((n, 7)),
         bias=random.standard_normal(n),
         **options,
     )
@@ -110,7 +110,7 @@ def low_rank(n: int, d: int, seed: int = 0, **options: Any) -> LowRank:
 def compensator(d: int) -> Compensator:
     random = np.random.default_rng(3)
     a, b = random.standard_normal((2, 3, d)) / 10
-    return Compensator(a=a, b=b, bias=random.standard_normal(d) / 10)
+    return Compensator(a=a, b=b.T, bias=random.standard_normal(d) / 10)
 
 
 def plans(executor: Any, density: float | None = 0.4, **rule: Any) -> dict[str, AccessPlan]:
@@ -278,7 +278,7 @@ class Brute:
         y = self.input(block, trace, selector.lookahead, t)
         if isinstance(selector, LowRank):
             h = selector.a @ y
-            return list((np.maximum(h, 0) if selector.hidden == "relu" else h) @ selector.b + selector.bias)
+            return list((np.maximum(h, 0) if selector.hidden == "relu" else h) @ selector.b.T + selector.bias)
         act = {
             "relu": lambda x: np.maximum(x, 0),
             "silu": lambda x: x / (1 + np.exp(-x)),
@@ -349,7 +349,7 @@ def test_the_compensator_is_added(tiny_folder: Folder) -> None:
     x = executor.trace(tokens).mlp_input[last]
     read = open_model(tiny_folder(name)).weights.read
     y = rms_norm(x, read(f"layers.{last}.mlp_norm.weight"), c.norm_eps)
-    out = x + read(f"layers.{last}.down.bias") + stand_in.bias + (y @ stand_in.a.T) @ stand_in.b
+    out = x + read(f"layers.{last}.down.bias") + stand_in.bias + (y @ stand_in.a.T) @ stand_in.b.T
     expected = rms_norm(out, read("final_norm.weight"), c.norm_eps) @ read("head.weight").T
     assert relative_error(masked(executor, tokens), expected) <= SAME
 

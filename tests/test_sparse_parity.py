@@ -60,7 +60,7 @@ def cut_for(kind: str) -> int:
 
 def low_rank(n: int, d: int, seed: int, **options: Any) -> LowRank:
     random = np.random.default_rng(seed)
-    a, b = (random.standard_normal(shape).astype(np.float32) for shape in ((9, d), (9, n)))
+    a, b = (random.standard_normal(shape).astype(np.float32) for shape in ((9, d), (n, 9)))
     return LowRank(a=a, b=b, bias=random.standard_normal(n).astype(np.float32), **options)
 
 
@@ -120,7 +120,7 @@ def heads(kind: str, config: ModelConfig, layer: int) -> Any:
 def compensator(config: ModelConfig, rank: int, seed: int) -> Compensator:
     random, d = np.random.default_rng(seed), config.d_model
     a, b = (0.05 * random.standard_normal((rank, d)).astype(np.float32) for _ in range(2))
-    return Compensator(a=a, b=b, bias=0.01 * random.standard_normal(d).astype(np.float32))
+    return Compensator(a=a, b=b.T, bias=0.01 * random.standard_normal(d).astype(np.float32))
 
 
 def plan_of(

@@ -91,9 +91,9 @@ def test_compensator_finds_a_low_rank_map() -> None:
     for rank in (0, 1, 3):
         found = sums.solve(rank)
         assert found.rank == rank
-        left.append(float(np.mean((r - found.bias - y @ found.a.T @ found.b) ** 2)))
+        left.append(float(np.mean((r - found.bias - y @ found.a.T @ found.b.T) ** 2)))
     assert left[0] == pytest.approx(float(r.var(axis=0).mean()), rel=1e-4)
-    assert left[2] < 1e-3 * left[1] < 1e-3 * left[0]  # what is left at rank 3 is int8 rounding
+    assert left[2] < 0.02 * left[1] < 0.02 * left[0]  # what is left at rank 3 is rounding to four bits
 
 
 @given(seed=st.integers(0, 1000), density=st.floats(0.15, 0.95))
@@ -156,8 +156,8 @@ def test_cost_of_a_layer(subject: Subject) -> None:
     assert half == pytest.approx(48 * (2 * 32 * 4.5 / 8 + 0.5 * (2 * 32 * 4.5 / 8 + row)))
     values = cost.neurons(Sketch(bits=4, density=0.5, values="leading"), 0.5)
     assert values == pytest.approx(48 * (2 * 32 * 4.5 / 8 + 0.5 * row))
-    zeros = LowRank(a=np.zeros((5, 32)), b=np.zeros((5, 48)), bias=np.zeros(48), density=0.1)
-    assert cost.neurons(zeros, 0.1) == pytest.approx(5 * 80 * 8.5 / 8 + 4 * 48 + 0.1 * dense)
+    zeros = LowRank(a=np.zeros((5, 32)), b=np.zeros((48, 5)), bias=np.zeros(48), density=0.1)
+    assert cost.neurons(zeros, 0.1) == pytest.approx(5 * (32 * 8.5 + 48 * 4.5) / 8 + 4 * 48 + 0.1 * dense)
 
 
 def test_probe_compares_with_the_dense_model(subject: Subject) -> None:

@@ -104,7 +104,7 @@ def test_learns(setup: Setup, tmp_path: Path, hidden: Any, lookahead: int) -> No
     predictor = trained.predictors["neurons"][1]
     assert (predictor.hidden, predictor.lookahead, predictor.density) == (hidden, lookahead, 0.3)
     assert predictor.a.shape == (16, 32)
-    assert predictor.b.shape == (16, 48)
+    assert predictor.b.shape == (48, 16)
 
 
 def test_gradients_are_those_of_the_loss(setup: Setup) -> None:

@@ -179,7 +179,7 @@ class PlanMasks:
             middle = self._ahead(layer, selector.lookahead, block).to(self._dtype) @ a.T  # [n, r]
             if selector.hidden == "relu":
                 middle = middle.relu()
-            return middle @ b + bias
+            return middle @ b.T + bias
         return (block.hidden() if isinstance(selector, Oracle) else block.gate).abs()  # a copy
 
     def hidden(self, block: Block, chosen: Tensor, threshold: float) -> Tensor:

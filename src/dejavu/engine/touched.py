@@ -101,8 +101,8 @@ def _predictor(selector: NeuronSelector | HeadSelector) -> float:
 
 
 def _low_rank(rank: int, width: int, outputs: int) -> float:
-    """int8 codes with float16 scales, and a float32 bias."""
-    return rank * (width + outputs) * (1 + 2 / GROUP) + 4 * outputs
+    """Rows of int8, the leading bits of rows of `rank`, and a float32 bias."""
+    return rank * width * (1 + 2 / GROUP) + float(load_core().leading_bytes(rank, outputs, 4)) + 4 * outputs
 
 
 def _size(packed: Packed, name: str) -> int:

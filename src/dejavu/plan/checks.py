@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dejavu.codecs import roundtrip
+from dejavu.codecs import encode, roundtrip
 from dejavu.errors import NumericsError, PlanError
+from dejavu.nested import estimate
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -55,6 +56,21 @@ def int8_rows(what: str, value: object) -> NDArray[np.float32]:
     rows = array(what, value, np.float32, 2)
     try:
         while not np.array_equal(rounded := roundtrip("int8", rows), rows):
+            rows = rounded
+    except NumericsError as error:
+        raise PlanError(f"{what} does not fit into int8 with float16 scales", fix="train it again") from error
+    rows.flags.writeable = False
+    return rows
+
+
+def leading_rows(what: str, value: object) -> NDArray[np.float32]:
+    """Rows [n, width], rounded as they are read: the four leading bits of their int8 codes (see `dejavu.nested`).
+
+    Encoding the result gives back exactly the result; the first rounding moves the steps, so that it takes several.
+    """
+    rows = array(what, value, np.float32, 2)
+    try:
+        while rows.size and not np.array_equal(rounded := estimate(encode("int8", rows), 4), rows):
             rows = rounded
     except NumericsError as error:
         raise PlanError(f"{what} does not fit into int8 with float16 scales", fix="train it again") from error

@@ -99,16 +99,16 @@ class Threshold(Pick):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LowRank(Pick):
-    """A trained predictor of two layers: ``hidden(a @ y) @ b + bias``.
+    """A trained predictor of two layers: ``b @ hidden(a @ y) + bias``.
 
-    `a` and `b` are rounded to int8 (groups of 32 along a row), as they are stored.
+    Both are rounded as they are stored, by groups of 32 along a row: `a` to int8, `b` to four bits.
     """
 
     kind: ClassVar = "low_rank"
     a: Array = field(metadata={"stored": "int8"})
     """[r, d_model]"""
     b: Array = field(metadata={"stored": "int8"})
-    """[r, n], n neurons or heads: rows that are added to the scores."""
+    """[n, r], n neurons or heads."""
     bias: Array = field(metadata={"stored": "float32"})
     """[n]"""
     hidden: Literal["linear", "relu"] = "linear"
@@ -119,9 +119,9 @@ class LowRank(Pick):
         checks.one_of("hidden", self.hidden, ("linear", "relu"))
         checks.whole("lookahead", self.lookahead, 0, MAX_LOOKAHEAD)
         object.__setattr__(self, "a", checks.int8_rows("a", self.a))
-        object.__setattr__(self, "b", checks.int8_rows("b", self.b))
+        object.__setattr__(self, "b", checks.leading_rows("b", self.b))
         object.__setattr__(self, "bias", checks.array("bias", self.bias, np.float32, 1))
-        checks.shape("b", self.b.shape, (self.rank, len(self.bias)))
+        checks.shape("b", self.b.shape, (len(self.bias), self.rank))
 
     @property
     def rank(self) -> int:

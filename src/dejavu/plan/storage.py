@@ -133,8 +133,8 @@ def _describe(value: Any, prefix: str, arrays: Arrays) -> dict[str, Any]:
 def _int8(rows: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float16]]:
     """Codes [n, width] and scales [n, width / GROUP] of rows [n, width]."""
     n, width = rows.shape
-    if not n:
-        return np.empty((0, width), np.int8), np.empty((0, -(-width // GROUP)), np.float16)
+    if not rows.size:
+        return np.empty((n, width), np.int8), np.empty((n, -(-width // GROUP)), np.float16)
     encoded = encode("int8", rows)
     return encoded.codes[:, :width], np.asarray(encoded.scales)
 
@@ -188,8 +188,8 @@ def _take(name: str, stored: str, arrays: Arrays) -> NDArray[Any]:
             f"{name}: codes {list(codes.shape)} with scales {list(scales.shape)}; [n, width] with finite "
             f"[n, width / {GROUP}] are needed"
         )
-    n, width = codes.shape
-    if not n:
+    width = codes.shape[1]
+    if not codes.size:
         return np.empty(codes.shape, np.float32)
     padded = np.pad(codes, ((0, 0), (0, groups * GROUP - width)))
     return decode(Encoded("int8", width, padded, scales))

@@ -305,7 +305,7 @@ class ReferenceExecutor:
         out = self._linear(p + "down", np.where(chosen, hidden, np.float32(0)))  # [t, d]
         if layer.compensator is not None:
             stand_in = layer.compensator
-            out = out + (stand_in.bias + x @ stand_in.a.T @ stand_in.b)  # [t, d]
+            out = out + (stand_in.bias + x @ stand_in.a.T @ stand_in.b.T)  # [t, d]
         return out
 
     def _gate(self, p: str, x: Array) -> Array:

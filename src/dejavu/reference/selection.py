@@ -73,7 +73,7 @@ def low_rank_scores(selector: LowRank, y: Array) -> Array:
     hidden = y @ selector.a.T  # [t, r]
     if selector.hidden == "relu":
         hidden = np.maximum(hidden, 0)  # [t, r]
-    return np.asarray(hidden @ selector.b + selector.bias, np.float32)  # [t, n]
+    return np.asarray(hidden @ selector.b.T + selector.bias, np.float32)  # [t, n]
 
 
 def sketch_scores(gate: Array | None, up: Array, config: ModelConfig) -> Array:

@@ -59,7 +59,7 @@ class Regression:
         d = len(y)
         if rank == 0:
             empty = np.zeros((0, d), np.float32)
-            return Compensator(a=empty, b=empty, bias=r.astype(np.float32))
+            return Compensator(a=empty, b=empty.T, bias=r.astype(np.float32))
         yy, yr = self._yy / n - np.outer(y, y), self._yr / n - np.outer(y, r)
         ridge = RIDGE * np.trace(yy) / d + 1e-12
         w = np.linalg.solve(yy + ridge * np.eye(d), yr)  # [d, d]: r ~ y w
@@ -67,7 +67,7 @@ class Regression:
         b = directions[:, ::-1][:, :rank].T  # [rank, d]
         a = b @ w.T  # [rank, d]
         return Compensator(
-            a=a.astype(np.float32), b=b.astype(np.float32), bias=(r - (a @ y) @ b).astype(np.float32)
+            a=a.astype(np.float32), b=b.T.astype(np.float32), bias=(r - (a @ y) @ b).astype(np.float32)
         )
 
 

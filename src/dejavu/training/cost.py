@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 _CODE_BITS = {"f32": 32.0, "bf16": 16.0, "int8": 8.0, "int4": 4.0}
 _SCALE_BITS = {"f32": 0.0, "bf16": 0.0, "int8": 0.5, "int4": 1.0}
 """Per weight: float16 scales (int4: and minima) of groups of 32."""
-_INT8_BITS = _CODE_BITS["int8"] + _SCALE_BITS["int8"]
+_LOW_RANK_BITS = 8.5, 4.5
+"""Of the two arrays of a low-rank map."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class Cost:
     def compensator(self, compensator: Compensator) -> float:
         """Of the arrays of a compensator."""
         d = self.config.d_model
-        return 2 * compensator.rank * d * _INT8_BITS / 8 + 4 * d
+        return self._low_rank(compensator.rank, d)
 
     @property
     def _row(self) -> float:
@@ -65,4 +66,8 @@ class Cost:
     def _predictor(self, selector: NeuronSelector | HeadSelector, n: int) -> float:
         if not isinstance(selector, LowRank):
             return 0.0
-        return selector.rank * (self.config.d_model + n) * _INT8_BITS / 8 + 4 * n
+        return self._low_rank(selector.rank, n)
+
+    def _low_rank(self, rank: int, n: int) -> float:
+        a, b = _LOW_RANK_BITS
+        return rank * (self.config.d_model * a + n * b) / 8 + 4 * n

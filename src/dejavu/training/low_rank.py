@@ -280,7 +280,7 @@ class _Trainer:
                 a, b, bias = (p.numpy() for p in self._nets[target.block, layer])
                 predictor = LowRank(
                     a=a * scales[layer],
-                    b=b.T,
+                    b=b,
                     bias=bias,
                     hidden=self._options.hidden,
                     lookahead=self._options.lookahead,
