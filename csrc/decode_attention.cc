@@ -25,29 +25,34 @@ void Engine::Decoder::attention(int i) {
     }
   }
 
-  // Units of work: query heads that a token chose, then keys and values of groups that a token needs.
-  w.units.clear();
-  for (int u = 0; u < heads + 2 * groups; ++u) {
-    bool wanted = false;
-    for (int t = 0; t < s.n && !wanted; ++t) {
-      wanted = u < heads ? head_chosen(t, u) : group_needed(i, t, (u - heads) / 2);
-    }
-    if (wanted) w.units.push_back(u);
-  }
-  // Neighbours are read as one range, unless several tokens want different ones.
-  const Range mine = share(int(w.units.size()), 1, thread, threads);
+  // Query heads that a token chose, and keys and values of groups that a token needs, are shared out apart: a key costs
+  // more, and what this thread attends to is mostly what it made. Neighbours are read as one range, unless several
+  // tokens want different ones.
   const bool alike = heads_alike(i);
-  for (int j = mine.begin; j < mine.end;) {
-    const int u = w.units[size_t(j)], most = u < heads ? heads - u : heads + 2 * groups - u;
-    int count = 1;
-    while (alike && count < most && j + count < mine.end && w.units[size_t(j + count)] == u + count) ++count;
-    if (u < heads) {
-      queries(i, u, count);
-    } else {
-      keys_and_values(i, u - heads, count);
+  const auto in_ranges = [&](int count, auto wanted, auto compute) {
+    w.units.clear();
+    for (int u = 0; u < count; ++u) {
+      for (int t = 0; t < s.n; ++t) {
+        if (!wanted(t, u)) continue;
+        w.units.push_back(u);
+        break;
+      }
     }
-    j += count;
-  }
+    const Range mine = share(int(w.units.size()), 1, thread, threads);
+    for (int j = mine.begin; j < mine.end;) {
+      const int first = w.units[size_t(j)];
+      int n = 1;
+      while (alike && j + n < mine.end && w.units[size_t(j + n)] == first + n) ++n;
+      compute(first, n);
+      j += n;
+    }
+  };
+  in_ranges(
+      heads, [&](int t, int head) { return head_chosen(t, head); },
+      [&](int head, int count) { queries(i, head, count); });
+  in_ranges(
+      2 * groups, [&](int t, int unit) { return group_needed(i, t, unit / 2); },
+      [&](int unit, int count) { keys_and_values(i, unit, count); });
   if (!plan || plan->layers[size_t(i)].heads.rule == Rule::dense) {
     const Range attended = share(heads, 1, thread, threads);
     if (attended.begin < attended.end) fetch(layer.o, attended.begin, 0, hd, layer.o.layout.code_bytes);

@@ -73,7 +73,8 @@ void Engine::Decoder::choose_apart(int i) {
   int n = pick(e.k_, selector, scores + mine.begin, mine.end - mine.begin, w.picking.get(size_t(c.ff)), chosen[0]);
   for (int j = 0; j < n; ++j) chosen[0][j] += mine.begin;
   __atomic_fetch_add(&e.counters.neurons[size_t(i)], int64_t(n), __ATOMIC_RELAXED);
-  for (int j = own; thread == threads - 1 && j < c.ff; ++j) chosen[0][n++] = j;
+  const Range added = share(c.ff - own, 1, thread, threads);
+  for (int j = added.begin; j < added.end; ++j) chosen[0][n++] = own + j;
   chosen_count[0] = n;
 }
 
