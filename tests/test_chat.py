@@ -6,12 +6,16 @@ import re
 import resource
 import time
 import warnings
-from typing import Any
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from dejavu.chat import ChatTemplate
 from dejavu.errors import InputError, ModelFormatError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 USER = {"role": "user", "content": "Hi \U0001f600 <b>\n {{ x }} "}
 ANSWER = {"role": "assistant", "content": "<think>hm</think> Hello."}
@@ -109,11 +113,53 @@ def test_messages_that_the_template_refuses() -> None:
         [{"content": "x"}],
         [{"role": 3}],
         [{"role": "user", "content": {1, 2}}],
+        [{**USER, "more": {1, 2}}],
+        None,
+        5,
+        b"hi",
+        iter([]),
     ],
 )
 def test_malformed_messages(messages: Any) -> None:
     with pytest.raises(InputError):
         ChatTemplate(CHATML).render(messages)
+
+
+@pytest.mark.parametrize(
+    ("message", "found"),
+    [
+        ("hi", r"messages\[1\] is 'hi'; it must be a dict"),
+        ({"content": "x"}, r'"role" of messages\[1\] is None'),
+        ({"role": "", "content": "x"}, r'"role" of messages\[1\]'),
+        ({"role": "user"}, r'"content" of messages\[1\] is None; it must be a str'),
+        ({"role": "user", "content": None}, r'"content" of messages\[1\] is None'),
+        ({"role": "user", "content": 5}, r'"content" of messages\[1\] is 5'),
+        ({"role": "user", "content": b"x"}, r'"content" of messages\[1\]'),
+        ({"role": "user", "content": []}, r'"content" of messages\[1\]'),
+        ({"role": "assistant", "content": None, "tool_calls": []}, r'"content" of messages\[1\]'),
+        ({"role": "user", "content": ["x"]}, r'part 0 of the "content" of messages\[1\]'),
+        ({"role": "user", "content": [{"type": "text", "text": 5}]}, r"part 0 .* must be text"),
+        ({"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}, r"part 0 .* must be text"),
+    ],
+)
+def test_a_malformed_message_is_named(message: Any, found: str) -> None:
+    with pytest.raises(InputError, match=found):
+        ChatTemplate(CHATML).render([USER, message])
+
+
+@pytest.mark.parametrize("given", [iter, tuple, lambda messages: (MappingProxyType(m) for m in messages)])
+def test_messages_of_other_kinds_than_lists_of_dicts(given: Callable[[list[Any]], Any]) -> None:
+    template = ChatTemplate(CHATML)
+    for messages in CONVERSATIONS[:3]:
+        assert template.render(given(messages)) == template.render(messages)
+
+
+def test_parts_of_text_become_the_lines_of_one() -> None:
+    parts = [{"type": "text", "text": "Hi"}, {"type": "text", "text": "there"}]
+    message = {"role": "user", "content": parts}
+    rendered = ChatTemplate(CHATML).render([message])
+    assert rendered == ChatTemplate(CHATML).render([{"role": "user", "content": "Hi\nthere"}])
+    assert message["content"] is parts
 
 
 @pytest.mark.parametrize(

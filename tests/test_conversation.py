@@ -16,6 +16,15 @@ def test_chat_renders_the_template() -> None:
     assert "".join(piece.text for piece in pieces) == "mat"
 
 
+def test_messages_may_come_from_an_iterator() -> None:
+    llm, _ = scripted()
+    assert llm.render_chat(iter(chat("hat"))) == "user:hat<|end|>assistant:"
+    expected = llm.chat(chat("hat"), GREEDY)
+    assert llm.chat(iter(chat("hat")), GREEDY).completions == expected.completions
+    pieces = llm.stream_chat(iter(chat("hat")), GREEDY)
+    assert "".join(piece.text for piece in pieces) == expected.text
+
+
 def test_conversation_computes_only_what_is_new() -> None:
     llm, executor = scripted({"user:hat<|end|>assistant:": "mat sat<|end|>"})
     conversation = llm.conversation()

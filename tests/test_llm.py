@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dejavu.errors import InputError, ModelFormatError
+from dejavu.errors import InputError, ModelFormatError, UnsupportedModelError
 from dejavu.llm import CHUNK, LLM
 from dejavu.models.config import ModelConfig
 from dejavu.sampling import SamplingParams
@@ -162,6 +162,31 @@ def test_bad_prompts(prompt: Any, message: str) -> None:
     assert executor.prefilled == []
 
 
+@pytest.mark.parametrize("prompts", [None, 5, b"abc", {"a"}, {"a": 1}])
+def test_what_is_no_list_of_prompts(prompts: Any) -> None:
+    with pytest.raises(InputError, match=r"prompts is .* a str or a list of them"):
+        scripted()[0].generate(prompts, GREEDY)
+
+
+@pytest.mark.parametrize("params", [{"max_tokens": 3}, {}, 5, 0, "greedy", [GREEDY]])
+def test_bad_params(params: Any) -> None:
+    llm, _ = scripted()
+    for call in (llm.generate, llm.stream, lambda text, bad: llm.chat(chat(text), bad)):
+        with pytest.raises(InputError, match=r"params is .* a SamplingParams or None"):
+            call("the", params)
+
+
+def test_params_for_each_prompt() -> None:
+    llm, _ = scripted()
+    each = [GREEDY, None, SamplingParams(seed=2, max_tokens=3), SamplingParams(seed=1, n=2, max_tokens=5)]
+    found = llm.generate(PROMPTS, each)
+    for prompt, params, result in zip(PROMPTS, each, found, strict=True):
+        if params is not None:  # None draws a seed
+            assert result.completions == alone(prompt, params).completions
+    with pytest.raises(InputError, match="4 params for 2 prompts"):
+        llm.generate(PROMPTS[:2], each)
+
+
 def test_a_prompt_that_just_fits() -> None:
     count = len(TOKENIZER.encode("the cat sat"))
     assert alone("the cat sat", GREEDY, context=count + 1).usage.completion_tokens == 1
@@ -177,14 +202,40 @@ def test_other_errors() -> None:
         llm.chat(chat("hat"), GREEDY, conversation=scripted()[0].conversation())
     with pytest.raises(InputError, match="no chat template"):
         LLM(executor, without_template()).chat(chat("x"))
-    for options in ({"context": 5000}, {"context": 1}, {"max_batch": 0}):
-        with pytest.raises(InputError):
+    for options in (
+        {"context": 5000},
+        {"context": 1},
+        {"max_batch": 0},
+        {"context": "9"},
+        {"max_batch": None},
+    ):
+        with pytest.raises(InputError, match="must be a whole number"):
             LLM(executor, TOKENIZER, **options)
+    with pytest.raises(InputError, match=r"llm\.conversation"):
+        llm.chat(chat("hat"), GREEDY, conversation=5)
     with llm:
         pass
     assert executor.closed
     with pytest.raises(InputError, match="closed"):
         llm.generate("the", GREEDY)
+
+
+@pytest.mark.parametrize("taken", [0, 1, 2, 5])
+def test_a_stream_of_a_closed_llm(taken: int) -> None:
+    llm, executor = scripted(max_batch=2)
+    stream = llm.stream("the", SamplingParams(seed=1, n=3))
+    for _ in range(taken):
+        next(stream)
+    llm.close()
+    calls = len(executor.prefilled), len(executor.batches)
+    with pytest.raises(InputError, match="this LLM is closed"):
+        list(stream)
+    assert calls == (len(executor.prefilled), len(executor.batches))
+
+
+def test_a_context_without_room_for_an_answer() -> None:
+    with pytest.raises(UnsupportedModelError, match="context is 1 token; at least 2"):
+        scripted(context=1)
 
 
 def without_template() -> Tokenizer:

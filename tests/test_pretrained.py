@@ -5,21 +5,19 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from dejavu.errors import DejavuError, InputError
+from dejavu.errors import DejavuError, InputError, SourceError
 from dejavu.llm import LLM
 from dejavu.opening import natural_codec
 from dejavu.sampling import SamplingParams
 from scripted import PROMPTS, TOKENIZER, VOCAB, chat
 from tiny_tokenizer import CORPUS
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 class NamedWeights:
@@ -124,6 +122,51 @@ def test_from_pretrained_refuses_unknown_options(tiny_model: Path) -> None:
     ):
         with pytest.raises(InputError):
             LLM.from_pretrained(str(tiny_model), **options)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "supported"),
+    [
+        ("model", None, "pypi:NAME"), ("model", 5, "pypi:NAME"), ("model", b"x", "pypi:NAME"),
+        ("codec", "int3", "auto, f32, bf16, int8, int4"), ("codec", None, "auto, f32"), ("codec", 4, "int4"),
+        ("kv_dtype", "f8", "f32, f16, bf16, int8"), ("kv_dtype", None, "f16"),
+        ("executor", "gpu", "native, reference"), ("executor", None, "native, reference"),
+        ("threads", "2", "1 to 1024"), ("threads", 2.5, "1 to 1024"), ("threads", 0, "1 to 1024"),
+        ("threads", True, "1 to 1024"), ("plan", 5, "AccessPlan"), ("plan", ["off"], "AccessPlan"),
+        ("fallback", "no", "True or False"), ("cache", None, "True or False"), ("offline", "yes", "True or False"),
+        ("context", "100", "whole number"), ("context", 2.5, "whole number"), ("context", 1, "from 2"),
+        ("max_batch", None, "whole number"), ("max_batch", 0, "from 1"), ("progress", 5, "start, advance, finish"),
+    ],
+)  # fmt: skip
+def test_from_pretrained_says_what_an_argument_may_be(
+    tiny_model: Path, name: str, value: object, supported: str
+) -> None:
+    options: dict[str, Any] = {"model": str(tiny_model), "executor": "reference", name: value}
+    with pytest.raises(InputError, match=supported) as caught:
+        LLM.from_pretrained(**options)
+    assert caught.value.args[0].startswith(name)
+
+
+def test_from_pretrained_takes_paths_and_numpy_numbers(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tiny_model.parent)
+    llm = LLM.from_pretrained(
+        Path(tiny_model.name),
+        executor="reference",
+        plan=None,
+        context=np.int64(9),  # type: ignore[arg-type]
+        max_batch=np.int32(2),  # type: ignore[arg-type]
+        offline=np.bool_(True),  # type: ignore[arg-type]
+    )
+    assert (llm.context, llm.max_batch, llm.plan) == (9, 2, None)
+
+
+@pytest.mark.parametrize("path", ["smollm2", "org/name", "pypi:name", "~/no-such-model"])
+def test_a_path_is_no_name(path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SourceError, match="no such file or folder"):
+        LLM.from_pretrained(Path(path))
 
 
 def test_without_the_compiled_core(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,13 +7,16 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import typer
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dejavu.cli.generate import parse_logit_bias
 from dejavu.errors import InputError, NumericsError
 from dejavu.sampling import Sampler, SamplingParams, candidates, draw, raw_logprobs
 
 GREEDY = SamplingParams(temperature=0)
+FLAGS = ("ignore_eos", "include_stop_str_in_output", "skip_special_tokens")
 
 
 def logits_of(seed: int, vocab: int, spread: float, coarse: bool) -> np.ndarray:
@@ -256,11 +259,87 @@ def test_logits_are_left_as_they_are() -> None:
         ("repetition_penalty", 0), ("presence_penalty", 3), ("frequency_penalty", math.inf), ("seed", -1),
         ("max_tokens", 0), ("min_tokens", -1), ("min_tokens", 300), ("stop", ("",)), ("stop", (3,)),
         ("stop_token_ids", (-1,)), ("logit_bias", {-1: 1.0}), ("logit_bias", {1: math.nan}), ("logprobs", -1),
+        ("stop", 5), ("stop", b"end"), ("stop", {"end": 1}), ("stop_token_ids", 5), ("stop_token_ids", "12"),
+        ("stop_token_ids", (True,)), ("stop_token_ids", (1.0,)), ("logit_bias", 5), ("logit_bias", [1, 2]),
+        ("logit_bias", {1: "2"}), ("logit_bias", {1: None}), ("logit_bias", {True: 1.0}),
+        ("temperature", 10**400), ("temperature", -(10**400)), ("temperature", None), ("temperature", np.nan),
+        ("temperature", True), ("n", 10**400), ("n", np.float32(1)), ("n", np.bool_(True)),
+        ("top_p", np.float32(0)),
+        *((name, value) for name in FLAGS for value in ("no", "x", None, 1, 0.0, [])),
     ],
 )  # fmt: skip
 def test_bad_parameters_are_refused(name: str, value: object) -> None:
     with pytest.raises(InputError, match="must be"):
         SamplingParams(**{name: value})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("logit_bias", {0: 1e39}), ("logit_bias", {0: -1e39}), ("logit_bias", {0: math.inf}),
+        ("logit_bias", {0: -(10**400)}), ("repetition_penalty", 1e-46), ("repetition_penalty", 1e-4),
+        ("repetition_penalty", 1e39), ("repetition_penalty", math.inf),
+    ],
+)  # fmt: skip
+def test_what_float32_cannot_carry_is_refused(name: str, value: object) -> None:
+    with pytest.raises(InputError, match=f"{name} is .* from .* to "):
+        SamplingParams(**{name: value})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("bias", [1e30, -1e30, -math.inf])
+@pytest.mark.parametrize("penalty", [0.001, 1000])
+def test_the_most_that_is_allowed_overflows_nothing(bias: float, penalty: float) -> None:
+    logits = np.array([-40.0, 40.0, 1.0], np.float32)
+    params = SamplingParams(
+        logit_bias={0: bias, 1: bias}, repetition_penalty=penalty, temperature=1e-30, min_p=0.1, logprobs=2
+    )
+    state = sampler(params, logits, prompt_token_ids=[0, 1])
+    assert {state.sample(logits).token_id for _ in range(4)} <= ({0, 1} if bias > 0 else {2})
+
+
+def test_numpy_numbers_are_as_good_as_pythons() -> None:
+    given = SamplingParams(
+        n=np.int64(2),  # type: ignore[arg-type]
+        temperature=np.float32(0.5),  # type: ignore[arg-type]
+        min_p=0,
+        seed=np.uint8(3),  # type: ignore[arg-type]
+        stop_token_ids=np.array([4, 5]),  # type: ignore[arg-type]
+        logit_bias={np.int32(6): np.float16(-math.inf), 7: 1},  # type: ignore[dict-item]
+        ignore_eos=np.bool_(True),  # type: ignore[arg-type]
+    )
+    expected = SamplingParams(
+        n=2,
+        temperature=0.5,
+        seed=3,
+        stop_token_ids=(4, 5),
+        logit_bias={6: -math.inf, 7: 1.0},
+        ignore_eos=True,
+    )
+    assert given == expected
+    assert repr(given) == repr(expected)
+
+
+@pytest.mark.parametrize("name", ["stop", "stop_token_ids", "logit_bias"])
+def test_none_is_empty(name: str) -> None:
+    assert SamplingParams(**{name: None}) == SamplingParams()  # type: ignore[arg-type]
+
+
+def test_equal_parameters_have_equal_hashes() -> None:
+    one, same, other = (SamplingParams(stop=["a"], logit_bias={1: bias}) for bias in (2, 2.0, 3))
+    assert one == same != other
+    assert {one: "found"}[same] == "found"
+    assert len({one, same, other, SamplingParams()}) == 3
+
+
+@pytest.mark.parametrize("entries", [["5=1", "5=2"], ["5=1", "6=1", "05=1"]])
+def test_a_bias_that_is_given_twice_is_refused(entries: list[str]) -> None:
+    with pytest.raises(typer.BadParameter, match="token 5 is given twice"):
+        parse_logit_bias(entries)
+
+
+def test_a_number_that_is_too_long_to_write() -> None:
+    with pytest.raises(InputError, match="n is a number of very many digits; it must be a whole number"):
+        SamplingParams(n=10**5000)
 
 
 def test_token_ids_outside_the_vocabulary_are_refused() -> None:

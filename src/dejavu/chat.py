@@ -11,6 +11,7 @@ import datetime
 import functools
 import json
 import re
+from collections.abc import Iterable, Mapping
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -19,14 +20,17 @@ from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension, loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from dejavu.arguments import refusal
 from dejavu.errors import DejavuError, InputError, ModelFormatError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator
 
     from jinja2.parser import Parser
     from jinja2.runtime import Context
 
+_MESSAGE = '{"role": "user", "content": "Hello"}'
+"""For messages of errors."""
 _MAX_SOURCE = 1 << 18  # characters; the longest templates in use have about 20,000
 _MAX_STEPS = 1_000_000  # a loop round is one, a call `_CALL`
 _CALL = 4
@@ -84,12 +88,14 @@ class ChatTemplate:
             raise _failure(error) from error
 
     def render(
-        self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True, **variables: Any
+        self, messages: Iterable[Mapping[str, Any]], *, add_generation_prompt: bool = True, **variables: Any
     ) -> str:
         """The prompt for `messages`.
 
         Args:
-            messages: each has a "role" (system, user, assistant, ...) and mostly a "content".
+            messages: each has a "role" (system, user, assistant, ...) and a "content": text, or a list of parts such as
+                ``{"type": "text", "text": "Hello"}``, which become the lines of one text. Beside "tool_calls" there may be
+                none.
             add_generation_prompt: end where the assistant's answer begins.
             variables: passed on to the template, for example `tools` or `enable_thinking`.
 
@@ -97,11 +103,11 @@ class ChatTemplate:
             InputError: the messages are malformed, or the template refuses them.
             ModelFormatError: the template fails or does not end within its budget.
         """
-        size = _check_messages(messages)
-        reset = _BUDGET.set(_Budget(_MAX_STEPS, _MAX_CHARACTERS + 200 * size))
+        plain = _plain_messages(messages)
+        reset = _BUDGET.set(_Budget(_MAX_STEPS, _MAX_CHARACTERS + 200 * _size(plain)))
         try:
             return self._template.render(
-                messages=messages, add_generation_prompt=add_generation_prompt, **(self._tokens | variables)
+                messages=plain, add_generation_prompt=add_generation_prompt, **(self._tokens | variables)
             )
         except DejavuError:
             raise
@@ -118,17 +124,42 @@ def _failure(error: Exception) -> ModelFormatError:
     )
 
 
-def _check_messages(messages: Sequence[Mapping[str, Any]]) -> int:
-    """Refuse malformed messages. Returns their size in characters of JSON."""
-    if isinstance(messages, (str, dict)) or not messages:
-        raise InputError("no messages", fix='pass a list such as [{"role": "user", "content": "Hello"}]')
-    for message in messages:
-        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-            raise InputError(
-                f"a message is {str(message)[:60]!r}; it must be a dict with a role and a content"
-            )
+def _plain_messages(messages: object) -> list[dict[str, Any]]:
+    """The messages as templates know them: dicts whose content is one text. Refuse malformed ones."""
+    if not isinstance(messages, Iterable) or isinstance(messages, (str, bytes, Mapping)):
+        raise refusal("messages", messages, f"a list such as [{_MESSAGE}]")
+    plain = [_plain_message(f"messages[{i}]", message) for i, message in enumerate(messages)]
+    if not plain:
+        raise InputError("no messages", fix=f"pass a list such as [{_MESSAGE}]")
+    return plain
+
+
+def _plain_message(name: str, message: object) -> dict[str, Any]:
+    if not isinstance(message, Mapping):
+        raise refusal(name, message, f"a dict such as {_MESSAGE}")
+    plain = dict(message)
+    role, content = plain.get("role"), plain.get("content")
+    if not isinstance(role, str) or not role:
+        raise refusal(f'the "role" of {name}', role, "a name such as system, user or assistant")
+    if isinstance(content, str) or (content is None and plain.get("tool_calls")):
+        return plain
+    if not isinstance(content, (list, tuple)) or not content:
+        raise refusal(f'the "content" of {name}', content, "a str, or a list of parts that are text")
+    parts = [_part_text(f'part {i} of the "content" of {name}', part) for i, part in enumerate(content)]
+    return plain | {"content": "\n".join(parts)}  # as vLLM joins them
+
+
+def _part_text(name: str, part: object) -> str:
+    text = part.get("text") if isinstance(part, Mapping) and part.get("type") == "text" else None
+    if not isinstance(text, str):
+        raise refusal(name, part, 'text, such as {"type": "text", "text": "Hello"}')
+    return text
+
+
+def _size(messages: list[dict[str, Any]]) -> int:
+    """Characters of JSON."""
     try:
-        return len(json.dumps(list(messages)))
+        return len(json.dumps(messages))
     except (TypeError, ValueError, RecursionError) as error:
         raise InputError(f"the messages are not plain values: {error}") from error
 

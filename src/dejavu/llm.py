@@ -4,25 +4,27 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Iterable, Mapping, Set
 from contextlib import closing
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 
-from dejavu.errors import InputError
+from dejavu.arguments import choice, flag, refusal, whole
+from dejavu.codecs import CODECS
+from dejavu.errors import InputError, UnsupportedModelError
+from dejavu.executor import KV_DTYPES
 from dejavu.models.loading import open_model
 from dejavu.models.sources import DEFAULT_MODEL, resolve
-from dejavu.opening import made_for, natural_codec, open_native
-from dejavu.plan.choice import choose_plan
-from dejavu.refinement import refine
+from dejavu.opening import check_progress, codec_and_plan, name_of, open_native, open_reference, wanted_plan
 from dejavu.sampling import SamplingParams
 from dejavu.sequences import Conversation, Request, Running
 from dejavu.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Mapping, Sequence
-    from pathlib import Path
+    from collections.abc import Generator, Sequence
+    from os import PathLike
     from types import TracebackType
 
     from dejavu.chat import ChatTemplate
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
 
     Message = Mapping[str, Any]
     Texts = list[str] | tuple[str, ...]
+    Params = SamplingParams | Sequence[SamplingParams]
 
 CHUNK = 512
 """Most tokens of one prefill call."""
@@ -55,6 +58,7 @@ class LLM:
 
     Raises:
         ModelFormatError: the tokenizer has more tokens than the model.
+        UnsupportedModelError: the model's context has no room for an answer.
         InputError: `context` or `max_batch` is out of range.
         PlanError: the plan does not fit the model, or the executor cannot carry it out.
     """
@@ -75,12 +79,8 @@ class LLM:
         tokenizer.check_fits(config.vocab_size)
         self.executor = executor
         self.tokenizer = tokenizer
-        self.context = config.max_context if context is None else context
-        if not 2 <= self.context <= config.max_context:
-            raise InputError(f"a context of {context} tokens; this model can do 2 to {config.max_context}")
-        if max_batch < 1:
-            raise InputError(f"max_batch is {max_batch}; it must be at least 1")
-        self.max_batch = max_batch
+        self.context = _context(context, config.max_context)
+        self.max_batch = whole("max_batch", max_batch, 1)
         if plan is not None:
             executor.set_plan(plan)
         self.plan = plan
@@ -94,13 +94,13 @@ class LLM:
     @classmethod
     def from_pretrained(
         cls,
-        model: str = DEFAULT_MODEL,
+        model: str | PathLike[str] = DEFAULT_MODEL,
         *,
         codec: Codec | Literal["auto"] = "auto",
         kv_dtype: KvDtype = "f16",
         threads: int | None = None,
         executor: Literal["native", "reference"] = "native",
-        plan: AccessPlan | Path | str = "auto",
+        plan: AccessPlan | PathLike[str] | str | None = "auto",
         fallback: bool = True,
         context: int | None = None,
         max_batch: int = 8,
@@ -117,8 +117,8 @@ class LLM:
             kv_dtype: how keys and values are held.
             threads: of the native executor; None: one per physical core.
             executor: "native" is the C++ engine, "reference" the slow NumPy specification.
-            plan: an access plan or its folder; "off": dense; "auto": the model's own (in its folder) or one that comes with
-                dejavu for it, if there is one.
+            plan: an access plan or its folder; "off" or None: dense; "auto": the model's own (in its folder) or one that
+                comes with dejavu for it, if there is one.
             fallback: run dense what of the plan does not pay on this machine: measured the first time, and remembered
                 (`dejavu.engine.break_even`). False: the plan as it is.
             context: most tokens of prompt and completion together; None: the model's.
@@ -128,26 +128,30 @@ class LLM:
             progress: told about downloads and packing.
 
         Raises:
+            InputError: an argument is none of these.
             DejavuError: the model cannot be found, fetched, read or run; the type and `fix` tell.
         """
         started = time.perf_counter()
-        path = resolve(model, offline=offline, progress=progress)
+        codec = choice("codec", codec, ("auto", *CODECS))
+        kv_dtype = choice("kv_dtype", kv_dtype, KV_DTYPES)
+        executor = choice("executor", executor, ("native", "reference"))
+        threads = None if threads is None else whole("threads", threads, 1, 1024)
+        wanted = wanted_plan(plan)
+        fallback, cache = flag("fallback", fallback), flag("cache", cache)
+        context = None if context is None else whole("context", context, 2)
+        max_batch = whole("max_batch", max_batch, 1)
+        offline = None if offline is None else flag("offline", offline)
+        check_progress(progress)
+        path = resolve(name_of(model), offline=offline, progress=progress)
         opened = open_model(path)
         try:
             tokenizer = Tokenizer.from_model(opened)
-            if codec == "auto":
-                codec = "f32" if executor == "reference" else natural_codec(opened.weights)
-                made, plan = made_for(plan, opened.weights, path)
-                codec = made or codec
-            chosen = choose_plan(plan, opened.weights, codec, path)
+            codec, chosen = codec_and_plan(codec, wanted, opened.weights, path, exact=executor == "reference")
             measured: BreakEven | None = None
             runs: Executor
             if executor == "reference":
-                from dejavu.reference.executor import ReferenceExecutor
-
-                config, weights = refine(opened.config, opened.weights, codec)
-                runs = ReferenceExecutor(config, weights, codec=codec, kv_dtype=kv_dtype)
-            elif executor == "native":
+                runs = open_reference(opened, codec, kv_dtype)
+            else:
                 runs, chosen, measured = open_native(
                     path,
                     tokenizer,
@@ -159,8 +163,6 @@ class LLM:
                     cache=cache,
                     progress=progress,
                 )
-            else:
-                raise InputError(f"executor {executor!r} is unknown; there are: native, reference")
         finally:
             opened.close()
         try:
@@ -182,18 +184,28 @@ class LLM:
     @overload
     def generate(self, prompts: str, params: SamplingParams | None = None) -> Generation: ...
     @overload
-    def generate(self, prompts: Texts, params: SamplingParams | None = None) -> list[Generation]: ...
-    def generate(
-        self, prompts: str | Texts, params: SamplingParams | None = None
-    ) -> Generation | list[Generation]:
+    def generate(self, prompts: Texts, params: Params | None = None) -> list[Generation]: ...
+    def generate(self, prompts: object, params: Params | None = None) -> Generation | list[Generation]:
         """Continue one prompt, or several together.
 
+        Args:
+            prompts: the texts.
+            params: how to sample; for several prompts it may be a list, one for each.
+
         Raises:
-            InputError: a prompt is empty or leaves no room in the context.
+            InputError: a prompt is empty or leaves no room in the context, or an argument is none of these.
         """
         if isinstance(prompts, str):
             return self._finish([self._request(prompts, params)])[0]
-        return self._finish([self._request(prompt, params) for prompt in prompts])
+        if not isinstance(prompts, Iterable) or isinstance(prompts, (bytes, Mapping, Set)):
+            raise refusal("prompts", prompts, "a str or a list of them")
+        texts = list(prompts)
+        each = params if isinstance(params, (list, tuple)) else [params] * len(texts)
+        if len(each) != len(texts):
+            raise InputError(
+                f"{len(each)} params for {len(texts)} prompts", fix="give one for each, or one for all"
+            )
+        return self._finish([self._request(*pair) for pair in zip(texts, each, strict=True)])
 
     def stream(self, prompt: str, params: SamplingParams | None = None) -> Generator[StreamEvent, None, None]:
         """Like `generate`, piece by piece. Closing the generator stops the generation."""
@@ -201,7 +213,7 @@ class LLM:
 
     def chat(
         self,
-        messages: Sequence[Message],
+        messages: Iterable[Message],
         params: SamplingParams | None = None,
         *,
         conversation: Conversation | None = None,
@@ -210,7 +222,7 @@ class LLM:
         """Answer the last of `messages`.
 
         Args:
-            messages: all of the chat so far, each with a "role" and a "content".
+            messages: all of the chat so far, each with a "role" and a "content" (see `ChatTemplate.render`).
             params: how to sample.
             conversation: from `conversation()`; keeps what was computed for earlier turns.
             variables: for the chat template, for example `tools`.
@@ -223,7 +235,7 @@ class LLM:
 
     def stream_chat(
         self,
-        messages: Sequence[Message],
+        messages: Iterable[Message],
         params: SamplingParams | None = None,
         *,
         conversation: Conversation | None = None,
@@ -236,8 +248,12 @@ class LLM:
         """A place to keep the KV cache between turns."""
         return Conversation(self.executor.new_cache)
 
-    def render_chat(self, messages: Sequence[Message], **variables: Any) -> str:
-        """The prompt that the chat template makes of `messages`."""
+    def render_chat(self, messages: Iterable[Message], **variables: Any) -> str:
+        """The prompt that the chat template makes of `messages`.
+
+        Raises:
+            InputError: the model has no chat template, the messages are malformed, or the template refuses them.
+        """
         return self._chat_template.render(messages, **variables)
 
     def close(self) -> None:
@@ -253,6 +269,10 @@ class LLM:
     ) -> None:
         self.close()
 
+    def _check_open(self) -> None:
+        if self._closed:
+            raise InputError("this LLM is closed", fix="load the model again")
+
     def _run(self, requests: Sequence[Request]) -> Generator[StreamEvent, None, None]:
         """Prefill each prompt once, then decode all of its sequences and those of other prompts together."""
         waiting = deque(sequence for request in requests for sequence in request.sequences)
@@ -260,6 +280,7 @@ class LLM:
         try:
             while waiting or running:
                 while waiting and len(running) < self.max_batch:
+                    self._check_open()
                     sequence = waiting.popleft()
                     if sequence.request.cache is None:
                         self._prefill(sequence.request)
@@ -267,6 +288,7 @@ class LLM:
                     if sequence.completion is None:
                         running.append(sequence)
                 if running:
+                    self._check_open()
                     tokens = np.array([sequence.token_ids[-1] for sequence in running], np.int32)  # [b]
                     caches = [sequence.cache for sequence in running]
                     logits = self.executor.decode(tokens, caches)  # [b, vocab]
@@ -301,16 +323,18 @@ class LLM:
 
     def _request(
         self,
-        prompt: str,
-        params: SamplingParams | None,
+        prompt: object,
+        params: object,
         *,
         add_special: bool = True,
         conversation: Conversation | None = None,
     ) -> Request:
-        if self._closed:
-            raise InputError("this LLM is closed", fix="load the model again")
+        self._check_open()
         if not isinstance(prompt, str):
-            raise InputError(f"a prompt is a {type(prompt).__name__}; it must be a str")
+            raise refusal("a prompt", prompt, "a str")
+        params = SamplingParams() if params is None else params
+        if not isinstance(params, SamplingParams):
+            raise refusal("params", params, "a SamplingParams or None")
         tokens = self.tokenizer.encode(prompt, add_special=add_special) if prompt else []
         if not tokens:
             raise InputError("the prompt is empty", fix="pass a text with at least one character")
@@ -325,7 +349,6 @@ class LLM:
                     else ""
                 ),
             )
-        params = params or SamplingParams()
         return Request(
             prompt,
             tokens,
@@ -340,11 +363,13 @@ class LLM:
 
     def _chat_request(
         self,
-        messages: Sequence[Message],
+        messages: Iterable[Message],
         params: SamplingParams | None,
         conversation: Conversation | None,
         variables: Mapping[str, Any],
     ) -> Request:
+        if not isinstance(conversation, (Conversation, type(None))):
+            raise refusal("conversation", conversation, "one made with llm.conversation()")
         if conversation is not None and conversation.new_cache != self.executor.new_cache:
             raise InputError(
                 "the conversation belongs to another LLM", fix="make one with llm.conversation()"
@@ -360,3 +385,11 @@ class LLM:
         if source is None:
             raise InputError("this model has no chat template", fix="use generate or stream with a prompt")
         return ChatTemplate(source, bos_token=self.tokenizer.bos_token, eos_token=self.tokenizer.eos_token)
+
+
+def _context(wanted: int | None, most: int) -> int:
+    if most < 2:
+        raise UnsupportedModelError(
+            f"this model's context is {most} token; at least 2 are needed, for a prompt and an answer"
+        )
+    return most if wanted is None else whole("context", wanted, 2, most)

@@ -2,24 +2,75 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from dejavu.arguments import refusal
 from dejavu.codecs import CODECS
-from dejavu.plan.choice import OWN, choose_plan
-from dejavu.plan.storage import PLAN_NAME
+from dejavu.models.spec import FORMS
+from dejavu.plan import AccessPlan
+from dejavu.plan.choice import OWN, choose_plan, holds_plan
+from dejavu.refinement import refine
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from dejavu.codecs import Codec
     from dejavu.engine import NativeExecutor
     from dejavu.engine.break_even import BreakEven
+    from dejavu.executor import KvDtype
+    from dejavu.models.loading import OpenModel
     from dejavu.models.weights import Weights
-    from dejavu.plan import AccessPlan
+    from dejavu.reference.executor import ReferenceExecutor
     from dejavu.tokenizer import Tokenizer
+
+
+def name_of(model: object) -> str:
+    """What `resolve` is to look up for `model`. A path stays one: it is never taken for an alias or a hub id.
+
+    Raises:
+        InputError: it is neither a str nor a path.
+    """
+    if isinstance(model, str):
+        return model
+    path = _path(model)
+    if path is None:
+        raise refusal("model", model, f"a str or a path: {FORMS}")
+    return str(path if str(path).startswith("~") else path.absolute())
+
+
+def wanted_plan(plan: object) -> AccessPlan | Path | str:
+    """The plan that is asked for, as `choose_plan` takes it; None is "off".
+
+    Raises:
+        InputError: it is none of the forms of a plan.
+    """
+    if plan is None:
+        return "off"
+    wanted = plan if isinstance(plan, (AccessPlan, str)) else _path(plan)
+    if wanted is None:
+        raise refusal(
+            "plan", plan, 'an AccessPlan, the path of its folder, "auto", or "off" or None for dense'
+        )
+    return wanted
+
+
+def check_progress(progress: object) -> None:
+    """Refuse what has not the methods of a `Progress`.
+
+    Raises:
+        InputError: one is missing.
+    """
+    steps = ("start", "advance", "finish")
+    if progress is not None and not all(callable(getattr(progress, step, None)) for step in steps):
+        raise refusal("progress", progress, f"None, or an object with the methods {', '.join(steps)}")
+
+
+def _path(value: object) -> Path | None:
+    text = os.fspath(value) if isinstance(value, os.PathLike) else None
+    return Path(text) if isinstance(text, str) else None  # there are paths of bytes
 
 
 def open_native(
@@ -54,6 +105,40 @@ def open_native(
     return runs, left, found
 
 
+def open_reference(opened: OpenModel, codec: Codec, kv_dtype: KvDtype) -> ReferenceExecutor:
+    """The reference executor, whose weights have been through `codec`."""
+    from dejavu.reference.executor import ReferenceExecutor
+
+    config, weights = refine(opened.config, opened.weights, codec)
+    return ReferenceExecutor(config, weights, codec=codec, kv_dtype=kv_dtype)
+
+
+def codec_and_plan(
+    codec: Codec | Literal["auto"],
+    plan: AccessPlan | Path | str,
+    weights: Weights,
+    model: Path,
+    *,
+    exact: bool,
+) -> tuple[Codec, AccessPlan | None]:
+    """The codec to hold `weights` in, and the plan to run them by: what `LLM.from_pretrained` means by "auto".
+
+    Args:
+        codec: the one that is wanted.
+        plan: what is wanted, as for `choose_plan`.
+        weights: of the model.
+        model: where it lies.
+        exact: "auto" is float32 where no plan says otherwise, as for the reference executor.
+
+    Raises:
+        PlanError: as `choose_plan`.
+    """
+    if codec == "auto":
+        made, plan = made_for(plan, weights, model)
+        codec = made or ("f32" if exact else natural_codec(weights))
+    return codec, choose_plan(plan, weights, codec, model)
+
+
 def made_for(
     plan: AccessPlan | Path | str, weights: Weights, model: Path
 ) -> tuple[Codec | None, AccessPlan | Path | str]:
@@ -61,7 +146,7 @@ def made_for(
 
     Plans that come with dejavu do not count: they follow the codec. A plan that was read for this is returned as read.
     """
-    if plan == "auto" and not (model / OWN / PLAN_NAME).is_file():
+    if plan == "auto" and not holds_plan(model / OWN):
         return None, plan
     found = choose_plan(plan, weights, None, model)
     said = None if found is None else found.evidence.get("codec")

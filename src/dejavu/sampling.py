@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import math
 import secrets
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dejavu.errors import InputError, NumericsError
+from dejavu.arguments import as_float, flag, real, refusal, whole
+from dejavu.errors import NumericsError
 from dejavu.outputs import TokenLogprobs
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Sequence
 
 Floats = NDArray[np.float32]
 Ids = NDArray[np.int64]
@@ -26,7 +28,10 @@ Ids = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How to choose tokens and when to stop. Wrong values raise `InputError`."""
+    """How to choose tokens and when to stop. Wrong values raise `InputError`.
+
+    NumPy's numbers may be given for Python's, and None for an empty `stop`, `stop_token_ids` or `logit_bias`.
+    """
 
     n: int = 1
     """Completions per prompt. The prompt is computed once."""
@@ -39,13 +44,13 @@ class SamplingParams:
     min_p: float = 0.0
     """Keep tokens at least this times as likely as the most likely one."""
     repetition_penalty: float = 1.0
-    """Divides positive and multiplies negative logits of tokens seen in the prompt or the output."""
+    """Divides positive and multiplies negative logits of tokens seen in the prompt or the output. 0.001 to 1000."""
     presence_penalty: float = 0.0
     """Subtracted from the logits of tokens seen in the output."""
     frequency_penalty: float = 0.0
     """Subtracted once for each time that the token was seen in the output."""
-    logit_bias: Mapping[int, float] = field(default_factory=dict)
-    """Token id -> what is added to its logit; -inf forbids it."""
+    logit_bias: Mapping[int, float] = field(default_factory=dict, hash=False)  # a dict has no hash
+    """Token id -> what is added to its logit, -1e30 to 1e30; -inf forbids it."""
     seed: int | None = None
     """Same seed, same tokens. None draws a fresh one."""
     max_tokens: int | None = 256
@@ -62,35 +67,33 @@ class SamplingParams:
     """Log-probability of each chosen token, and of so many most likely ones."""
 
     def __post_init__(self) -> None:
-        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
-        object.__setattr__(self, "stop", stop)
-        object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids))
-        object.__setattr__(self, "logit_bias", dict(self.logit_bias))
-        for name, (low, high) in _WHOLE.items():
+        stop = (self.stop,) if isinstance(self.stop, str) else _items("stop", self.stop, "strings")
+        if not all(isinstance(text, str) and text for text in stop):
+            raise refusal("stop", stop, "strings that are not empty")
+        ids = _items("stop_token_ids", self.stop_token_ids, "whole numbers")
+        checked: dict[str, Any] = {
+            "stop": stop,
+            "stop_token_ids": tuple(_token_id(token) for token in ids),
+            "logit_bias": _biases(self.logit_bias),
+        }
+        for name in _FLAGS:
+            checked[name] = flag(name, getattr(self, name))
+        for name, limits in _WHOLE.items():
             value = getattr(self, name)
-            if value is not None or name not in _OPTIONAL:
-                _check(
-                    name,
-                    value,
-                    _is_whole(value) and low <= value <= high,
-                    f"a whole number from {_range(low, high)}",
-                )
-        for name, (low, high) in _REAL.items():
-            value = getattr(self, name)
-            _check(
-                name, value, _is_real(value) and low <= value <= high, f"a number from {_range(low, high)}"
-            )
-        _check("top_p", self.top_p, self.top_p > 0, "above 0")
-        _check("repetition_penalty", self.repetition_penalty, self.repetition_penalty > 0, "above 0")
+            left_out = value is None and name in _OPTIONAL
+            checked[name] = None if left_out else whole(name, value, *limits)
+        for name, limits in _REAL.items():
+            checked[name] = real(name, getattr(self, name), *limits)
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
+        if self.top_p == 0:
+            raise refusal("top_p", self.top_p, "above 0")
         most = self.max_tokens or self.min_tokens
-        _check("min_tokens", self.min_tokens, self.min_tokens <= most, f"at most max_tokens, {most}")
-        _check("stop", stop, {type(s) for s in stop} <= {str} and all(stop), "strings that are not empty")
-        for token in (*self.stop_token_ids, *self.logit_bias):
-            _check("a token id", token, _is_whole(token) and token >= 0, "a whole number from 0")
-        for bias in self.logit_bias.values():
-            _check("logit_bias", bias, _is_real(bias) or bias == -math.inf, "a finite number or -inf")
+        if self.min_tokens > most:
+            raise refusal("min_tokens", self.min_tokens, f"at most max_tokens, {most}")
 
 
+_FLAGS = ("ignore_eos", "include_stop_str_in_output", "skip_special_tokens")
 _WHOLE: dict[str, tuple[float, float]] = {
     "n": (1, 4096),
     "top_k": (-1, math.inf),
@@ -104,27 +107,40 @@ _REAL: dict[str, tuple[float, float]] = {
     "temperature": (0, 1e6),
     "top_p": (0, 1),
     "min_p": (0, 1),
-    "repetition_penalty": (0, math.inf),
+    "repetition_penalty": (1e-3, 1000),
     "presence_penalty": (-2, 2),
     "frequency_penalty": (-2, 2),
 }
+_MOST_BIAS = 1e30
+"""Far beyond any logit; even divided by the least repetition penalty it is finite in float32."""
 
 
-def _range(low: float, high: float) -> str:
-    return f"{low} on" if high == math.inf else f"{low} to {high}"
+def _items(name: str, values: object, wanted: str) -> tuple[Any, ...]:
+    """The `values` of an argument that may be left out as None."""
+    if values is None:
+        return ()
+    if not isinstance(values, Iterable) or isinstance(values, (str, bytes, Mapping)):
+        raise refusal(name, values, f"a list of {wanted}")
+    return tuple(values)
 
 
-def _is_whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+def _token_id(token: object) -> int:
+    return whole("a token id", token, 0)
 
 
-def _is_real(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+def _biases(biases: object) -> dict[int, float]:
+    if biases is None:
+        return {}
+    if not isinstance(biases, Mapping):
+        raise refusal("logit_bias", biases, "a dict of token ids and numbers")
+    return {_token_id(token): _bias(bias) for token, bias in biases.items()}
 
 
-def _check(name: str, value: object, good: bool, wanted: str) -> None:
-    if not good:
-        raise InputError(f"{name} is {value!r}; it must be {wanted}")
+def _bias(bias: object) -> float:
+    number = as_float(bias)
+    if number != -math.inf and not abs(number) <= _MOST_BIAS:
+        raise refusal("logit_bias", bias, f"a number from {-_MOST_BIAS:g} to {_MOST_BIAS:g}, or -inf")
+    return number
 
 
 @dataclass(frozen=True)
@@ -159,7 +175,8 @@ class Sampler:
         index: int = 0,
     ) -> None:
         for token in (*params.logit_bias, *params.stop_token_ids):
-            _check("a token id", token, token < vocab_size, f"below the vocabulary size {vocab_size}")
+            if token >= vocab_size:
+                raise refusal("a token id", token, f"below the vocabulary size {vocab_size}")
         self.params = params
         self._count = 0
         self._stop_ids = _ids(set(stop_token_ids))
