@@ -297,6 +297,110 @@ def test_bad_input(dejavu: Dejavu, folder: Path, args: tuple[str, ...], message:
     assert "fix: " in result.err
 
 
+def finished(dejavu: Dejavu, output: Path) -> list[bytes]:
+    """What a run leaves that is not interrupted."""
+    assert dejavu("--tasks", "cloze", "-o", str(output)).code == 0
+    return contents(output)
+
+
+def contents(output: Path) -> list[bytes]:
+    return [path.read_bytes() for path in (output, output.with_suffix(".items.jsonl"))]
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ("--tasks", "nonsense"),
+        ("--tasks", "quiz", "--plan", "nowhere"),
+        ("--tasks", "quiz", "--base-codec", "int3"),
+        ("--tasks", "quiz", "--threads", "100000"),
+        ("--text", "TEXT", "--window", "101"),
+        ("--text", "MISSING"),
+    ],
+)
+def test_a_run_that_cannot_begin_leaves_what_there_is(
+    dejavu: Dejavu, folder: Path, tmp_path: Path, args: tuple[str, ...]
+) -> None:
+    output = tmp_path / "r.json"
+    before = finished(dejavu, output)
+    names = {"TEXT": str(folder / "text.txt"), "MISSING": str(tmp_path / "missing.txt")}
+    again = dejavu(*(names.get(a, a) for a in args), "-o", str(output))
+    assert again.code not in (0, 1)
+    assert contents(output) == before
+    assert dejavu(*(names.get(a, a) for a in args), "-o", str(tmp_path / "new.json")).code == again.code
+    assert not list(tmp_path.glob("new.*"))
+
+
+def test_an_interrupted_run_over_a_finished_one_is_known(
+    dejavu: Dejavu, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "r.json"
+    results, journal = finished(dejavu, output)
+    args = ("--tasks", "quiz,cloze", "-o", str(output))
+
+    def interrupted(of: str) -> SimpleNamespace:
+        work = suite.score
+
+        def score(executor: Any, prompts: Any, **options: Any) -> Any:
+            kind = "quiz" if len(prompts[0].targets) > 1 else "cloze"
+            if kind == of:
+                raise KeyboardInterrupt
+            return work(executor, prompts, **options)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(suite, "score", score)
+            return dejavu(*args)
+
+    assert interrupted("quiz").code == 130
+    assert contents(output) == [results, journal]  # nothing was finished that could replace it
+    assert interrupted("cloze").code == 130
+    assert output.read_bytes() == results
+    again = dejavu(*args)
+    assert again.code == 8
+    assert "interrupted run" in again.err
+    assert dejavu(*args, "--resume").code == 0
+    assert set(json.loads(output.read_text())["runs"][0]["tasks"]) == {"cloze", "quiz"}
+    assert dejavu(*args).code == 0  # a finished one may be replaced
+
+
+def test_places_that_are_not_for_results(dejavu: Dejavu, folder: Path, tmp_path: Path, plan: str) -> None:
+    task = (folder / "cloze.jsonl").read_text()
+    items_like, linked, other = (tmp_path / n for n in ("in.items.jsonl", "linked.json", "other.json"))
+    items_like.write_text(task)
+    linked.symlink_to(items_like)
+    other.write_text("[1]")
+    (tmp_path / "folder.json").mkdir()
+    for name, message in {
+        "keep.txt": ".json file",
+        "in.items.jsonl": ".json file",
+        "in.json": f"this run reads {items_like}",
+        "linked.json": f"this run reads {linked}",
+        "other.json": "no result of dejavu eval",
+        f"{plan}/plan.json": "no result of dejavu eval",
+        "folder.json": "folder.json is a folder",
+    }.items():
+        before = sorted(tmp_path.iterdir())
+        result = dejavu("--tasks", str(items_like), "-o", str(tmp_path / name))
+        assert result.code == 8
+        assert message in result.err
+        assert "fix: " in result.err
+        assert sorted(tmp_path.iterdir()) == before
+    assert (items_like.read_text(), other.read_text()) == (task, "[1]")
+
+
+def test_says_that_nothing_was_scored(dejavu: Dejavu, folder: Path) -> None:
+    result = dejavu("--tasks", "long")
+    assert re.search(r"long +\(nothing scored\) +0", result.out)
+    assert "long: 1 items skipped" in result.out
+    assert "nothing was scored" in result.err
+    empty = dejavu("--text", str(folder / "text.txt"), "--tasks", "talk", "--shard", "90/90")
+    assert (empty.code, empty.out.count("(nothing scored)")) == (0, 2)
+    assert "nothing was scored" in empty.err
+    some = dejavu("--tasks", "long,cloze")
+    assert "(nothing scored)" in some.out
+    assert "nothing was scored" not in some.err
+
+
 def test_damaged_or_unwritable_journal(dejavu: Dejavu, tmp_path: Path) -> None:
     (tmp_path / "a.items.jsonl").write_text('{"run": "x"}\n')
     result = dejavu("--tasks", "quiz", "-o", str(tmp_path / "a.json"), "--resume")

@@ -72,6 +72,30 @@ def test_malformed_lines_are_named(tmp_path: Path, line: object, message: str) -
     assert caught.value.fix
 
 
+@pytest.mark.parametrize(
+    ("line", "field"),
+    [
+        (CHOICE | {"context": "a\ud800"}, "context"),
+        (CHOICE | {"choices": ["a", "b\ud800"]}, "choices"),
+        (CLOZE | {"target": "a\ud800"}, "target"),
+        (GENERATION | {"stop": ["a", "\ud800"]}, "stop"),
+    ],
+)
+def test_text_that_is_no_unicode(tmp_path: Path, line: dict[str, Any], field: str) -> None:
+    path = write(tmp_path / "t.jsonl", "", line)
+    with pytest.raises(InputError, match=rf't\.jsonl:2: "{field}": .*\\ud800'):
+        read_task(path)
+    read_task(write(path, CLOZE | {"note": "\ud800"}))  # a field that nothing reads
+
+
+def test_a_byte_order_mark_is_no_part_of_a_task(tmp_path: Path) -> None:
+    plain = read_task(write(tmp_path / "t.jsonl", CHOICE, CHOICE))
+    marked = tmp_path / "T.JSONL"
+    marked.write_bytes(b"\xef\xbb\xbf" + (tmp_path / "t.jsonl").read_bytes().replace(b"\n", b"\r\n"))
+    [found] = read_tasks([str(marked)], tmp_path)
+    assert (found.items, found.fingerprint) == (plain.items, plain.fingerprint)
+
+
 def test_malformed_stop(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r't\.jsonl:1: "stop" is'):
         read_task(write(tmp_path / "t.jsonl", GENERATION | {"stop": "x"}))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, get_args
 
@@ -231,10 +232,31 @@ def test_read_documents(tmp_path: Any) -> None:
     assert read_documents(lines) == [f"é{separator}x", "y"]
 
 
+@pytest.mark.parametrize("name", ["a.txt", "A.TXT", "a.md", "a"])
+def test_marks_and_line_ends_are_no_part_of_plain_text(tmp_path: Any, name: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(b"\xef\xbb\xbfone\r\ntwo\rthree\n\xef\xbb\xbf")
+    assert read_documents(path) == ["one\ntwo\nthree\n\ufeff"]  # at another place it is what the author wrote
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "JS.JSONL"])
+def test_marks_and_line_ends_of_lines(tmp_path: Any, name: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(b'\xef\xbb\xbf{"text": "a\\r\\nb"}\r\n\r\n{"text": "c"}')
+    assert read_documents(path) == ["a\r\nb", "c"]
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
         ("missing.txt", None, "No such file"),
+        ("-", None, "standard input is not read"),
+        ("a.json", b'{"text": "a"}', "not from .json"),
+        ("A.CSV", b"a", "not from .CSV"),
+        ("a.jsonl.gz", b"a", "not from .gz"),
+        ("a.txt", b"\xef\xbb\xbfabc\xff", "byte 6 is not UTF-8"),
+        ("a.txt", b"\xef\xbb\xbf", "no text"),
+        ("a.jsonl", b'{"text": "a"}\n\n{"text": "abc \\ud800"}', r"a\.jsonl:3: .*\\ud800"),
         ("a.txt", b"\xff\xfe", "not UTF-8"),
         ("a.txt", b" \n", "no text"),
         ("a.jsonl", b'{"text": "a"}\n{', ":2: not JSON"),
@@ -243,8 +265,11 @@ def test_read_documents(tmp_path: Any) -> None:
         ("a.jsonl", b"[" * 100_000, "not JSON"),
     ],
 )
-def test_bad_files(tmp_path: Any, name: str, content: bytes | None, message: str) -> None:
-    path = tmp_path / name
+def test_bad_files(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch, name: str, content: bytes | None, message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = Path(name)
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(InputError, match=message) as caught:

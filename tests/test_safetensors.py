@@ -10,7 +10,7 @@ import pytest
 import safetensors.numpy
 
 from dejavu.errors import ModelFormatError, SourceError, UnsupportedModelError
-from dejavu.models.safetensors import INDEX_NAME, SafeTensors
+from dejavu.models.safetensors import INDEX_NAME, SafeTensors, load_json
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -234,3 +234,9 @@ def test_folders_and_odd_paths(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.safetensors")
     with pytest.raises(SourceError, match="regular"):
         SafeTensors(tmp_path / "pipe.safetensors")
+
+
+def test_json_may_begin_with_a_byte_order_mark() -> None:
+    assert load_json(b'\xef\xbb\xbf{"a": 1}', "it") == {"a": 1}
+    with pytest.raises(ModelFormatError, match="it: not valid JSON"):
+        load_json(b'\xef\xbb\xbf\xef\xbb\xbf{"a": 1}', "it")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import re
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -266,6 +267,71 @@ def test_same_seed_same_plan(folder: Path, capsys: pytest.CaptureFixture[str]) -
 def test_bad_options(values: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         TrainOptions(**values)
+
+
+@pytest.mark.parametrize("rate", [math.nan, -1.0, 0.0, math.inf, 1e30])
+def test_learning_rates_that_cannot_be(rate: float) -> None:
+    with pytest.raises(InputError, match=r"learning rate of .* up to 1 is possible") as caught:
+        TrainOptions(density=0.5, selector="low_rank", learning_rate=rate)
+    assert caught.value.fix
+
+
+def refused(
+    folder: Path, output: Path, capsys: pytest.CaptureFixture[str], *args: str, text: Path | None = None
+) -> dict[str, str]:
+    """The error of `dejavu train`, before anything is computed."""
+    given = ["--text", str(text or folder / "text.jsonl"), "-o", str(output), "--density", "0.5"]
+    assert run(["train", str(folder / "model"), *given, *FAST, *args]) == InputError.exit_code
+    assert not list(output.parent.glob(f"{output.name}*"))
+    found: dict[str, str] = json.loads(capsys.readouterr().out)["error"]
+    assert found["fix"]
+    return found
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ("--selector", "low_rank", "--rank", "999999"),
+        ("--rank", "33"),
+        ("--heads-density", ".5", "--heads-rank", "33"),
+    ],
+)
+def test_ranks_beyond_the_model(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], args: tuple[str, ...]
+) -> None:
+    error = refused(folder, tmp_path / "p", capsys, *args)
+    assert f"{args[-2]} {args[-1]}" in error["message"]
+    assert "at most 32, the lesser of its width 32 and its 48 neurons" in error["message"]
+
+
+def test_too_little_held_out_text_is_found_before_any_work(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recipe, "calibrate", lambda *_: pytest.fail("computed something"))
+    text = write_jsonl(tmp_path / "a.jsonl", [text[:200] for text in documents(40, 50)])
+    error = refused(folder, tmp_path / "p", capsys, "--search-tokens", "4096", text=text)
+    assert re.search(r"have \d+ tokens; with 4096 for the search none are left", error["message"])
+    assert "--search-tokens" in error["fix"]
+
+
+def test_a_long_document_is_enough_to_check_with(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = write_jsonl(tmp_path / "a.jsonl", documents(4, 1000))  # one is held out, of less than two pieces
+    args = ["--text", str(text), "-o", str(tmp_path / "p"), "--density", "0.5", "--selector", "threshold"]
+    assert run(["train", str(folder / "model"), *args, *FAST]) == 0
+    tokens = json.loads(capsys.readouterr().out)["tokens"]
+    assert tokens["verification"] > 0
+
+
+@pytest.mark.parametrize("verb", [("analyze",), ("train",), ("adapt",), ("plan", "logits", "off")])
+def test_seeds_are_below_two_to_the_63(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], verb: tuple[str, ...]
+) -> None:
+    text = ["--text", str(folder / "text.jsonl"), "-o", str(tmp_path / "p"), "--json"]
+    assert run([*verb, str(folder / "model"), *text, "--seed", str(2**63)]) == 2
+    error = json.loads(capsys.readouterr().out)["error"]
+    assert str(2**63 - 1) in error["message"]
 
 
 def test_neither_density_nor_ratio_names_both_options(

@@ -270,6 +270,6 @@ def test_the_verb_says_it_before_it_computes(
     monkeypatch.setitem(sys.modules, "torch", None)
     monkeypatch.setattr(setup.subject.executor, "trace", lambda *_, **__: pytest.fail("computed something"))
     corpus = Corpus([write_jsonl(tmp_path / "a.jsonl", documents(150, 20))], seed=0)
-    options = TrainOptions(selector="low_rank", density=0.5)
+    options = TrainOptions(selector="low_rank", density=0.5, search_tokens=150)
     with pytest.raises(DejavuError, match="torch"):
         train_plan(setup.subject, corpus, options, checkpoint=tmp_path / "c", progress=Silent())

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from dejavu.errors import InputError
 from dejavu.models.loading import open_model
+from dejavu.texts import read_documents
 from dejavu.tokenizer import Tokenizer
-from dejavu.training.corpus import Corpus
+from dejavu.training.corpus import SECTION_BYTES, Corpus
 from dejavu.training.stream import PIECE, Position, TokenStream
 from tiny_chat import build_tiny_chat
 from training_texts import documents, write_jsonl
@@ -69,6 +70,31 @@ def test_plain_text_is_cut_at_blank_lines(tmp_path: Path) -> None:
     assert 4 < len(everything) < 8
 
 
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("a.txt", b"\xef\xbb\xbfone\r\n\r\n" + b"x" * SECTION_BYTES + b"\r\n\r\ntwo\rthree"),
+        ("A.JSONL", b'\xef\xbb\xbf{"text": "one\\r\\n"}\r\n{"text": "two"}\r\n'),
+    ],
+)
+def test_text_is_what_it_is_when_measured(tmp_path: Path, name: str, data: bytes) -> None:
+    path = tmp_path / name
+    path.write_bytes(data)
+    corpus = Corpus([path], seed=0)
+    everything = sorted([*corpus.training, *corpus.validation])
+    assert len(everything) == 2
+    assert "".join(corpus.text(int(i)) for i in everything) == "".join(read_documents(path))
+
+
+@pytest.mark.parametrize("seed", [2**63, -(2**63) - 1])
+def test_seed_out_of_range(tmp_path: Path, seed: int) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", documents(5, 5))
+    Corpus([path], seed=2**63 - 1)
+    with pytest.raises(InputError, match=f"seed {seed}") as caught:
+        Corpus([path], seed=seed)
+    assert "--seed" in str(caught.value.fix)
+
+
 def test_several_files(tmp_path: Path) -> None:
     one = write_jsonl(tmp_path / "a.jsonl", ["first\u2028line", "second"])
     (tmp_path / "b.txt").write_text("third", encoding="utf-8")
@@ -84,6 +110,8 @@ def test_several_files(tmp_path: Path) -> None:
         ("a.jsonl", b'{"text": "one"}\n{"text": "one"}\n', "1 document"),
         ("a.jsonl", b'{"text": "one"}\n{"body": "two"}\n', r"a\.jsonl:2"),
         ("a.jsonl", b'{"text": " "}\n\n', "no text"),
+        ("a.jsonl", b'{"text": "one"}\n{"text": "\\udc00"}\n', r"a\.jsonl:2: .*\\udc00"),
+        ("a.json", b'{"text": "one"}\n{"text": "two"}\n', "not from .json"),
         ("a.txt", b"abc\xff", "byte 3 is not UTF-8"),
         ("a.txt", None, "No such file"),
     ],
@@ -167,6 +195,33 @@ def test_validation_can_be_divided(corpus: Corpus, tokenizer: Tokenizer) -> None
     assert not {p.tobytes() for p in first[:-1]} & {p.tobytes() for p in second}
     training = {p.tobytes() for p, _ in itertools.islice(stream.training(), 50)}
     assert not training & {p.tobytes() for p in (*first, *second)}
+
+
+def test_a_single_document_can_be_divided(tmp_path: Path) -> None:
+    texts = ["".join(map(chr, range(100, 500))), "".join(map(chr, range(500, 900)))]
+    stream = TokenStream(
+        Corpus([write_jsonl(tmp_path / "a.jsonl", texts)], seed=0), BosTokenizer(), context=101
+    )  # type: ignore[arg-type]
+    whole = [t for piece in stream.validation(10_000) for t in piece[1:].tolist()]
+    assert len(whole) == 400
+    for skip in (1, 30, 101, 250, 402):
+        first, second = stream.validation(skip), stream.validation(10_000, skip=skip)
+        assert all(piece[0] == 7 for piece in second)
+        rest = [t for piece in second for t in piece[1:].tolist()]
+        assert rest == whole[-len(rest) :]
+        assert len(rest) == 400 - (skip - -(-skip // 101))  # each piece begins with BOS
+        assert [t for piece in first for t in piece[1:].tolist()] == whole[: len(whole) - len(rest)]
+    assert stream.validation(10, skip=404) == []
+
+
+def test_held_out_text_without_tokens(tmp_path: Path) -> None:
+    class Mute(BosTokenizer):
+        def encode(self, text: str, *, add_special: bool) -> list[int]:
+            return []
+
+    corpus = Corpus([write_jsonl(tmp_path / "a.jsonl", documents(5, 5))], seed=0)
+    with pytest.raises(InputError, match="held out to check with has two tokens"):
+        TokenStream(corpus, Mute(), context=50).validation(100)  # type: ignore[arg-type]
 
 
 def test_short_text_is_an_error_with_the_figure(corpus: Corpus, tokenizer: Tokenizer) -> None:

@@ -27,7 +27,7 @@ def analyze(
         typer.Option("--output", "-o", help="A folder to write analysis.json and report.html into."),
     ] = None,
     tokens: Annotated[int, typer.Option(min=1, help="Stop reading the text after so many tokens.")] = 8192,
-    seed: Annotated[int, typer.Option(min=0, help="Of random selections and of samples.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of random selections and of samples.")] = 0,
     codec: options.Codec = CodecName.auto,
     kv: options.Kv = KvName.f16,
     threads: options.Threads = None,

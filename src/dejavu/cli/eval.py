@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as jsonlib
 import shlex
 import sys
 import time
@@ -17,11 +16,12 @@ from dejavu.cli import options
 from dejavu.cli.eval_table import print_results
 from dejavu.cli.options import CodecName, ExecutorName, KvName
 from dejavu.cli.output import print_json, print_note
-from dejavu.errors import CacheError, InputError
+from dejavu.errors import InputError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from dejavu.evaluation.results_file import ResultsFile
     from dejavu.evaluation.suite import Share
     from dejavu.training.progress import Progress
 
@@ -38,7 +38,7 @@ def evaluate(
     text: Annotated[
         list[Path] | None,
         typer.Option(
-            help='For perplexity: a .txt file, or .jsonl lines with a "text" field; may be repeated.'
+            help='For perplexity: a .txt or .md file, or .jsonl lines with a "text" field; may be repeated.'
         ),
     ] = None,
     plan: Annotated[
@@ -101,7 +101,8 @@ def evaluate(
     from dejavu.codecs import CODECS
     from dejavu.evaluation.journal import Journal
     from dejavu.evaluation.record import SCHEMA, Setting, Workload, evaluate, plan_digest
-    from dejavu.evaluation.tasks import read_tasks
+    from dejavu.evaluation.results_file import KIND
+    from dejavu.evaluation.tasks import find_tasks, read_tasks
     from dejavu.models.loading import open_model
     from dejavu.models.sources import resolve
     from dejavu.opening import natural_codec
@@ -119,7 +120,8 @@ def evaluate(
     )
     if base_codec not in ("off", *CODECS):
         raise InputError(f"--base-codec {base_codec}", fix=f"choose off, {', '.join(CODECS)}")
-    items = _items_file(output, resume=resume)
+    results = _results_file(output, [*find_tasks(names, task_folder), *(text or [])], resume=resume)
+    items = results.items if results else None
     path = resolve(model, offline=offline or None, progress=make_progress(quiet=json))
     opened = open_model(path)
     natural = "f32" if executor is ExecutorName.reference else natural_codec(opened.weights)
@@ -166,7 +168,7 @@ def evaluate(
             runs.append({"name": _name(held, planned, llm.plan)} | run.record | difference)
     document = {
         "schema": SCHEMA,
-        "kind": "eval",
+        "kind": KIND,
         "model": model,
         "fingerprint": fingerprint,
         "executor": executor.value,
@@ -177,12 +179,14 @@ def evaluate(
         "runs": runs,
         **_circumstances(),
     }
-    if output is not None:
-        _write(output, document)
+    if results is not None:
+        results.save(document)
     if json:
         print_json(document)
         return
     print_results(document)
+    if not any(entry["metrics"] for part in ("tasks", "texts") for entry in runs[0][part].values()):
+        print_note("nothing was scored: every item was skipped, or there is none in the shard")
     generated = [t["metrics"] for t in runs[0]["tasks"].values() if t["kind"] == "generation"]
     if any("bleu" not in metrics for metrics in generated):
         print_note("no BLEU: pip install sacrebleu, or 'dejavu-llm[eval]'")
@@ -208,24 +212,17 @@ def _share(limit: int | None, shard: str) -> Share:
     return Share(limit, int(part), int(of))
 
 
-def _items_file(output: Path | None, *, resume: bool) -> Path | None:
-    """Where finished items go; an interrupted run's are not thrown away unasked."""
-    from dejavu.evaluation.journal import writing
+def _results_file(output: Path | None, inputs: list[Path], *, resume: bool) -> ResultsFile | None:
+    """Where results go, checked."""
+    from dejavu.evaluation.results_file import ResultsFile
 
     if output is None:
         if resume:
             raise InputError("--resume without --output", fix="give the -o of the run to go on with")
         return None
-    items = output.with_suffix(".items.jsonl")
-    if items.exists() and not output.exists() and not resume:
-        raise InputError(
-            f"{items} holds finished items of an interrupted run",
-            fix=f"go on with --resume, or delete {items}",
-        )
-    if not resume:
-        with writing(output):
-            output.unlink(missing_ok=True)
-    return items
+    results = ResultsFile(output)
+    results.check(inputs, resume=resume)
+    return results
 
 
 def _name(codec: str, wanted: str, plan: Any) -> str:
@@ -243,13 +240,3 @@ def _circumstances() -> dict[str, Any]:
         "machine": dataclasses.asdict(describe_machine()),
         "versions": versions(),
     }
-
-
-def _write(output: Path, document: dict[str, Any]) -> None:
-    from dejavu.models.store import atomic_write
-
-    try:
-        with atomic_write(output) as stream:
-            stream.write(jsonlib.dumps(document, indent=1).encode())
-    except CacheError as error:
-        raise CacheError(str(error.args[0]), fix="make room, then run it again with --resume") from error

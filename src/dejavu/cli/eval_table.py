@@ -36,6 +36,8 @@ def print_results(document: Mapping[str, Any]) -> None:
     for part in ("tasks", "texts"):
         for name, entry in first[part].items():
             count = str(entry["items" if part == "tasks" else "tokens"])
+            if not any(run[part][name]["metrics"] for run in runs):
+                table.add_row(name, "(nothing scored)", count)
             for metric in dict.fromkeys(metric for run in runs for metric in run[part][name]["metrics"]):
                 cells = []
                 for run in runs:

@@ -96,7 +96,8 @@ def train(
     ] = 10_000,
     learning_rate: Annotated[float, typer.Option(help="Of low-rank predictors.")] = 2e-3,
     seed: Annotated[
-        int, typer.Option(min=0, help="Of the split of the text, its order, and the predictors.")
+        int,
+        typer.Option(min=0, max=2**63 - 1, help="Of the split of the text, its order, and the predictors."),
     ] = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted training.")] = False,
     codec: options.Codec = CodecName.auto,

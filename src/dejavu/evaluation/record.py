@@ -146,6 +146,7 @@ def evaluate(
     Raises:
         InputError: the window is out of range, or a text is empty.
         NumericsError: a probability is NaN or zero.
+        CacheError: a finished item cannot be written.
     """
     started = time.perf_counter()
     window = workload.window or min(DEFAULT_WINDOW, llm.context)
@@ -163,6 +164,7 @@ def evaluate(
     ]
     check = SpotCheck.choose(tasks, workload.spot_check)
     advance = begin(sum([*(t.tokens for t in tasks), *(t.tokens for t in texts), check.tokens]))
+    journal.begin()
     subject = Subject(llm, setting.key, journal, advance)
     found = {prepared.task.name: evaluate_task(subject, prepared) for prepared in tasks}
     record: dict[str, Any] = {

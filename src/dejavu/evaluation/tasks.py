@@ -14,14 +14,15 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from dejavu.errors import InputError
-from dejavu.texts import numbered_lines, parse_object, read_text
+from dejavu.models.store import expand_path
+from dejavu.texts import LINES, lone_surrogate, numbered_lines, parse_object, read_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+    from pathlib import Path
 
 Kind = Literal["choice", "cloze", "generation"]
 
@@ -55,8 +56,8 @@ class Task:
     """SHA-256 of the file."""
 
 
-def read_tasks(wanted: Iterable[str], folder: Path) -> list[Task]:
-    """Read tasks, in the order given and each once.
+def find_tasks(wanted: Iterable[str], folder: Path) -> list[Path]:
+    """The files of tasks, in the order given and each once.
 
     Args:
         wanted: names of files in `folder` without ``.jsonl``, paths of ``.jsonl`` files, or "paper": the tasks of the
@@ -64,11 +65,20 @@ def read_tasks(wanted: Iterable[str], folder: Path) -> list[Task]:
         folder: where names are looked up.
 
     Raises:
+        InputError: no such task.
+    """
+    names = [name for entry in wanted for name in (PAPER if entry == "paper" else (entry,))]
+    return [_find(name, folder) for name in dict.fromkeys(names)]
+
+
+def read_tasks(wanted: Iterable[str], folder: Path) -> list[Task]:
+    """Read what `find_tasks` finds.
+
+    Raises:
         InputError: no such task, two files of one name, or a line that is not an item of the file's kind (with the
             line's number).
     """
-    names = [name for entry in wanted for name in (PAPER if entry == "paper" else (entry,))]
-    tasks = [read_task(_find(name, folder)) for name in dict.fromkeys(names)]
+    tasks = [read_task(path) for path in find_tasks(wanted, folder)]
     if len({task.name for task in tasks}) < len(tasks):
         raise InputError("two task files have the same name", fix="rename one of them")
     return tasks
@@ -99,8 +109,8 @@ def read_task(path: Path) -> Task:
 
 
 def _find(name: str, folder: Path) -> Path:
-    if name.endswith(".jsonl"):
-        return Path(name).expanduser()
+    if name.lower().endswith(LINES):
+        return expand_path(name, "the task file")
     path = folder / f"{name}.jsonl"
     if "/" in name or not path.is_file():
         known = ", ".join(sorted(p.stem for p in folder.glob("*.jsonl"))) or "none"
@@ -138,6 +148,7 @@ def _generation(line: int, value: dict[str, Any]) -> Item:
     stop = value.get("stop", [])
     if not isinstance(stop, list) or not all(isinstance(s, str) and s for s in stop):
         raise ValueError(f'"stop" is {stop!r:.60}; a list of strings is needed')
+    _check_unicode("stop", stop)
     return Item(line, ((_text(value, "prompt"), _text(value, "target")),), stop=tuple(stop))
 
 
@@ -153,6 +164,7 @@ def _text(value: dict[str, Any], field: str) -> str:
     text = value[field]
     if not isinstance(text, str) or not text.strip():
         raise ValueError(f'"{field}" is {text!r:.60}; text is needed')
+    _check_unicode(field, [text])
     return text
 
 
@@ -160,7 +172,13 @@ def _texts(value: dict[str, Any], field: str) -> list[str]:
     texts = value[field]
     if not isinstance(texts, list) or len(texts) < 2 or not all(isinstance(t, str) and t for t in texts):
         raise ValueError(f'"{field}" is {texts!r:.60}; a list of two or more texts is needed')
+    _check_unicode(field, texts)
     return texts
+
+
+def _check_unicode(field: str, texts: Iterable[str]) -> None:
+    for half in filter(None, map(lone_surrogate, texts)):
+        raise ValueError(f'"{field}": {half}')
 
 
 def _gold(value: dict[str, Any], choices: int) -> int:

@@ -204,7 +204,7 @@ def _choose(path: Path) -> Path:
 
 
 def load_json(data: bytes, where: str) -> dict[str, Any]:
-    """Parse a JSON object, refusing duplicate keys, NaN and absurd numbers.
+    """Parse a JSON object, refusing duplicate keys, NaN and absurd numbers. A byte order mark before it is left out.
 
     Raises:
         ModelFormatError: it is none; `where` names it.
@@ -226,7 +226,7 @@ def load_json(data: bytes, where: str) -> dict[str, Any]:
 
     try:
         value = json.loads(
-            data.decode("utf-8"), object_pairs_hook=pairs, parse_int=integer, parse_constant=refuse
+            data.decode("utf-8-sig"), object_pairs_hook=pairs, parse_int=integer, parse_constant=refuse
         )
     except (ValueError, RecursionError) as error:
         raise ModelFormatError(f"{where}: not valid JSON ({error})", fix="fetch the file again") from error

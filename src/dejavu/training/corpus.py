@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from dejavu.errors import InputError
-from dejavu.texts import parse_line
+from dejavu.texts import Span, document_in, spanned_documents
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -21,32 +20,38 @@ SECTION_BYTES = 4096
 """Least size of the sections that a plain text is cut into."""
 VALIDATION = 0.05
 """Share of the documents that is held out."""
+_SEEDS = 2**63
 
 
 class Corpus:
     """Documents that lie in files; memory holds where each begins, not its text.
 
-    ``.jsonl``: a line is a document, as in `dejavu.texts`. Any other name: the file is cut at blank lines into
-    sections of at least `SECTION_BYTES`, and each counts as a document.
+    They are read as `dejavu.texts` says, but that plain text is cut at blank lines into sections of at least
+    `SECTION_BYTES`, and each counts as a document.
 
     A document belongs to the validation part if the hash of its text and the seed is among the smallest 5%, so equal
     documents fall on the same side. `training` and `validation` hold document numbers, int64.
 
     Raises:
-        InputError: a file cannot be read or is damaged, or there are fewer than two documents.
+        InputError: a file cannot be read, is damaged or of an unknown kind, there are fewer than two documents, or the seed
+            does not fit into 64 bits.
     """
 
     def __init__(self, paths: Sequence[Path], *, seed: int) -> None:
+        if not -_SEEDS <= seed < _SEEDS:
+            raise InputError(
+                f"seed {seed}; -2^63 to 2^63 - 1 is possible", fix="choose a --seed in this range"
+            )
         self.paths = tuple(paths)
         self.seed = seed
-        places: list[tuple[int, int, int]] = []  # file, offset, bytes
+        places: list[tuple[int, int, int, int]] = []  # file, number in it, offset, bytes
         hashes: list[int] = []
         key = seed.to_bytes(8, "little", signed=True)
         for number, path in enumerate(self.paths):
-            for offset, data in _documents(path):
-                places.append((number, offset, len(data)))
+            for span, _ in spanned_documents(path, section=SECTION_BYTES):
+                places.append((number, span.number, span.offset, len(span.data)))
                 hashes.append(
-                    int.from_bytes(hashlib.blake2b(data, digest_size=8, key=key).digest(), "little")
+                    int.from_bytes(hashlib.blake2b(span.data, digest_size=8, key=key).digest(), "little")
                 )
         if len(set(hashes)) < 2:
             raise InputError(
@@ -54,7 +59,7 @@ class Corpus:
                 "another one to check with",
                 fix='pass more text: .jsonl lines with a "text" field, or a longer .txt',
             )
-        self._places: NDArray[np.int64] = np.array(places, np.int64)  # [n, 3]
+        self._places: NDArray[np.int64] = np.array(places, np.int64)  # [n, 4]
         self.fingerprint = hashlib.blake2b(np.array(hashes, np.uint64).tobytes(), digest_size=16).hexdigest()
         order = np.argsort(np.array(hashes, np.uint64), kind="stable")  # [n]
         held = max(1, round(VALIDATION * len(order)))
@@ -65,7 +70,7 @@ class Corpus:
 
     def text(self, document: int) -> str:
         """Read one document."""
-        file, offset, size = self._places[document]
+        file, number, offset, size = self._places[document].tolist()
         path = self.paths[file]
         try:
             with path.open("rb") as stream:
@@ -73,53 +78,4 @@ class Corpus:
                 data = stream.read(size)
         except OSError as error:
             raise InputError(f"{path}: {error.strerror or error}") from error
-        return _text(path, data)
-
-
-def _documents(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Offset and bytes of each document of a file, checked."""
-    offset = found = 0
-    spans = _lines(path) if path.suffix == ".jsonl" else _sections(path)
-    for number, data in enumerate(spans, start=1):
-        if data.strip():
-            try:
-                text = parse_line(data.decode(), path, number) if path.suffix == ".jsonl" else data.decode()
-            except UnicodeDecodeError as error:
-                raise InputError(
-                    f"{path}: byte {offset + error.start} is not UTF-8", fix="convert the file to UTF-8"
-                ) from error
-            if text.strip():
-                found += 1
-                yield offset, data
-        offset += len(data)
-    if not found:
-        raise InputError(f"{path}: no text in it", fix="pass a file that holds text")
-
-
-def _lines(path: Path) -> Iterator[bytes]:
-    try:
-        with path.open("rb") as stream:
-            yield from stream
-    except OSError as error:
-        raise InputError(
-            f"{path}: {error.strerror or error}", fix="pass the path of a .txt or .jsonl file"
-        ) from error
-
-
-def _sections(path: Path) -> Iterator[bytes]:
-    section: list[bytes] = []
-    size = 0
-    for line in _lines(path):
-        section.append(line)
-        size += len(line)
-        if size >= SECTION_BYTES and not line.strip():
-            yield b"".join(section)
-            section, size = [], 0
-    if section:
-        yield b"".join(section)
-
-
-def _text(path: Path, data: bytes) -> str:
-    if path.suffix != ".jsonl":
-        return data.decode()
-    return str(json.loads(data)["text"])
+        return document_in(path, Span(number, offset, data))

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dejavu.codecs import decode, embed_codec, encode
+from dejavu.errors import InputError
 from dejavu.evaluation.perplexity import Document, measure_perplexity
 from dejavu.nested import estimate, leading_bits
 from dejavu.plan import AccessPlan, VocabularySketch
@@ -33,6 +34,8 @@ BITS = 4
 """Leading bits that are read of all rows."""
 DIRECTIONS = 32
 """A group of their codes: what rows miss along so many directions takes as much memory as 32 weights of each."""
+EXACT = 2048
+"""Logits that are exact unless the user says otherwise, or there are fewer."""
 _ROWS = 4096  # of the head at once
 
 
@@ -61,16 +64,23 @@ def sketch_logits(
 
     Raises:
         PlanError: the plan is for another model.
-        InputError: too little text, or a codec whose head has no leading bits.
+        InputError: too little text, more exact logits than there are, or a codec whose head has no leading bits.
         NumericsError: the plan leads to NaN.
     """
     if plan is None:
         plan = AccessPlan.uniform(subject.fingerprint, subject.opened.config.n_layers, name="logits")
     plan.check_fits(subject.opened.config, subject.fingerprint)
     leading_bits(embed_codec(subject.codec))  # raises where there are none
+    vocabulary = subject.opened.config.vocab_size
+    if exact > vocabulary:
+        raise InputError(
+            f"{exact} logits are to be exact; the model has {vocabulary} tokens",
+            fix=f"give at most --exact {vocabulary}",
+        )
     runs = subject.executor
     stream = TokenStream(corpus, subject.tokenizer, context=subject.opened.config.max_context)
     stream.require(MIN_TOKENS)
+    held_out = [Document(tuple(piece.tolist())) for piece in stream.validation(verify_tokens)]
     pieces = next(stream.batches(CALIBRATION_TOKENS))[0]
     tokens = sum(map(len, pieces))
     progress.start("calibration", tokens)
@@ -92,7 +102,6 @@ def sketch_logits(
         missing=_missing(subject, directions),
     )
     found = dataclasses.replace(plan, vocabulary=sketch)
-    held_out = [Document(tuple(piece.tolist())) for piece in stream.validation(verify_tokens)]
     progress.start("cost", 2 * sum(document.scored for document in held_out))
     measured = []
     for wanted in (plan, found):

@@ -13,6 +13,8 @@ SelectorName = Literal["sketch", "low_rank", "threshold", "auto"]
 DEFAULT_RANK = 128
 DEFAULT_HEADS_RANK = 32
 LEARNING_RATE = 2e-3
+HIGHEST_LEARNING_RATE = 1.0
+"""Beyond it every step leads away from what was learned."""
 FIRST_DENSITY = 0.4
 """Target of the labels, and middle of the densities that are measured, where only a ratio is asked for."""
 
@@ -70,6 +72,11 @@ class TrainOptions:
                 raise InputError(f"{name} is {value}; above 0 and up to 1 is possible")
         if self.max_ppl_ratio is not None and not self.max_ppl_ratio > 1:
             raise InputError(f"a perplexity ratio of {self.max_ppl_ratio}; it must be above 1, such as 1.02")
+        if not 0 < self.learning_rate <= HIGHEST_LEARNING_RATE:
+            raise InputError(
+                f"a learning rate of {self.learning_rate:g}; above 0 and up to {HIGHEST_LEARNING_RATE:g} is possible",
+                fix=f"leave --learning-rate out ({LEARNING_RATE:g}), or give one such as 1e-3",
+            )
         if self.uniform and (self.density is None or self.selector == "auto" or len(self.sketches) > 1):
             raise InputError(
                 "the same density in all layers needs a density and one kind of selector",

@@ -13,6 +13,7 @@ from dejavu.training.compensator import fit_compensators
 from dejavu.training.cost import Cost
 from dejavu.training.evidence import SetEvidence, describe
 from dejavu.training.inputs import BlockInputs
+from dejavu.training.options import DEFAULT_HEADS_RANK
 from dejavu.training.probe import Probe
 from dejavu.training.scores import Scores
 from dejavu.training.search import Allotment, Search, combine
@@ -72,7 +73,7 @@ def train_plan(
         progress: told of the stages.
 
     Raises:
-        InputError: too little text, or a checkpoint in the way or of another training.
+        InputError: too little text, too high a rank, or a checkpoint in the way or of another training.
         NumericsError: training or the plan leads to NaN.
         CacheError: a checkpoint cannot be written.
         DejavuError: torch is needed and not installed.
@@ -96,13 +97,15 @@ class _Recipe:
 
     def run(self, checkpoint: Path, resume: bool, command: str) -> AccessPlan:
         options, stream = self._options, self._stream
+        self._check_ranks()
         stream.require(MIN_TOKENS)
+        search_pieces, verify_pieces = self._held_out()
         pieces = self._text(CALIBRATION_TOKENS)
         if resume and not options.targets:
             raise InputError("nothing is trained that could be resumed", fix="leave --resume out")
         trained = self._train(pieces, checkpoint, resume) if options.targets else None
         calibrations = self._calibrate(pieces, trained)
-        probe = Probe(self._subject.executor, stream.validation(options.search_tokens))
+        probe = Probe(self._subject.executor, search_pieces)
         layers: Layers = [LayerPlan()] * self._config.n_layers
         searches = {block: self._search(probe, found) for block, found in calibrations.items()}
         allotments: dict[Block, Allotment] = {}
@@ -116,9 +119,7 @@ class _Recipe:
             if options.max_ppl_ratio is not None:  # what was gained may go into a lower density
                 allotment = search.for_ratio(options.max_ppl_ratio, layers)
                 layers = self._compensate(search, allotment, layers, options.compensator)
-        held_out = Probe(
-            self._subject.executor, stream.validation(options.verify_tokens, skip=options.search_tokens)
-        )
+        held_out = Probe(self._subject.executor, verify_pieces)
         for attempt in range(RETRIES + 1):
             allotments["neurons"] = allotment
             plan = self._plan(self._settle(searches, allotments, layers))
@@ -144,6 +145,33 @@ class _Recipe:
             },
         }
         return dataclasses.replace(plan, evidence=evidence)
+
+    def _check_ranks(self) -> None:
+        """Raise `InputError` for predictors of a higher rank than the map that they stand for can have."""
+        o, most = self._options, min(self._config.d_model, self._config.base_neurons)
+        for name, rank, default in (
+            ("--rank", o.rank, None),
+            ("--heads-rank", o.heads_rank, DEFAULT_HEADS_RANK),
+        ):
+            if rank is not None and rank != default and rank > most:
+                raise InputError(
+                    f"{name} {rank}: predictors of this model have a rank of at most {most}, the lesser of its width "
+                    f"{self._config.d_model} and its {self._config.base_neurons} neurons",
+                    fix=f"give {name} {most} or less",
+                )
+
+    def _held_out(self) -> tuple[list[Piece], list[Piece]]:
+        """Held-out text of the search, and other of the evidence. Raises `InputError` where there is not both."""
+        wanted = self._options.search_tokens
+        search = self._stream.validation(wanted)
+        verify = self._stream.validation(self._options.verify_tokens, skip=wanted)
+        if not verify:
+            raise InputError(
+                f"the documents held out to check with have {sum(map(len, search))} tokens; with {wanted} for the "
+                "search none are left for the evidence",
+                fix="pass more text, or a smaller --search-tokens",
+            )
+        return search, verify
 
     def _text(self, tokens: int) -> list[Piece]:
         """The beginning of the training text."""

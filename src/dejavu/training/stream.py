@@ -83,21 +83,28 @@ class TokenStream:
     def validation(self, tokens: int, *, skip: int = 0) -> list[Piece]:
         """Pieces of the held-out documents, after the first `skip` tokens, up to `tokens` in all.
 
-        Fewer if there are not so many.
+        Fewer if there are not so many, and none if there are only `skip`.
+
+        Raises:
+            InputError: no held-out document has two tokens.
         """
         pieces: list[Piece] = []
-        left = tokens
+        found, left = False, tokens
         for document in self._corpus.validation:
             for piece in self._pieces(int(document)):
-                if skip > 0:
-                    skip -= len(piece)
-                    continue
-                piece = piece[:left]
+                found = True
+                skipped, skip = min(skip, len(piece)), max(skip - len(piece), 0)
+                piece = self._rest(piece, skipped)[:left]
                 if len(piece) >= 2:
                     pieces.append(piece)
                 left -= len(piece)
                 if left < 2:
                     return pieces
+        if not found:
+            raise InputError(
+                "no document that is held out to check with has two tokens",
+                fix="pass more text, or another --seed",
+            )
         return pieces
 
     def require(self, tokens: int) -> None:
@@ -122,6 +129,14 @@ class TokenStream:
     def turns(self, position: Position) -> float:
         """Times through the training documents at `position`."""
         return position.turn + position.document / len(self._corpus.training)
+
+    def _rest(self, piece: Piece, skipped: int) -> Piece:
+        """What is left of a piece without its first `skipped` tokens; if anything is, it begins as pieces do."""
+        if not skipped:
+            return piece
+        prefix = len(self._prefix)
+        rest = piece[max(skipped, prefix) :]
+        return np.concatenate([piece[:prefix], rest]) if len(rest) else rest
 
     def _pieces(self, document: int) -> Sequence[Piece]:
         tokens = self._tokenizer.encode(self._corpus.text(document), add_special=False)
