@@ -6,6 +6,8 @@ import errno
 import io
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,7 +24,7 @@ from dejavu.cli.output import print_json, print_table
 from dejavu.cli.perplexity import PathName
 from dejavu.codecs import CODECS
 from dejavu.engine.native import KV_TYPES
-from dejavu.errors import CacheError, InputError
+from dejavu.errors import CacheError, InputError, OutputError
 from dejavu.evaluation.perplexity import ScoringPath
 from dejavu.models.spec import ALIASES
 from tiny_chat import build_tiny_chat
@@ -250,6 +252,71 @@ def test_completion_of_the_shell() -> None:
     assert done.stdout.split() == ["generate"]
 
 
+# --- streams
+
+
+def shell(command: str, tiny: str, cache: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a line of the shell, in which $D is the command."""
+    options = ["-m", tiny, *REFERENCE, "-n", "2", "--raw"]
+    line = f"D='{sys.executable} -m dejavu.cli'; G='{' '.join(options)}'; {command}"
+    return subprocess.run(
+        ["bash", "-c", line],
+        env={**os.environ, "DEJAVU_CACHE": str(cache), **environment},
+        capture_output=True,
+        encoding="utf-8",
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("args", ["--help", "list --json", "rm x --json", "generate Hi $G"])
+def test_a_full_disk_behind_stdout(args: str, unbuffered: str, tiny: str, cache: Path) -> None:
+    done = shell(f"$D {args} > /dev/full", tiny, cache, PYTHONUNBUFFERED=unbuffered)
+    assert done.returncode == OutputError.exit_code
+    assert done.stderr == (
+        "error: cannot write the output: No space left on device\n"
+        "  fix: free some space, or send it elsewhere\n"
+    )
+    done = shell(f"$D {args} > /dev/full 2> /dev/full", tiny, cache, PYTHONUNBUFFERED=unbuffered)
+    assert done.returncode == OutputError.exit_code
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_reader_that_leaves_is_no_error(unbuffered: str, tiny: str, cache: Path) -> None:
+    for args in ("--help", "list --json", "rm x --json"):
+        done = shell(f"(sleep 0.5; $D {args}; echo $? >&2) | true", tiny, cache, PYTHONUNBUFFERED=unbuffered)
+        assert done.stderr == "1\n"
+
+
+def test_a_full_stderr_takes_nothing_from_the_result(tiny: str, cache: Path) -> None:
+    plain = shell("$D generate Hi $G", tiny, cache)
+    for away in ("2> /dev/full", "2>&-"):
+        done = shell(f"$D generate Hi $G {away}", tiny, cache)
+        assert (done.returncode, done.stdout, done.stderr) == (0, plain.stdout, "")
+
+
+def test_streams_that_are_closed(tiny: str, cache: Path) -> None:
+    done = shell("$D generate - $G <&-", tiny, cache)
+    assert (done.returncode, "Traceback" in done.stderr) == (InputError.exit_code, False)
+    done = shell(f"$D chat {tiny} {' '.join(REFERENCE)} <&-", tiny, cache)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    done = shell("$D list --json <&- >&- 2>&-", tiny, cache)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"PYTHONIOENCODING": "ascii"},
+        {"PYTHONIOENCODING": "latin-1"},
+        {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+    ],
+)
+def test_text_is_utf8_whatever_the_locale(environment: dict[str, str], tiny: str, cache: Path) -> None:
+    done = shell("$D generate 日é $G --json --stop é", tiny, cache, **environment)
+    assert json.loads(done.stdout)["prompt"] == "日é"
+
+
 # --- output
 
 
@@ -349,7 +416,7 @@ def test_env_refuses_an_unknown_isa(dejavu: Callable[..., Result], monkeypatch: 
 
 
 def test_list_and_rm_of_nothing(dejavu: Callable[..., Result]) -> None:
-    assert dejavu("list", "--json").json == {"models": []}
+    assert dejavu("list", "--json").json == {"models": [], "packed": []}
     assert "dejavu pull" in dejavu("list").err
     for name in ("smollm2", "nosuch", "./nowhere", "pypi:"):
         result = dejavu("rm", name, "--json")
@@ -380,6 +447,39 @@ def test_list_and_rm(dejavu: Callable[..., Result], cache: Path) -> None:
     assert removed["path"] == str(folder / "a.gguf")
     assert not folder.exists()
     assert not packed.exists()
+
+
+def test_packed_weights_of_a_local_model(dejavu: Callable[..., Result], tmp_path: Path) -> None:
+    model = build_tiny_chat(tmp_path / "local")
+    assert dejavu("generate", "Hi", "-m", str(model), "--codec", "int8", "-n", "2").code == 0
+    (listed,) = dejavu("list", "--json").json["packed"]
+    assert (listed["path"], listed["source_exists"]) == (str(model), True)
+    assert listed["bytes"] > 10_000
+    shutil.rmtree(model)
+    assert re.search(rf"{model} +[\d.]+ KiB  is gone", dejavu("list").out)
+    result = dejavu("rm", str(model), "--json").json
+    assert (result["removed"], result["packed"][0]["path"]) == ([], str(model))
+    assert dejavu("list", "--json").json["packed"] == []
+    assert dejavu("rm", str(model)).code == 5
+
+
+def test_pull_of_a_folder_without_a_model(dejavu: Callable[..., Result], tmp_path: Path) -> None:
+    result = dejavu("pull", str(tmp_path), "--json")
+    assert result.code == 5
+    assert "holds no config.json" in result.json["error"]["message"]
+
+
+@pytest.mark.parametrize("verb", [("info",), ("pull",), ("generate", "Hi", "-m")])
+def test_a_model_that_may_not_be_read(
+    dejavu: Callable[..., Result], tiny: str, monkeypatch: pytest.MonkeyPatch, verb: tuple[str, ...]
+) -> None:
+    def forbidden(path: Path) -> bool:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr("pathlib.Path.is_file", forbidden)
+    result = dejavu(*verb, tiny, "--json")
+    assert result.code == 5
+    assert result.json["error"]["message"] == f"cannot read {tiny}: Permission denied"
 
 
 def test_pull_of_a_local_model(dejavu: Callable[..., Result], tiny: str) -> None:
@@ -615,13 +715,16 @@ def test_chat_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     session = Session(llm, params=None)  # type: ignore[arg-type]
     file = tmp_path / "talk.json"
     assert talk(
-        session, "/help", "/wrong", "/system Be brief.", "Hi", f"/save {file}", "/save", f"/save {tmp_path}"
-    )
+        session, "/help", "/wrong", "/system Be brief.", "Hi", "/save ~nosuch/x", "/save a\0b", f"/save {file}",
+        "/save", f"/save {tmp_path}",
+    )  # fmt: skip
     roles = [message["role"] for message in json.loads(file.read_text(encoding="utf-8"))]
     assert roles == ["system", "user", "assistant"]
     err = capsys.readouterr().err
     assert "Unknown command /wrong" in err
-    assert "Cannot write" in err
+    assert "Cannot write ~nosuch/x: the path '~nosuch/x': no home folder" in err
+    assert "holds a NUL" in err
+    assert f"Cannot write {tmp_path}: Is a directory" in err
     assert not talk(session, "/quit")
     assert not talk(session, EOFError())
 
@@ -647,6 +750,10 @@ def test_chat_of_what_cannot_be_read(
     monkeypatch.setattr("sys.stdin", piped(b"\xff\n"))
     result = dejavu("chat", tiny, *REFERENCE, "-n", "3")
     assert (result.code, "stdin is not UTF-8" in result.err) == (InputError.exit_code, True)
+    monkeypatch.setattr("sys.stdin", piped(b"\xff\nHi\n"))
+    result = dejavu("chat", tiny, *REFERENCE, "-n", "3", "--json")
+    first, second = (json.loads(line) for line in result.out.splitlines())
+    assert (result.code, first["error"]["type"], "Hi" in second["prompt"]) == (0, "InputError", True)
     result = dejavu("chat", tiny, "-m", "another")
     assert (result.code, "given twice" in result.err) == (InputError.exit_code, True)
 

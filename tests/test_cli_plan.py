@@ -168,6 +168,8 @@ def test_show_the_plan_of_a_model(folder: Path, plan: AccessPlan, dejavu: Any) -
     assert (code, f"plan check {folder} MODEL" in out) == (0, True)
     code, _, err = dejavu("plan", "show", str(folder / "nowhere"))
     assert (code, "nowhere" in err) == (PlanError.exit_code, True)
+    code, _, err = dejavu("plan", "show", "smollm2")
+    assert (code, "smollm2 has no plan of its own" in err) == (PlanError.exit_code, True)
 
 
 def test_check(folder: Path, tiny: Path, plan: AccessPlan, dejavu: Any) -> None:

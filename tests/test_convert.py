@@ -12,7 +12,7 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import models, pre_tokenizers
 
 from dejavu.cli.app import run
-from dejavu.conversion import convert
+from dejavu.conversion import convert, convert_to_delta
 from dejavu.errors import InputError, ModelFormatError, UnsupportedModelError
 from dejavu.gguf_tokenizer_writer import tokenizer_metadata
 from dejavu.models.folder_writer import write_folder
@@ -187,3 +187,21 @@ def test_the_default_model_keeps_its_tokenizer(smollm2_path: Path, tmp_path: Pat
     for key in ("model", "pre", "tokens", "merges", "token_type", "bos_token_id", "eos_token_id"):
         assert metadata[f"tokenizer.ggml.{key}"] == model.metadata[f"tokenizer.ggml.{key}"]
     assert metadata["tokenizer.chat_template"] == model.metadata["tokenizer.chat_template"]
+
+
+def test_names_that_say_another_format_are_refused(model: Path, tmp_path: Path) -> None:
+    assert convert(model, tmp_path / "M.GGUF").format == "gguf"
+    assert open_model(tmp_path / "M.GGUF").format == "gguf"
+    assert run(["info", str(tmp_path / "M.GGUF")]) == 0
+    for name in ("m.gguf", "m.Gguf"):
+        with pytest.raises(InputError, match="safetensors is a folder"):
+            convert(model, tmp_path / name, format="safetensors")
+        with pytest.raises(InputError, match="delta is a folder"):
+            convert_to_delta(model, tmp_path / name, "base", model)
+        assert not (tmp_path / name).exists()
+
+
+def test_a_delta_of_the_base_itself(model: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="is the base itself"):
+        convert_to_delta(model, tmp_path / "delta", str(model), model)
+    assert not (tmp_path / "delta").exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import io
 import json
 import shutil
@@ -326,3 +327,17 @@ def test_generate_says_what_the_plan_did(plan: AccessPlan, tiny: Path, tmp_path:
     assert code == InputError.exit_code
     assert "no plan to check" in result["error"]["message"]
     assert run([*command, "--plan", str(tmp_path / "mine"), "--check", "--quiet"]) == InputError.exit_code
+
+
+def test_a_folder_that_cannot_be_one(weights: Any, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for wanted in ("~nosuch/plan", "a\0b"):
+        with pytest.raises(InputError, match=r"no home folder ~nosuch|holds a NUL"):
+            choose_plan(wanted, weights, None, tiny)
+
+    def forbidden(path: Path) -> bool:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr("pathlib.Path.is_file", forbidden)
+    for ask in (lambda: choice.own_plans(tiny), lambda: choose_plan("auto", weights, None, tiny)):
+        with pytest.raises(PlanError, match=r"cannot read .*Permission denied"):
+            ask()

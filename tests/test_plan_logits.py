@@ -10,7 +10,7 @@ import pytest
 
 from dejavu import LLM, SamplingParams
 from dejavu.cli.app import run
-from dejavu.errors import InputError
+from dejavu.errors import InputError, PlanError
 from dejavu.models.loading import open_model
 from dejavu.plan import AccessPlan, Sketch, VocabularySketch
 from dejavu.reference import ReferenceExecutor
@@ -99,13 +99,13 @@ def test_a_plan_of_logits_alone(
     assert {layer.neurons.kind for layer in found.layers} == {"dense"}
     assert "codec" not in found.evidence  # the head is int8 in int4 too
     assert json.loads(capsys.readouterr().out)["cost"] == pytest.approx(1, abs=0.05)
-    command_line[-2:] = ["--codec", "bf16"]
+    command_line[-2:] = ["--codec", "bf16", "--force"]
     assert run(command_line) == InputError.exit_code
     assert "--codec int8 or int4" in capsys.readouterr().out
 
 
 def test_all_exact_costs_nothing(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(command(folder, "plan", tmp_path / "out", "--exact", "100000")) == 0
+    assert run(command(folder, "plan", tmp_path / "out", "--exact", "258")) == 0
     assert json.loads(capsys.readouterr().out)["cost"] == pytest.approx(1, abs=1e-6)
 
 
@@ -128,3 +128,38 @@ def test_what_cannot_be(
     assert run(command(folder, plan, tmp_path / "out", text=text)) == error.exit_code
     assert message in capsys.readouterr().out
     assert not (tmp_path / "out").exists()
+
+
+def test_more_exact_logits_than_tokens(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run(command(folder, "plan", tmp_path / "out", "--exact", "259")) == InputError.exit_code
+    assert "the model has 258 tokens" in capsys.readouterr().out
+    monkeypatch.setattr(logits, "CALIBRATION_TOKENS", 1000)
+    assert run(command(folder, "plan", tmp_path / "out")) == 0
+    assert json.loads(capsys.readouterr().out)["exact"] == 258
+
+
+def test_models_and_finished_plans_are_not_written_over(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logits, "CALIBRATION_TOKENS", 1000)
+    assert run(command(folder, "plan", folder / "model")) == InputError.exit_code
+    assert "holds a model (config.json)" in capsys.readouterr().out
+    assert not (folder / "model" / "plan.json").exists()
+    AccessPlan.load(folder / "plan").save(tmp_path / "out")
+    assert run(command(folder, "plan", tmp_path / "out", "--exact", "5")) == InputError.exit_code
+    assert "--force" in json.loads(capsys.readouterr().out)["error"]["fix"]
+    assert run(command(folder, "plan", tmp_path / "out", "--exact", "5", "--force")) == 0
+    assert isinstance(AccessPlan.load(tmp_path / "out").vocabulary, VocabularySketch)
+
+
+def test_the_plan_of_a_model_by_the_models_name(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = command(folder, "model", tmp_path / "out")
+    assert run(arguments) == PlanError.exit_code
+    assert "model has no plan of its own" in capsys.readouterr().out
+    arguments[2] = "smollm2-sparse"
+    assert run(arguments) == PlanError.exit_code  # read, and for another model
+    assert "this one is" in capsys.readouterr().out

@@ -424,3 +424,103 @@ def look(page: Path, scheme: str, profile: Path) -> Any:
     found = re.search(r'<pre id="seen">(.+?)</pre>', done.stdout)
     assert found, done.stderr[-500:]
     return json.loads(unescape(found[1]))
+
+
+@pytest.mark.parametrize("value", [None, "x", "missing"])
+@pytest.mark.parametrize("name", ["packed_bytes", "predictor_bytes", "ratio_to_f32"])
+def test_memory_that_is_half_told(
+    report: Dejavu, results: Path, tmp_path: Path, name: str, value: Any
+) -> None:
+    document = json.loads((results / "bench.json").read_text())
+    document["results"][0][name] = value
+    if value == "missing":
+        del document["results"][0][name]
+    (tmp_path / "bench.json").write_text(json.dumps(document))
+    found = report(tmp_path / "bench.json")
+    assert found.code == InputError.exit_code
+    assert f"{name} is" in found.json["error"]["message"]
+    document["results"] = [record | {"bits_per_weight": None} for record in document["results"]]
+    if value != "x":
+        (tmp_path / "bench.json").write_text(json.dumps(document))
+        assert report(tmp_path / "bench.json").code == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"machine": {"cpu": "x", "versions": 5}}, "machine.versions is 5; an object is needed"),
+        ({"machine": {"cpu": "x", "memory_bytes": 10**400}}, "machine.memory_bytes is 1000"),
+    ],
+)
+def test_odd_machines(report: Dejavu, results: Path, tmp_path: Path, change: Any, message: str) -> None:
+    document = json.loads((results / "eval.json").read_text()) | change
+    document.pop("versions", None)
+    (tmp_path / "eval.json").write_text(json.dumps(document))
+    assert message in report(tmp_path / "eval.json").json["error"]["message"]
+
+
+def test_perplexities_that_cannot_be_stay_off_the_frontier(
+    report: Dejavu, results: Path, tmp_path: Path
+) -> None:
+    document = json.loads((results / "eval.json").read_text())
+    document["runs"][0]["texts"]["text.txt"]["metrics"]["perplexity"]["value"] = -1
+    (tmp_path / "eval.json").write_text(json.dumps(document))
+    found = report(tmp_path / "eval.json", "bench.json")
+    assert (found.code, found.json["frontier"]) == (0, [])
+
+
+@pytest.mark.parametrize("name", ["layers", "neurons", "heads", "tokens", "command"])
+def test_odd_evidence(report: Dejavu, results: Path, tmp_path: Path, name: str) -> None:
+    shutil.copytree(results / "plan", tmp_path / "odd")
+    document = json.loads((tmp_path / "odd" / "plan.json").read_text())
+    document["evidence"][name] = [7] if name == "command" else 7
+    (tmp_path / "odd" / "plan.json").write_text(json.dumps(document))
+    found = report(tmp_path / "odd")
+    if name == "command":
+        assert found.code == 0
+    else:
+        assert found.code == InputError.exit_code
+        assert f"evidence: {name} is 7" in found.json["error"]["message"]
+
+
+def test_odd_stages_of_an_adaptation(report: Dejavu, tmp_path: Path) -> None:
+    document = {
+        "command": "dejavu adapt model",
+        "base": "model",
+        "density": 0.25,
+        "tokens": 8000,
+        "seconds": 480.0,
+        "curve": [{"tokens": 1000, "seconds": 60.0, "density": 0.25, "ratio": 1.5}],
+        "native": {"tokens": 500, "base_codec": "bf16", "ppl_ratio": 1.07, "density": 0.251},
+        "options": {"codec": "int8"},
+        "stages": 5,
+    }
+    (tmp_path / "adaptation.json").write_text(json.dumps(document))
+    assert "stages is 5; a list is needed" in report(tmp_path).json["error"]["message"]
+
+
+def test_plans_of_people_who_are_not_here(report: Dejavu, results: Path, tmp_path: Path) -> None:
+    """A path in a result is of the machine that made it."""
+    document = json.loads((results / "bench.json").read_text())
+    for name in ("~nosuch/plan", "a\0b/plan"):
+        for record in document["results"]:
+            record["plan"] = record["plan"] if record["plan"] == "off" else name
+        (tmp_path / "bench.json").write_text(json.dumps(document))
+        found = report("eval.json", tmp_path / "bench.json", "plan")
+        assert [setting["group"] for setting in found.json["frontier"]] == [
+            "dejavu, dense",
+            "dejavu, by a plan",
+        ]
+
+
+def test_in_a_working_folder_that_is_gone(
+    results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("DEJAVU_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    capsys.readouterr()
+    assert run(["report", str(results / "eval.json"), "-o", str(tmp_path / "page.html")]) == 0
+    assert run(["report", str(results / "eval.json")]) == CacheError.exit_code
+    assert "cannot write report.html" in capsys.readouterr().err

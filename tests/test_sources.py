@@ -352,6 +352,13 @@ def test_file_index_and_find_links(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert resolve("pypi:toy==1.0").read_bytes() == GGUF
 
 
+def test_an_index_in_a_home_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PIP_NO_INDEX")
+    monkeypatch.setenv("PIP_INDEX_URL", "~nosuch/index")
+    with pytest.raises(SourceError, match="no home folder ~nosuch is known"):
+        resolve("pypi:toy")
+
+
 def test_a_page_from_the_network_may_not_point_to_local_files(site: Loopback, tmp_path: Path) -> None:
     local = tmp_path / "toy-1.0-py3-none-any.whl"
     local.write_bytes(WHEEL)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from dejavu.errors import CacheError, SourceError
+from dejavu.errors import CacheError, InputError, SourceError
 from dejavu.models import store
 from dejavu.models.spec import HubSpec, PypiSpec
 
@@ -157,11 +158,30 @@ def test_damaged_records_are_not_models(cache: Path) -> None:
         b'{"spec": 1',
         b"\xff",
         b'{"spec":"x","target":3,"files":[],"when":"now"}',
+        *(
+            json.dumps(
+                {"spec": spec, "target": target, "files": [], "when": "2026-01-01T00:00:00+00:00"}
+            ).encode()
+            for spec, target in (
+                ("a b c", "m.gguf"),
+                (5, "m.gguf"),
+                ("pypi:toy", "m.gguf"),
+                ("/", "m.gguf"),
+                ("pypi:toy==1", "../../.."),
+                ("pypi:toy==1", "/"),
+                ("hf:org/toy", "m.gguf"),
+                ("hf:org/toy", "/x/../y"),
+            )
+        ),
     ):
         path = put(spec)
         (path.parent / store.RECORD_NAME).write_bytes(damage)
         assert store.list_models() == []
         assert store.find_stored(spec) is None
+        assert store.find_stored(PypiSpec("toy")) is None
+        other = put(PypiSpec("other", "1"))
+        assert [model.spec for model in store.remove("pypi:other")] == ["pypi:other==1"]
+        assert not other.exists()
     path = put(spec, b"new weights")  # takes the place of the damaged one
     assert path.read_bytes() == b"new weights"
     path.unlink()
@@ -207,3 +227,57 @@ def test_removing_a_hub_model_spares_what_others_use(tmp_path: Path) -> None:
     store.remove("hf:org/toy")
     assert not repo.exists()
     assert store.list_models() == []
+
+
+def test_a_cache_that_cannot_be_read_is_not_an_empty_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    put(PypiSpec("toy", "1"))
+
+    def forbidden(path: object, *_: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pathlib.Path.read_bytes", forbidden)
+        for ask in (lambda: store.find_stored(PypiSpec("toy", "1")), store.list_models):
+            with pytest.raises(CacheError, match=r"cannot read .*record.json: Permission denied"):
+                ask()
+    monkeypatch.setattr("os.scandir", forbidden)
+    with pytest.raises(CacheError, match=r"cannot read .*models: Permission denied"):
+        store.list_models()
+
+
+def test_paths_that_cannot_be(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert store.expand_path("~/a") == tmp_path / "a"
+    assert store.expand_path(tmp_path) == tmp_path
+    for path, message in (("~nosuch/x", "no home folder ~nosuch"), ("a\0b", "holds a NUL")):
+        with pytest.raises(InputError, match=message) as caught:
+            store.expand_path(path)
+        assert caught.value.fix
+    monkeypatch.setenv("DEJAVU_CACHE", "~nosuch/x")
+    with pytest.raises(InputError, match="DEJAVU_CACHE"):
+        store.cache_root()
+
+
+def test_packs_of_models_that_lie_elsewhere(cache: Path, tmp_path: Path) -> None:
+    assert store.list_packed() == []
+    stored, there, gone = put(PypiSpec("toy", "1")), tmp_path / "there", tmp_path / "gone"
+    there.mkdir()
+    for path in (stored, there, gone, tmp_path / "untold"):
+        store.packed_folder(path).mkdir(parents=True)
+        (store.packed_folder(path) / "int8-0.dejavu").write_bytes(b"x" * 1000)
+        if path.name != "untold":  # as earlier versions left it
+            store.note_source(path)
+            store.note_source(path)
+    untold = store.packed_folder(tmp_path / "untold")
+    found = {pack.source: pack for pack in store.list_packed()}
+    assert found.keys() == {there, gone, None}
+    assert [found[path].source_exists for path in (there, gone, None)] == [True, False, False]
+    assert found[None].folder == untold
+    assert all(pack.bytes >= 1000 for pack in found.values())
+    assert store.remove_packed("nothing") == store.remove_packed("~nosuch") == []
+    assert store.remove_packed(str(stored)) == []  # goes with its model
+    assert [pack.source for pack in store.remove_packed(str(gone))] == [gone]
+    assert [pack.folder for pack in store.remove_packed(str(untold))] == [untold]
+    assert [pack.source for pack in store.remove_packed(str(there))] == [there]
+    assert there.is_dir()
+    assert [path.name for path in (cache / "packed").iterdir()] == [store.packed_folder(stored).name]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 import json
 import tempfile
@@ -17,7 +18,7 @@ from tokenizers import models, pre_tokenizers
 
 from dejavu.byte_level import BYTE_OF, PRE_TOKENIZERS
 from dejavu.detokenizer import Detokenizer
-from dejavu.errors import InputError, ModelFormatError, UnsupportedModelError
+from dejavu.errors import InputError, ModelFormatError, SourceError, UnsupportedModelError
 from dejavu.models.gguf import GgufFile
 from dejavu.tokenizer import Tokenizer
 from tiny_tokenizer import CORPUS, TRAINED, byte_level_metadata
@@ -404,3 +405,29 @@ def test_token_ids_of_the_default_model(smollm2_path: Path) -> None:
     for text, ids in SMOLLM2:
         assert tokenizer.encode(text) == ids
         assert tokenizer.decode(ids, skip_special=False) == text
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"chat_template": 9}, "chat_template is 9; a text or null is needed"),
+        ({"bos_token": 5}, "bos_token is 5; a token's text or null is needed"),
+        ({"eos_token": {"content": []}}, "eos_token is"),
+    ],
+)
+def test_settings_of_another_kind_are_damage(tmp_path: Path, values: dict[str, Any], message: str) -> None:
+    Tokenizer.from_gguf(byte_level_metadata()).save(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(values), encoding="utf-8")
+    with pytest.raises(ModelFormatError, match=message):
+        Tokenizer.from_folder(tmp_path)
+
+
+def test_a_tokenizer_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Tokenizer.from_gguf(byte_level_metadata()).save(tmp_path)
+
+    def forbidden(path: Path, **_: object) -> str:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr("pathlib.Path.read_text", forbidden)
+    with pytest.raises(SourceError, match=r"cannot read .*: Permission denied"):
+        Tokenizer.from_folder(tmp_path)

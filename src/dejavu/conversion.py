@@ -70,14 +70,15 @@ def convert(
         progress: told of the bytes written.
 
     Raises:
-        InputError: an unknown codec, or something lies at `target`.
+        InputError: an unknown codec, a name that says another format, or something lies at `target`.
         UnsupportedModelError: the format cannot say what the model or its tokenizer computes.
         ModelFormatError, NumericsError: the model is damaged.
         CacheError: the disk is full, or the place cannot be written.
     """
-    chosen: Format = format or ("gguf" if target.suffix == ".gguf" else "safetensors")
+    chosen: Format = format or ("gguf" if _named_gguf(target) else "safetensors")
     if chosen == "delta":
         raise InputError("a delta needs a base", fix="give --base MODEL")
+    _check_name(target, chosen)
     codecs = tuple(FLOAT_CODECS) if chosen == "safetensors" else GGUF_CODECS
     codec = codec or ("f32" if chosen == "safetensors" else "q8_0")
     if codec not in codecs:
@@ -125,16 +126,36 @@ def convert_to_delta(
         progress: told of the weights compared.
 
     Raises:
-        InputError: something lies at `target`, or the models differ in more than the layers' matrices.
+        InputError: something lies at `target`, its name says another format, the models are the same, or they differ in
+            more than the layers' matrices.
         DejavuError: as `convert`.
     """
+    _check_name(target, "delta")
     original, adapted = open_model(base_path), open_model(source)
     try:
+        if original.weights.fingerprint == adapted.weights.fingerprint:
+            raise InputError(
+                f"{source} is the base itself, and a delta of it holds nothing",
+                fix="give the adapted model, and with --base what it was adapted from",
+            )
         write_delta(target, original.weights, adapted.weights, name=base, progress=progress)
     finally:
         original.close()
         adapted.close()
     return Converted(target, "delta", "ternary", sum(file.stat().st_size for file in target.iterdir()))
+
+
+def _named_gguf(target: Path) -> bool:
+    return target.suffix.lower() == ".gguf"
+
+
+def _check_name(target: Path, format: Format) -> None:
+    """Raise `InputError` for a folder that would be called like a GGUF file."""
+    if format != "gguf" and _named_gguf(target):
+        raise InputError(
+            f"{target} is the name of a GGUF file, and {format} is a folder",
+            fix="give a folder with -o, or leave --format out",
+        )
 
 
 def _add_text_files(model: OpenModel, folder: Path) -> None:

@@ -78,3 +78,9 @@ class PeerError(DejavuError):
 
 class PeerMissingError(PeerError):
     """Another engine is not installed."""
+
+
+class OutputError(DejavuError):
+    """The command's standard output takes no more (full disk)."""
+
+    exit_code = 12

@@ -11,7 +11,7 @@ from tokenizers import AddedToken
 from tokenizers import Tokenizer as Backend
 
 from dejavu.byte_level import BYTE_OF, GPT2, QWEN2
-from dejavu.errors import DejavuError, InputError, ModelFormatError, UnsupportedModelError
+from dejavu.errors import DejavuError, InputError, ModelFormatError, SourceError, UnsupportedModelError
 from dejavu.gguf_tokenizer import build_from_gguf, byte_level_bpe, surround
 
 if TYPE_CHECKING:
@@ -70,6 +70,7 @@ class Tokenizer:
 
         Raises:
             ModelFormatError: files are missing or damaged.
+            SourceError: a file cannot be read.
             UnsupportedModelError: the tokenizer is of another kind.
         """
         path = Path(path)
@@ -245,8 +246,13 @@ def _read_text(path: Path) -> str:
     try:
         if path.stat().st_size > _MAX_JSON:
             raise ModelFormatError(f"{path} has {path.stat().st_size} bytes; at most {_MAX_JSON} are read")
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        return path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise SourceError(
+            f"cannot read {path}: {error.strerror or error}",
+            fix="check its permissions, or fetch the model again",
+        ) from error
+    except UnicodeDecodeError as error:
         raise ModelFormatError(f"{path} cannot be read: {error}", fix="fetch the model again") from error
 
 
@@ -267,7 +273,15 @@ def _named_id(backend: Backend, names: Mapping[str, Any], key: str) -> int | Non
     token = names.get(key)
     if isinstance(token, dict):
         token = token.get("content")
-    return backend.token_to_id(token) if isinstance(token, str) else None
+    if not isinstance(token, (str, type(None))):
+        raise _wrong(key, token, "a token's text")
+    return None if token is None else backend.token_to_id(token)
+
+
+def _wrong(key: str, value: object, needed: str) -> ModelFormatError:
+    return ModelFormatError(
+        f"the tokenizer's {key} is {value!r:.60}; {needed} or null is needed", fix="fetch the model again"
+    )
 
 
 def _apply_flags(backend: Backend, names: Mapping[str, Any], bos: int | None, eos: int | None) -> None:
@@ -316,4 +330,6 @@ def _read_chat_template(path: Path, names: Mapping[str, Any]) -> str | None:
     if isinstance(template, list):  # several named ones
         named = {t.get("name"): t.get("template") for t in template if isinstance(t, dict)}
         template = named.get("default")
-    return template if isinstance(template, str) else None
+    if not isinstance(template, (str, type(None))):
+        raise _wrong("chat_template", template, "a text")
+    return template

@@ -103,7 +103,9 @@ def adapt(
     learning_rate: Annotated[float, typer.Option(help="At its highest, of the MLPs.")] = 2e-4,
     batch_tokens: Annotated[int, typer.Option(min=1, help="Tokens of a step, at least.")] = 1024,
     codec: Annotated[PlaneCodec, typer.Option(help="Codec that the model will run in.")] = PlaneCodec.int8,
-    seed: Annotated[int, typer.Option(min=0, help="Of the split of the text and its order.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, max=2**63 - 1, help="Of the split of the text and its order.")
+    ] = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
     threads: options.Threads = None,
     offline: options.Offline = False,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from typing import Annotated, Any
 
@@ -26,8 +27,9 @@ from dejavu.cli import (
     stored,
     train,
 )
-from dejavu.cli.output import UNEXPECTED_EXIT_CODE, print_error, print_json_error, print_unexpected
-from dejavu.errors import DejavuError
+from dejavu.cli.output import UNEXPECTED_EXIT_CODE, print_error, print_json_error, print_unexpected, say
+from dejavu.cli.streams import flush, output_error, prepare_streams
+from dejavu.errors import DejavuError, OutputError
 
 _UsageError: Any = typer.BadParameter.__base__
 """Of the click inside typer, or of its own, by version."""
@@ -44,7 +46,7 @@ class Group(TyperGroup):
             print_error(error, as_json=bool(ctx.meta.get("dejavu.json")))
             raise typer.Exit(error.exit_code) from error
         except KeyboardInterrupt:
-            print(file=sys.stderr)  # the terminal shows ^C; leave its line
+            say("")  # the terminal shows ^C; leave its line
             raise typer.Exit(INTERRUPTED_EXIT_CODE) from None
 
 
@@ -92,7 +94,22 @@ app.add_typer(plan.app, name="plan")
 
 def run(args: list[str]) -> int:
     """Run the command and return its exit code."""
+    prepare_streams()
     as_json = "--json" in (args[: args.index("--")] if "--" in args else args)
+    code, failure = UNEXPECTED_EXIT_CODE, None
+    try:
+        code = _call(args, as_json=as_json)
+    except KeyboardInterrupt:
+        code = INTERRUPTED_EXIT_CODE
+    except Exception as error:
+        failure = error
+    code = _settle(code, failure, as_json=as_json)
+    flush(sys.stderr)
+    return code
+
+
+def _call(args: list[str], *, as_json: bool) -> int:
+    """The exit code of the command; errors that nobody foresaw pass."""
     try:
         # Not standalone, it raises errors of usage, and returns exit codes.
         code = typer.main.get_command(app).main(args=args, prog_name="dejavu", standalone_mode=not as_json)
@@ -103,8 +120,23 @@ def run(args: list[str]) -> int:
         verb = "dejavu" if error.ctx is None else error.ctx.command_path
         print_json_error("UsageError", error.format_message(), f"see: {verb} --help")
         return int(error.exit_code)
-    except KeyboardInterrupt:
-        return INTERRUPTED_EXIT_CODE
-    except Exception as error:
-        print_unexpected(error, as_json=as_json)
-        return UNEXPECTED_EXIT_CODE
+
+
+def _settle(code: int, failure: Exception | None, *, as_json: bool) -> int:
+    """The exit code, once it is known whether all that was printed arrived. Says so if not, and what failed unforeseen."""
+    refused = output_error(failure)
+    if refused is None and failure is not None:
+        try:
+            print_unexpected(failure, as_json=as_json)
+        except OSError as error:
+            refused = flush(sys.stdout) or error
+    if refused is None:
+        return code
+    if isinstance(refused, BrokenPipeError):
+        return 1  # the reader left, as of `| head`
+    told = OutputError(
+        f"cannot write the output: {refused.strerror or refused}", fix="free some space, or send it elsewhere"
+    )
+    with contextlib.suppress(OSError):
+        print_error(told, as_json=False)  # on stderr, whatever was asked for
+    return told.exit_code

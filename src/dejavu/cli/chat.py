@@ -7,7 +7,6 @@ import json as jsonlib
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -15,6 +14,7 @@ import typer
 from dejavu.cli import options
 from dejavu.cli.options import CodecName, ExecutorName, KvName
 from dejavu.cli.output import describe_timings, print_error, print_json, print_note
+from dejavu.cli.streams import argument_text
 from dejavu.errors import DejavuError, InputError
 
 if TYPE_CHECKING:
@@ -94,6 +94,7 @@ def chat(
         offline=offline,
         quiet=quiet or json,
     ) as llm:
+        system = None if system is None else argument_text(system)
         session = Session(llm, params, system=system, json=json, quiet=quiet)
         interactive = sys.stdin.isatty() and not json
         if interactive:
@@ -161,6 +162,11 @@ class Session:
         except KeyboardInterrupt:
             print_note("\n(Ctrl-D or /quit leaves)")
             return True
+        except InputError as error:
+            if not self.json:
+                raise
+            print_error(error, as_json=True)  # a program that reads the answers counts on one to each line
+            return True
         if line.startswith("/"):
             return self.obey(line)
         if line:
@@ -189,15 +195,18 @@ class Session:
 
     def save(self, name: str) -> None:
         """Write the conversation to a file."""
+        from dejavu.models.store import expand_path
+
         if not name:
             print_note("Write: /save FILE")
             return
         try:
-            Path(name).expanduser().write_text(
+            expand_path(name).write_text(
                 jsonlib.dumps(self.messages, ensure_ascii=False, indent=1) + "\n", encoding="utf-8"
             )
-        except OSError as error:
-            print_note(f"Cannot write {name}: {error.strerror or error}")
+        except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) else error.args[0]
+            print_note(f"Cannot write {name}: {reason or error}")
         else:
             print_note(f"Saved to {name}.")
 

@@ -11,6 +11,7 @@ import typer
 from dejavu.cli import options
 from dejavu.cli.options import CodecName, ExecutorName, KvName
 from dejavu.cli.output import describe_timings, print_json, print_note
+from dejavu.cli.streams import argument_text
 from dejavu.errors import InputError
 
 if TYPE_CHECKING:
@@ -103,7 +104,7 @@ def generate(
         seed=seed,
         max_tokens=max_tokens or None,
         min_tokens=min_tokens,
-        stop=tuple(stop or ()),
+        stop=tuple(map(argument_text, stop or ())),
         stop_token_ids=tuple(stop_token_ids or ()),
         ignore_eos=ignore_eos,
         include_stop_str_in_output=include_stop,
@@ -111,6 +112,7 @@ def generate(
         logprobs=logprobs,
     )
     text = read_prompt(prompt)
+    system = None if system is None else argument_text(system)
     with open_llm(
         model,
         codec=codec,
@@ -203,14 +205,18 @@ def read_prompt(prompt: str) -> str:
     """The prompt itself, or all of stdin for "-" (less one newline at its end).
 
     Raises:
-        InputError: stdin is not UTF-8.
+        InputError: stdin cannot be read, or is not UTF-8.
     """
     if prompt != "-":
-        return prompt
+        return argument_text(prompt)
     try:  # not by the locale, which may be another, or let everything pass
         text = sys.stdin.buffer.read().decode()
     except UnicodeDecodeError as error:
         raise InputError(f"stdin is not UTF-8 at byte {error.start}", fix="convert it to UTF-8") from error
+    except OSError as error:
+        raise InputError(
+            f"cannot read stdin: {error.strerror or error}", fix="give a file: - < FILE"
+        ) from error
     return text.replace("\r\n", "\n").replace("\r", "\n").removesuffix("\n")
 
 
@@ -218,15 +224,18 @@ def parse_logit_bias(entries: Sequence[str]) -> dict[int, float]:
     """Read entries such as "50256=-100".
 
     Raises:
-        typer.BadParameter: an entry of another form.
+        typer.BadParameter: an entry of another form, or a second one for a token.
     """
-    bias = {}
+    bias: dict[int, float] = {}
     for entry in entries:
-        token, _, value = entry.partition("=")
+        text, _, value = entry.partition("=")
         try:
-            bias[int(token)] = float(value)
+            token, added = int(text), float(value)
         except ValueError:
             raise typer.BadParameter(
                 f"{entry!r} is not of the form ID=BIAS", param_hint="--logit-bias"
             ) from None
+        if token in bias:
+            raise typer.BadParameter(f"token {token} is given twice", param_hint="--logit-bias")
+        bias[token] = added
     return bias

@@ -29,18 +29,15 @@ def print_error(error: DejavuError, *, as_json: bool) -> None:
     if as_json:
         print_json_error(type(error).__name__, message, error.fix)
         return
-    print(f"error: {message}", file=sys.stderr)
+    say(f"error: {message}")
     if error.fix:
-        print(f"  fix: {error.fix}", file=sys.stderr)
+        say(f"  fix: {error.fix}")
 
 
 def print_unexpected(error: Exception, *, as_json: bool) -> None:
     """Print an error that nobody foresaw, with its traceback."""
-    traceback.print_exception(type(error), error, error.__traceback__)
-    print(
-        "This is a bug in dejavu. Please report it with the lines above and the output of `dejavu env`.",
-        file=sys.stderr,
-    )
+    say("".join(traceback.format_exception(type(error), error, error.__traceback__)).rstrip())
+    say("This is a bug in dejavu. Please report it with the lines above and the output of `dejavu env`.")
     if as_json:
         print_json_error(type(error).__name__, str(error), "report it")
 
@@ -53,7 +50,17 @@ def print_json_error(kind: str, message: str, fix: str | None) -> None:
 def print_note(text: str) -> None:
     """Print a line that is not part of the result: dim, on stderr."""
     dim, plain = ("\x1b[2m", "\x1b[0m") if sys.stderr.isatty() else ("", "")
-    print(f"{dim}{text}{plain}", file=sys.stderr)
+    say(f"{dim}{text}{plain}")
+
+
+def say(text: str) -> None:
+    """Print a line on stderr; where that is full it is lost: it was for people, and the result matters more."""
+    try:
+        print(text, file=sys.stderr)
+    except BrokenPipeError:
+        raise
+    except OSError:
+        pass
 
 
 def print_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -9,6 +9,7 @@ import typer
 
 from dejavu.cli import options
 from dejavu.cli.output import print_fields, print_json, print_table
+from dejavu.errors import InputError, PlanError
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Show, check and extend access plans.")
 
@@ -85,7 +86,8 @@ def logits(
     plan: Annotated[
         Path,
         typer.Argument(
-            metavar="PLAN", help="The folder of a plan; off: a new one, dense but for the logits."
+            metavar="PLAN",
+            help="The folder of a plan, or of a model that has its own; off: a new one, dense but for the logits.",
         ),
     ],
     model: Annotated[str, typer.Argument(metavar="MODEL", help=f"That it is for. {options.MODEL_HELP}")],
@@ -94,9 +96,17 @@ def logits(
         typer.Option(help='A .jsonl file of lines with a "text" field, or a .txt file; may be repeated.'),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the new plan.")],
-    exact: Annotated[int, typer.Option(min=1, help="So many of the best logits are exact.")] = 2048,
+    exact: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="So many of the best logits are exact; default: 2048, or all of a smaller vocabulary."
+        ),
+    ] = None,
     verify_tokens: Annotated[int, typer.Option(min=64, help="Held-out text, for the cost.")] = 10_000,
-    seed: Annotated[int, typer.Option(min=0, help="Of the split of the text and its order.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, max=2**63 - 1, help="Of the split of the text and its order.")
+    ] = 0,
+    force: Annotated[bool, typer.Option("--force", help="Replace a plan that lies there.")] = False,
     codec: options.Codec = options.CodecName.auto,
     threads: options.Threads = None,
     offline: options.Offline = False,
@@ -104,14 +114,13 @@ def logits(
 ) -> None:
     """Add to a plan that logits come from leading bits, but for the best ones, and say what it costs."""
     from dejavu.cli.progress import make_progress, stage_bars
-    from dejavu.models.writing import check_folder
     from dejavu.plan import AccessPlan
     from dejavu.training.corpus import Corpus
-    from dejavu.training.logits import sketch_logits
+    from dejavu.training.logits import EXACT, sketch_logits
     from dejavu.training.subject import open_subject
 
-    loaded = None if plan == Path("off") else AccessPlan.load(plan)
-    check_folder(output)
+    loaded = None if plan == Path("off") else AccessPlan.load(_folder(plan))
+    _check_output(output, force=force)
     corpus = Corpus(text, seed=seed)
     made_for: Any = "auto" if loaded is None else loaded.evidence.get("codec", "auto")
     subject = open_subject(
@@ -122,6 +131,7 @@ def logits(
         offline=offline or None,
         progress=make_progress(quiet=json),
     )
+    exact = min(EXACT, subject.opened.config.vocab_size) if exact is None else exact
     try:
         with stage_bars(quiet=json) as progress:
             found = sketch_logits(
@@ -145,16 +155,54 @@ def logits(
 
 
 def _folder(plan: Path) -> Path:
-    """Where the plan lies: in that folder, or in that of the model that is named."""
-    from dejavu.models.spec import ALIASES
-    from dejavu.plan.choice import OWN
-    from dejavu.plan.storage import PLAN_NAME
+    """Where the plan lies: in that folder, or in that of the model that is named.
 
-    if (plan / PLAN_NAME).is_file():
+    Raises:
+        PlanError: the model has none of its own.
+    """
+    from dejavu.models.spec import ALIASES
+    from dejavu.plan.choice import OWN, holds_plan
+
+    if holds_plan(plan):
         return plan
     first, *rest = plan.parts or (".",)
     named = Path(ALIASES.get(first, first), *rest)
-    return next((folder for folder in (named, named / OWN) if (folder / PLAN_NAME).is_file()), plan)
+    if (found := next(filter(holds_plan, (named, named / OWN)), None)) is not None:
+        return found
+    if first in ALIASES or first.startswith(("pypi:", "hf:")) or _model_files(plan):
+        raise PlanError(
+            f"{plan} has no plan of its own",
+            fix="give the folder of a plan; dejavu train and dejavu plan logits make them",
+        )
+    return plan
+
+
+def _model_files(path: Path) -> list[str]:
+    """Names of the files by which a folder is a model's, of those that are there."""
+    from dejavu.models.adapter_config import ADAPTER_NAME
+    from dejavu.models.delta import DELTA_NAME
+
+    return [name for name in ("config.json", DELTA_NAME, ADAPTER_NAME) if (path / name).is_file()]
+
+
+def _check_output(folder: Path, *, force: bool) -> None:
+    """Whether a new plan may be written into `folder`.
+
+    Raises:
+        InputError: a file, a model or, without `force`, a plan lies there.
+        CacheError: the folder cannot be written.
+    """
+    from dejavu.models.writing import check_folder
+    from dejavu.plan.choice import OWN, holds_plan
+
+    check_folder(folder)
+    if found := _model_files(folder):
+        raise InputError(
+            f"{folder} holds a model ({found[0]})",
+            fix=f"give a folder in it for its own plan: -o {folder / OWN}",
+        )
+    if holds_plan(folder) and not force:
+        raise InputError(f"{folder} holds a plan", fix="give another folder, or --force to replace it")
 
 
 def _check_model(plan: Any, model: str, *, offline: bool, quiet: bool) -> None:

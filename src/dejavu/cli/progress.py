@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
+from dejavu.cli.output import say
 from dejavu.models.progress import NoProgress, Progress
 from dejavu.training.progress import Silent
 
@@ -30,7 +31,7 @@ class ByteBars:
     def start(self, description: str, total_bytes: int | None) -> None:
         """Begin a bar."""
         if not sys.stderr.isatty():
-            print(description, file=sys.stderr)
+            say(description)
             return
         import rich.progress as bars
         from rich.console import Console
@@ -101,7 +102,7 @@ class StageBars:
         self._stage, self._total, self._done = stage, max(total, 1), 0
         self._began = self._told = time.perf_counter()
         if not sys.stderr.isatty():
-            print(f"{stage}: 0/{total}", file=sys.stderr)
+            say(f"{stage}: 0/{total}")
             return
         import rich.progress as bars
         from rich.console import Console
@@ -129,7 +130,7 @@ class StageBars:
         if now - self._told >= _LINE_SECONDS and self._done:
             self._told = now
             left = (now - self._began) * (self._total - self._done) / self._done
-            print(f"{self._stage}: {self._done}/{self._total}, {left:.0f} s left; {state}", file=sys.stderr)
+            say(f"{self._stage}: {self._done}/{self._total}, {left:.0f} s left; {state}")
 
     def finish(self) -> None:
         """Wipe the bar."""

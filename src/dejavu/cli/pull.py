@@ -18,9 +18,11 @@ def pull(
 ) -> None:
     """Fetch a model into the cache."""
     from dejavu.cli.progress import make_progress
+    from dejavu.models.loading import kind_of
     from dejavu.models.sources import resolve
 
     path = resolve(model, revision=revision, offline=offline or None, progress=make_progress(quiet=json))
+    kind_of(path)  # raises where a folder holds no model
     if json:
         print_json({"model": model, "path": str(path)})
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -34,11 +35,12 @@ def report(
     """
     from dejavu.models.store import atomic_write
     from dejavu.results_page import collect, describe, render_page
+    from dejavu.results_page.reading import place
 
     collection = collect(results)
-    if output.is_dir():
+    if os.path.isdir(output):  # noqa: PTH112 - False where it may not be looked at: writing will say why
         raise InputError(f"{output} is a folder", fix="give a file, such as -o report.html")
-    if any(output.resolve() == source.path.resolve() for source in collection.sources):
+    if any(place(output) == place(source.path) for source in collection.sources):
         raise InputError(f"{output} is one of the results", fix="give another file with -o")
     page = render_page(collection, title)
     try:

@@ -14,12 +14,12 @@ from dejavu.engine.lowering import lower
 from dejavu.engine.packed import VERSION, Packed, pack_in_memory, read_packed, write_packed
 from dejavu.engine.touched import dense_bytes, expected_density, plan_bytes
 from dejavu.environment import physical_cores, usable_cpus
-from dejavu.errors import InputError, PlanError, UnsupportedModelError
+from dejavu.errors import InputError, PlanError, SourceError, UnsupportedModelError
 from dejavu.executor import TRACE_FIELDS, Trace
 from dejavu.models import rope
 from dejavu.models.alibi import alibi_slopes
 from dejavu.models.loading import open_model
-from dejavu.models.store import packed_folder
+from dejavu.models.store import note_source, packed_folder
 from dejavu.nested import check_cut
 from dejavu.refinement import refine
 
@@ -107,6 +107,8 @@ class NativeExecutor:
                     packed = pack_in_memory(config, weights, codec, threads, progress, leading=leading)
             finally:
                 model.weights.close()
+        if cache:
+            note_source(path)
         return cls(packed, kv_dtype=kv_dtype, threads=threads)
 
     def new_cache(self) -> Any:
@@ -284,13 +286,21 @@ def packed_path(path: Path, codec: str, *, leading: int = 0) -> Path:
 
     The name depends on the sizes and times of the model's files, so that a changed model is packed again without
     reading it.
+
+    Raises:
+        SourceError: the model's files cannot be looked at.
     """
-    files = (
-        sorted(p for p in path.iterdir() if p.suffix in (".json", ".safetensors"))
-        if path.is_dir()
-        else [path]
-    )
-    facts = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in files]
+    try:
+        files = (
+            sorted(p for p in path.iterdir() if p.suffix in (".json", ".safetensors"))
+            if path.is_dir()
+            else [path]
+        )
+        facts = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in files]
+    except OSError as error:
+        raise SourceError(
+            f"cannot read {path}: {error.strerror or error}", fix="check the model's path and its permissions"
+        ) from error
     key = hashlib.sha256(json.dumps([VERSION, facts]).encode()).hexdigest()[:12]
     return packed_folder(path) / f"{codec}{f'-leading{leading}' if leading else ''}-{key}.dejavu"
 

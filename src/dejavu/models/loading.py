@@ -64,20 +64,46 @@ def open_model(path: Path) -> OpenModel:
 
 def _open(path: Path, above: tuple[Path, ...]) -> OpenModel:
     """`open_model` of what is the base of the folders `above`."""
-    if (path / DELTA_NAME).is_file():
+    kind = kind_of(path)
+    if kind == "delta":
         return _open_delta(path, above)
-    if (path / ADAPTER_NAME).is_file() and (
-        (path / ARRAYS_NAME).is_file() or not (path / "config.json").is_file()
-    ):
+    if kind == "adapter":
         return _open_adapter(path, above)
-    if path.is_dir():
-        return _open_folder(path)
-    if path.suffix == ".gguf" or not path.exists():
-        return _open_gguf(path)
-    raise UnsupportedModelError(
-        f"{path} is neither a folder nor a .gguf file",
-        fix="give a folder with config.json and model.safetensors, or a .gguf file",
-    )
+    return _open_folder(path) if kind == "folder" else _open_gguf(path)
+
+
+def kind_of(path: Path) -> Literal["delta", "adapter", "folder", "gguf"]:
+    """What the model at `path` lies in, by the names of its files.
+
+    Raises:
+        SourceError: it cannot be looked at, or is a folder without a model.
+        UnsupportedModelError: it is a file, and not a ``.gguf`` file.
+    """
+    try:
+        if (path / DELTA_NAME).is_file():
+            return "delta"
+        configured = (path / "config.json").is_file()
+        if (path / ADAPTER_NAME).is_file() and ((path / ARRAYS_NAME).is_file() or not configured):
+            return "adapter"
+        if configured:
+            return "folder"
+        is_folder, exists = path.is_dir(), path.exists()
+    except OSError as error:
+        raise SourceError(
+            f"cannot read {path}: {error.strerror or error}",
+            fix="check the permissions of the model's folder",
+        ) from error
+    if is_folder:
+        raise SourceError(
+            f"{path} holds no config.json",
+            fix="give a folder with config.json and model.safetensors, or the path of a .gguf file",
+        )
+    if exists and path.suffix.lower() != ".gguf":
+        raise UnsupportedModelError(
+            f"{path} is neither a folder nor a .gguf file",
+            fix="give a folder with config.json and model.safetensors, or a .gguf file",
+        )
+    return "gguf"
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -143,11 +169,6 @@ def hf_layout(model: OpenModel) -> Layout:
 
 
 def _open_folder(path: Path) -> OpenModel:
-    if not (path / "config.json").is_file():
-        raise SourceError(
-            f"{path} holds no config.json",
-            fix="give a folder with config.json and model.safetensors, or the path of a .gguf file",
-        )
     values = read_json(path / "config.json")
     quantised = values.get("quantization_config")
     if quantised:

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, BinaryIO, NamedTuple, cast
 
 from packaging.version import InvalidVersion, Version
 
-from dejavu.errors import SourceError
+from dejavu.errors import InputError, SourceError
+from dejavu.models.store import expand_path
 
 if TYPE_CHECKING:
     from dejavu.models.pip_config import PipConfig
@@ -243,7 +244,10 @@ def _local(url: str) -> Path | None:
         return Path(urllib.request.url2pathname(parts.path))
     if parts.scheme and not url.startswith(os.sep):
         raise SourceError(f"{url[:100]}: scheme {parts.scheme!r}; http, https and file are supported")
-    return Path(url).expanduser()
+    try:
+        return expand_path(url, "the index")
+    except InputError as error:
+        raise SourceError(str(error.args[0]), fix="correct the index's path") from error
 
 
 def _without_password(url: str) -> str:

@@ -46,7 +46,7 @@ def resolve(
     """
     parsed = parse_spec(spec, revision)
     if isinstance(parsed, LocalSpec):
-        if not parsed.path.is_dir() and parsed.path.suffix != ".gguf":
+        if not parsed.path.is_dir() and parsed.path.suffix.lower() != ".gguf":
             raise SourceError(
                 f"{parsed.path} is neither a folder nor a .gguf file",
                 fix="give a model's folder or GGUF file",
@@ -54,9 +54,6 @@ def resolve(
         return parsed.path
     if offline is None:
         offline = fetching_is_off()
-    stored = find_stored(parsed)
-    if stored is not None and (offline or not refresh):
-        return stored.path
     stored = find_stored(parsed)
     if stored is not None and (offline or not refresh):
         return stored.path

@@ -1,7 +1,8 @@
 """The cache folder: where fetched models lie, how files get there whole or not at all, list and remove.
 
 Layout: ``models/<source>/.../record.json`` beside each model's files (package index) or pointing to them
-(hub). The record is what makes a model complete.
+(hub). The record is what makes a model complete. ``packed/<name>-<key>/`` holds what was packed of the model at a path,
+stored or not, and ``source.json``, which has the path.
 """
 
 from __future__ import annotations
@@ -20,13 +21,15 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from dejavu.errors import CacheError, SourceError
-from dejavu.models.spec import HubSpec, PypiSpec, parse_spec
+from dejavu.errors import CacheError, InputError, SourceError
+from dejavu.models.spec import ALIASES, HubSpec, PypiSpec, parse_spec
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 RECORD_NAME = "record.json"
+_SOURCE_NAME = "source.json"
+"""In a folder of packed forms: where the model lies that they were made from."""
 
 # Errors of a disk: anything else that a caller's block raises (a connection's, say) passes through.
 _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM}
@@ -49,10 +52,53 @@ class StoredModel:
 def cache_root() -> Path:
     """The cache folder: ``$DEJAVU_CACHE``, else ``$XDG_CACHE_HOME/dejavu``, else ``~/.cache/dejavu``."""
     if chosen := os.environ.get("DEJAVU_CACHE"):
-        return Path(chosen).expanduser().absolute()
+        try:
+            return expand_path(chosen, "DEJAVU_CACHE").absolute()
+        except OSError as error:  # a relative path, and the working folder is gone
+            raise CacheError(f"DEJAVU_CACHE={chosen}: {error.strerror}", fix="give the whole path") from error
     # The XDG specification: a relative path is to be ignored.
     base = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    return (base if base.is_absolute() else Path.home() / ".cache") / "dejavu"
+    return (base if base.is_absolute() else expand_path("~/.cache", "the cache folder")) / "dejavu"
+
+
+def expand_path(path: Path | str, name: str = "the path") -> Path:
+    """`path` with the home folder in the place of ``~`` or ``~USER``.
+
+    Args:
+        path: what the user gave.
+        name: of what it is, for the message.
+
+    Raises:
+        InputError: no such home folder is known, or there is a NUL in the path.
+    """
+    if "\0" in str(path):
+        raise InputError(f"{name} {str(path)!r:.200} holds a NUL", fix="give the path of a file or folder")
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        home = Path(path).parts[0]
+        raise InputError(
+            f"{name} {str(path)!r:.200}: no home folder {home} is known", fix="write the whole path"
+        ) from error
+
+
+@dataclass(frozen=True)
+class PackedModel:
+    """Packed weights of a model that is not stored: of a folder or file of the user's, which may be gone."""
+
+    source: Path | None
+    """Where the model lies; None: not known, as of packs that earlier versions wrote."""
+    folder: Path
+    """Of the packed forms."""
+    bytes: int
+
+    @property
+    def source_exists(self) -> bool:
+        """Whether the model is still there, as far as is known."""
+        try:
+            return self.source is not None and self.source.exists()
+        except OSError:
+            return True
 
 
 def models_root() -> Path:
@@ -60,10 +106,15 @@ def models_root() -> Path:
     return cache_root() / "models"
 
 
+def packed_root() -> Path:
+    """Where the packed forms of models lie, those of each in a folder of its own."""
+    return cache_root() / "packed"
+
+
 def packed_folder(path: Path) -> Path:
     """Where the packed forms of the model at `path` lie; `remove` deletes them with the model."""
-    key = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]
-    return cache_root() / "packed" / f"{path.stem}-{key}"
+    key = hashlib.sha256(str(path.resolve()).encode(errors="surrogateescape")).hexdigest()[:12]
+    return packed_root() / f"{path.stem}-{key}"
 
 
 @contextlib.contextmanager
@@ -236,15 +287,53 @@ def write_record(folder: Path, spec: HubSpec | PypiSpec, target: str, files: lis
 
 
 def read_record(folder: Path) -> StoredModel | None:
-    """The model that the record in `folder` tells of; None if there is none, or its files are gone."""
+    """The model that the record in `folder` tells of; None if there is none, it is damaged, or its files are gone.
+
+    Raises:
+        CacheError: it cannot be read.
+    """
     try:
         record = json.loads((folder / RECORD_NAME).read_bytes())
-        path = folder / record["target"]
+        spec = _stored_spec(record["spec"])
+        path = folder / _checked_target(spec, record["target"])
         size = sum((folder / name).stat().st_size for name in record["files"])
         when = datetime.fromisoformat(record["when"])
-        return StoredModel(str(record["spec"]), path, size, when) if path.exists() else None
-    except (OSError, ValueError, KeyError, TypeError):
+        return StoredModel(str(spec), path, size, when) if path.exists() else None
+    except (
+        FileNotFoundError,
+        NotADirectoryError,
+        SourceError,
+        ValueError,
+        KeyError,
+        TypeError,
+        RecursionError,
+    ):
         return None
+    except OSError as error:
+        raise _unreadable(error) from error
+
+
+def _stored_spec(spec: object) -> HubSpec | PypiSpec:
+    """The name in a record. Raises `ValueError` or `SourceError` for one that no stored model has."""
+    parsed = parse_spec(spec) if isinstance(spec, str) else None
+    if isinstance(parsed, HubSpec) or (isinstance(parsed, PypiSpec) and parsed.version is not None):
+        return parsed
+    raise ValueError(f"{spec!r} is not stored under that name")
+
+
+def _checked_target(spec: HubSpec | PypiSpec, target: str) -> str:
+    """The target in a record: in its folder, or a hub model's snapshot. Raises `ValueError` if it leads elsewhere."""
+    path = Path(target)
+    if ".." in path.parts or path.is_absolute() != isinstance(spec, HubSpec):
+        raise ValueError(f"{target!r} leads outside")
+    return target
+
+
+def _unreadable(error: OSError) -> CacheError:
+    return CacheError(
+        f"cannot read {error.filename or models_root()}: {error.strerror or error}",
+        fix="check its permissions, or set DEJAVU_CACHE to a folder that you may read",
+    )
 
 
 def list_models() -> list[StoredModel]:
@@ -255,16 +344,24 @@ def list_models() -> list[StoredModel]:
 def _records() -> list[tuple[StoredModel, Path]]:
     """Models and the folders of their records, by name."""
     found = []
-    try:
-        for path in models_root().glob(f"**/{RECORD_NAME}"):
-            staged = any(part.startswith(".") for part in path.relative_to(models_root()).parts)
-            if not staged and (model := read_record(path.parent)):
-                found.append((model, path.parent))
-    except OSError as error:
-        raise CacheError(
-            f"cannot read {models_root()}: {error.strerror}", fix="check its permissions"
-        ) from error
+    for folder in _folders_below(models_root()):
+        if (model := read_record(folder)) is not None:
+            found.append((model, folder))
     return sorted(found, key=lambda item: item[0].spec)
+
+
+def _folders_below(root: Path) -> Iterator[Path]:
+    """`root` and all folders in it, but for staged ones. Raises `CacheError` for one that cannot be read."""
+
+    def failed(error: OSError) -> None:
+        if not isinstance(
+            error, FileNotFoundError
+        ):  # which another process has just removed, or `root` itself
+            raise _unreadable(error) from error
+
+    for folder, inner, _ in os.walk(root, onerror=failed):
+        inner[:] = [name for name in inner if not name.startswith(".")]
+        yield Path(folder)
 
 
 def remove(spec: str) -> list[StoredModel]:
@@ -292,12 +389,7 @@ def remove(spec: str) -> list[StoredModel]:
         _remove_snapshot(snapshot)
     for model, folder in chosen:
         shutil.rmtree(packed_folder(model.path), ignore_errors=True)  # made from it; made again when needed
-        try:
-            shutil.rmtree(folder)
-        except OSError as error:
-            raise CacheError(
-                f"cannot delete {folder}: {error.strerror}", fix="check its permissions"
-            ) from error
+        _delete(folder)
         _drop_empty_parents(folder)
     return [model for model, _ in chosen]
 
@@ -336,3 +428,67 @@ def _remove_snapshot(snapshot: Path) -> None:
         return
     except OSError as error:
         raise CacheError(f"cannot delete {snapshot}: {error}", fix="check its permissions") from error
+
+
+def note_source(path: Path) -> None:
+    """Write beside the packed forms of the model at `path` what they were made from, unless it says so already.
+
+    A cache that cannot be written stays as it is: `list` shows such packs without their source.
+    """
+    note = packed_folder(path) / _SOURCE_NAME
+    with contextlib.suppress(CacheError, OSError):
+        if not note.exists():
+            with atomic_write(note) as stream:
+                stream.write(json.dumps({"source": str(path.resolve())}).encode())
+
+
+def list_packed() -> list[PackedModel]:
+    """Packed weights of models that are not stored, by where these lie.
+
+    Raises:
+        CacheError: the cache cannot be read.
+    """
+    kept = {packed_folder(model.path) for model in list_models()}
+    try:
+        folders = [path for path in packed_root().iterdir() if path.is_dir() and path not in kept]
+        found = [
+            PackedModel(_source(folder), folder, sum(file.stat().st_size for file in folder.iterdir()))
+            for folder in folders
+        ]
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise _unreadable(error) from error
+    return sorted(found, key=lambda pack: str(pack.source or pack.folder))
+
+
+def _source(folder: Path) -> Path | None:
+    try:
+        return Path(json.loads((folder / _SOURCE_NAME).read_bytes())["source"])
+    except (FileNotFoundError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+
+
+def remove_packed(name: str) -> list[PackedModel]:
+    """Delete the packed weights of the local model `name`, or in the folder of that name; returns them.
+
+    The model itself, and what is packed of stored models, stay. Nothing is deleted where nothing is packed.
+
+    Raises:
+        CacheError: they cannot be deleted.
+    """
+    try:
+        path = expand_path(ALIASES.get(name, name)).resolve()
+    except (InputError, OSError, RuntimeError):  # no path is not packed either
+        return []
+    chosen = [pack for pack in list_packed() if pack.folder in (packed_folder(path), path)]
+    for pack in chosen:
+        _delete(pack.folder)
+    return chosen
+
+
+def _delete(folder: Path) -> None:
+    try:
+        shutil.rmtree(folder)
+    except OSError as error:
+        raise CacheError(f"cannot delete {folder}: {error.strerror}", fix="check its permissions") from error

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dejavu.errors import PlanError
+from dejavu.models.store import expand_path
 from dejavu.plan.access_plan import AccessPlan
 from dejavu.plan.storage import PLAN_NAME, read_plan
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from dejavu.codecs import Codec
     from dejavu.models.weights import Weights
 
@@ -36,16 +40,20 @@ def choose_plan(
 
     Raises:
         PlanError: the plan cannot be read, is for another model, or reads leading bits that the codec does not have.
+        InputError: the folder's name cannot be one.
     """
     if wanted == "off":
         return None
     if wanted == "auto":
-        beside = [] if model is None else [model / OWN / PLAN_NAME]
-        paths = [*filter(Path.is_file, beside), *sorted(SHIPPED.glob(f"*/{PLAN_NAME}"))]
-        plans = (read_plan(path.parent) for path in paths)
+        beside = [] if model is None else [model / OWN]
+        folders = [
+            *filter(holds_plan, beside),
+            *(path.parent for path in sorted(SHIPPED.glob(f"*/{PLAN_NAME}"))),
+        ]
+        plans = map(read_plan, folders)
         fitting = (plan for plan in plans if plan.model == weights.fingerprint)
         return next((plan for plan in fitting if codec is None or _made_for(plan, codec)), None)
-    plan = wanted if isinstance(wanted, AccessPlan) else read_plan(_folder(Path(wanted).expanduser(), model))
+    plan = wanted if isinstance(wanted, AccessPlan) else read_plan(_folder(expand_path(wanted), model))
     plan.check_model(weights.fingerprint)
     if codec is not None:
         plan.check_codec(codec)
@@ -58,17 +66,32 @@ def own_plans(model: Path) -> dict[Path, AccessPlan]:
     Raises:
         PlanError: one cannot be read.
     """
-    found = [model / OWN, *sorted((model / GENTLER).glob("*"))]
-    return {
-        folder.relative_to(model): read_plan(folder) for folder in found if (folder / PLAN_NAME).is_file()
-    }
+    with _reading(model):
+        found = [model / OWN, *sorted((model / GENTLER).glob("*"))]
+    return {folder.relative_to(model): read_plan(folder) for folder in filter(holds_plan, found)}
+
+
+def holds_plan(folder: Path) -> bool:
+    """Whether a plan lies in `folder`. Raises `PlanError` where that cannot be told."""
+    with _reading(folder):
+        return (folder / PLAN_NAME).is_file()
+
+
+@contextlib.contextmanager
+def _reading(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise PlanError(
+            f"cannot read {folder}: {error.strerror or error}", fix="check its permissions"
+        ) from error
 
 
 def _folder(wanted: Path, model: Path | None) -> Path:
     """Where the plan lies that is called `wanted`: there, or at that place in the model's folder."""
-    if model is None or (wanted / PLAN_NAME).is_file():
+    if model is None or holds_plan(wanted):
         return wanted
-    if (model / wanted / PLAN_NAME).is_file():
+    if holds_plan(model / wanted):
         return model / wanted
     if known := own_plans(model):
         raise PlanError(

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from dejavu.errors import InputError
-from dejavu.results_page.reading import Kind, Source, read_result
+from dejavu.results_page.reading import Kind, Source, place, read_result
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -57,7 +57,7 @@ def collect(paths: Sequence[Path]) -> Collection:
     sources: dict[Path, Source] = {}
     for path in paths:
         for source in read_result(path):
-            sources[source.path.resolve()] = source
+            sources[place(source.path)] = source
     if not sources:
         raise InputError("no results", fix="give files of dejavu eval, bench, analyze, train or adapt")
     found = Collection(tuple(sources.values()))

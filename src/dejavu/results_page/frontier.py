@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dejavu.report import Axis, Group, Point, Table, scatter_chart
+from dejavu.results_page.reading import place
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -149,7 +150,7 @@ def _digest(collection: Collection, plan: str) -> str | None:
     if plan == "off":
         return None
     given = collection.of("plan")
-    exact = [s for s in given if s.path.resolve() == Path(plan).expanduser().resolve()]
+    exact = [s for s in given if place(s.path) == place(plan)]
     named = exact or [s for s in given if s.path.name == Path(plan).name]
     return str(named[0].data["sha256"]) if len(named) == 1 else f"{_UNKNOWN}{plan}"
 
@@ -162,7 +163,7 @@ def _base_perplexities(collection: Collection) -> dict[tuple[str, int], float]:
             for run in source.data["runs"]:
                 for name, entry in run["texts"].items():
                     value = entry["metrics"].get("base_perplexity", {}).get("value")
-                    if value and math.isfinite(value):
+                    if _is_perplexity(value):
                         found[name, entry["tokens"]] = value
     return found
 
@@ -173,7 +174,11 @@ def _ratio(run: Mapping[str, Any], bases: Mapping[tuple[str, int], float]) -> fl
     for name, entry in run["texts"].items():
         base = bases.get((name, entry["tokens"]))
         value = entry["metrics"].get("perplexity", {}).get("value")
-        if not base or not value or not math.isfinite(value):
+        if not base or not _is_perplexity(value):
             return None
         ratios.append(value / base)
     return statistics.geometric_mean(ratios) if ratios else None
+
+
+def _is_perplexity(value: float | None) -> bool:
+    return value is not None and math.isfinite(value) and value > 0

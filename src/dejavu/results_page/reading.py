@@ -5,16 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from pathlib import Path
+from typing import Any, Literal
 
 from dejavu.errors import InputError
+from dejavu.models.store import expand_path
 from dejavu.plan import AccessPlan
 from dejavu.plan.storage import PLAN_NAME
 from dejavu.plan.summary import summarize
 from dejavu.results_page import shapes
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 Kind = Literal["eval", "bench", "analysis", "plan", "adaptation", "frontier"]
 ANALYSIS_NAME, ADAPTATION_NAME, OWN_PLAN = "analysis.json", "adaptation.json", "plan"
@@ -62,8 +61,8 @@ class Source:
     def commands(self) -> list[str]:
         """Those that made it, as far as it says."""
         entries = [self.data["evidence"]] if self.kind == "plan" else self.data.get("rows", [self.data])
-        found = dict.fromkeys(entry.get("command") for entry in entries)
-        return [command for command in found if command and isinstance(command, str)]
+        found = [entry.get("command") for entry in entries]
+        return [*dict.fromkeys(command for command in found if command and isinstance(command, str))]
 
     @property
     def dates(self) -> list[str]:
@@ -79,6 +78,25 @@ def read_result(path: Path) -> list[Source]:
         InputError: it cannot be read, is of no known kind, of another schema, or not what its kind has to be.
         PlanError: a plan is damaged.
     """
+    try:
+        return _read(path)
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror or error}", fix=_KNOWN) from error
+
+
+def place(path: Path | str) -> Path:
+    """Where a path that somebody wrote leads, so that two can be compared; as it is where that cannot be told."""
+    try:
+        return expand_path(path).resolve()
+    except (
+        InputError,
+        OSError,
+        RuntimeError,
+    ):  # no such user, or the working folder is gone, or links in a circle
+        return Path(path)
+
+
+def _read(path: Path) -> list[Source]:
     if path.is_dir():
         return _read_folder(path)
     if path.name == PLAN_NAME:
@@ -132,6 +150,10 @@ def _source(path: Path, document: Any) -> Source:
         "adaptation": shapes.ADAPTATION,
     }[kind]
     _check(document, shape, str(path))
+    if kind == "bench":
+        for number, record in enumerate(document["results"]):
+            if record.get("bits_per_weight"):  # then all of its memory is known
+                _check(record, shapes.MEMORY, f"{path}: results[{number}]")
     for name in {"eval": ["runs"], "bench": ["results"], "adaptation": ["curve"]}.get(kind, []):
         if not document[name]:
             raise InputError(f"{path}: {name} is empty", fix="make it again")
@@ -152,8 +174,7 @@ def _kind(document: Any) -> Literal["eval", "bench", "analysis", "adaptation"] |
 
 def _plan(folder: Path, *, of_adapted: bool = False) -> Source:
     facts = summarize(AccessPlan.load(folder))
-    for number, layer in enumerate(facts["evidence"].get("layers", [])):
-        _check(layer, shapes.LAYER_EVIDENCE, f"{folder / PLAN_NAME}: evidence of layer {number}")
+    _check(facts["evidence"], shapes.EVIDENCE, f"{folder / PLAN_NAME}: evidence")
     digest = hashlib.sha256((folder / PLAN_NAME).read_bytes()).hexdigest()
     return Source("plan", folder, facts | {"sha256": digest}, of_adapted)
 

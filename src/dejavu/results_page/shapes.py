@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,11 +20,18 @@ NUMBER = (int, float)
 MAYBE_NUMBER = (int, float, type(None))
 MAYBE_TEXT = (str, type(None))
 
-_NAMES = {str: "text", int: "a number", bool: "true or false", dict: "an object"}
+_NAMES = {str: "text", int: "a number", bool: "true or false", dict: "an object", list: "a list"}
 _ESTIMATE = {"value": MAYBE_NUMBER, "stderr": MAYBE_NUMBER}
 _METRICS = {"*": _ESTIMATE}
-_MACHINE = {"cpu": str, "logical_cpus?": int, "physical_cores?": int, "memory_bytes?": int}
-_MADE = {"model": str, "date": str, "machine": _MACHINE, "versions?": {"*": str}, "command?": str}
+_VERSIONS = {"*": str}
+_MACHINE = {
+    "cpu": str,
+    "logical_cpus?": int,
+    "physical_cores?": int,
+    "memory_bytes?": int,
+    "versions?": Maybe(_VERSIONS),
+}
+_MADE = {"model": str, "date": str, "machine": _MACHINE, "versions?": Maybe(_VERSIONS), "command?": str}
 
 EVAL = _MADE | {
     "fingerprint": str,
@@ -63,9 +71,9 @@ BENCH = _MADE | {
             "ttft_s?": MAYBE_NUMBER,
             "itl_p95_s?": MAYBE_NUMBER,
             "density?": MAYBE_NUMBER,
-            "packed_bytes?": NUMBER,
-            "predictor_bytes?": NUMBER,
-            "bits_per_weight?": NUMBER,
+            "packed_bytes?": MAYBE_NUMBER,
+            "predictor_bytes?": MAYBE_NUMBER,
+            "bits_per_weight?": MAYBE_NUMBER,
             "ratio_to_f32?": MAYBE_NUMBER,
             "parts?": Maybe({"*": {"ms": NUMBER, "bandwidth_ms": MAYBE_NUMBER}}),
         }
@@ -88,6 +96,8 @@ BENCH = _MADE | {
         }
     ],
 }
+MEMORY = {"packed_bytes": NUMBER, "predictor_bytes": NUMBER, "ratio_to_f32": NUMBER}
+"""Of a result whose bits per weight are given."""
 ANALYSIS = _MADE | {
     "fingerprint": str,
     "text": str,
@@ -116,6 +126,7 @@ ADAPTATION = {
     "curve": [{"tokens": int, "seconds": NUMBER, "density": NUMBER, "ratio": NUMBER}],
     "native": {"tokens": int, "base_codec": str, "ppl_ratio": NUMBER, "density": NUMBER},
     "options": {"codec": str},
+    "stages?": list,
 }
 _ROW = {"name": str, "date?": str, "cpu?": str, "command?": str, "fingerprint?": str}
 QUALITY_ROW = _ROW | {"kind": str, "text": str, "tokens": int, "ppl_ratio": NUMBER}
@@ -139,11 +150,14 @@ STAGES = {
     ],
 }
 """What `dejavu adapt --frontier` measured in the end."""
-LAYER_EVIDENCE = {
-    "neurons?": {"density?": NUMBER, "recall?": NUMBER},
-    "heads?": {"density?": NUMBER, "recall?": NUMBER},
+_FIGURES = {"density?": MAYBE_NUMBER, "recall?": MAYBE_NUMBER}
+EVIDENCE = {
+    "neurons?": dict,
+    "heads?": dict,
+    "tokens?": dict,
+    "layers?": [{"neurons?": _FIGURES, "heads?": _FIGURES}],
 }
-"""Of each layer in the evidence of a plan."""
+"""Of a plan; what else there is of figures may be anything."""
 
 
 def check(value: Any, shape: Any, where: str) -> None:
@@ -183,6 +197,8 @@ def _check(value: Any, shape: Any, where: str, at: str) -> None:
         allowed = shape if isinstance(shape, tuple) else (shape,)
         if isinstance(value, bool) and bool not in allowed:
             allowed = ()  # Python takes true for a whole number
+        elif isinstance(value, int) and abs(value) > sys.float_info.max:
+            allowed = ()  # and reads whole ones that no float holds
         _need(value, allowed, _NAMES[shape[0] if isinstance(shape, tuple) else shape], where, at)
 
 
