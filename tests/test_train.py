@@ -288,6 +288,17 @@ def refused(
     return found
 
 
+def test_a_plan_is_not_replaced_unasked(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first = dejavu_train(folder, "kept", capsys, "--density", "0.5", "--selector", "threshold")
+    again = ["train", str(folder / "model"), "--text", str(folder / "text.jsonl"), "--density", "0.4", *FAST]
+    for place, message in (("kept", "holds a plan"), ("model", "holds a model")):
+        assert run([*again, "-o", str(folder / place)]) == InputError.exit_code
+        assert message in json.loads(capsys.readouterr().out)["error"]["message"]
+    assert AccessPlan.load(folder / "kept").evidence == first.evidence
+    dejavu_train(folder, "kept", capsys, "--density", "0.4", "--selector", "threshold", "--force")
+    assert AccessPlan.load(folder / "kept").evidence != first.evidence
+
+
 @pytest.mark.parametrize(
     "args",
     [

@@ -9,7 +9,7 @@ import typer
 
 from dejavu.cli import options
 from dejavu.cli.output import print_fields, print_json, print_table
-from dejavu.errors import InputError, PlanError
+from dejavu.errors import PlanError
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Show, check and extend access plans.")
 
@@ -115,12 +115,13 @@ def logits(
     """Add to a plan that logits come from leading bits, but for the best ones, and say what it costs."""
     from dejavu.cli.progress import make_progress, stage_bars
     from dejavu.plan import AccessPlan
+    from dejavu.plan.choice import check_place
     from dejavu.training.corpus import Corpus
     from dejavu.training.logits import EXACT, sketch_logits
     from dejavu.training.subject import open_subject
 
     loaded = None if plan == Path("off") else AccessPlan.load(_folder(plan))
-    _check_output(output, force=force)
+    check_place(output, force=force)
     corpus = Corpus(text, seed=seed)
     made_for: Any = "auto" if loaded is None else loaded.evidence.get("codec", "auto")
     subject = open_subject(
@@ -161,7 +162,7 @@ def _folder(plan: Path) -> Path:
         PlanError: the model has none of its own.
     """
     from dejavu.models.spec import ALIASES
-    from dejavu.plan.choice import OWN, holds_plan
+    from dejavu.plan.choice import OWN, holds_plan, model_files
 
     if holds_plan(plan):
         return plan
@@ -169,40 +170,12 @@ def _folder(plan: Path) -> Path:
     named = Path(ALIASES.get(first, first), *rest)
     if (found := next(filter(holds_plan, (named, named / OWN)), None)) is not None:
         return found
-    if first in ALIASES or first.startswith(("pypi:", "hf:")) or _model_files(plan):
+    if first in ALIASES or first.startswith(("pypi:", "hf:")) or model_files(plan):
         raise PlanError(
             f"{plan} has no plan of its own",
             fix="give the folder of a plan; dejavu train and dejavu plan logits make them",
         )
     return plan
-
-
-def _model_files(path: Path) -> list[str]:
-    """Names of the files by which a folder is a model's, of those that are there."""
-    from dejavu.models.adapter_config import ADAPTER_NAME
-    from dejavu.models.delta import DELTA_NAME
-
-    return [name for name in ("config.json", DELTA_NAME, ADAPTER_NAME) if (path / name).is_file()]
-
-
-def _check_output(folder: Path, *, force: bool) -> None:
-    """Whether a new plan may be written into `folder`.
-
-    Raises:
-        InputError: a file, a model or, without `force`, a plan lies there.
-        CacheError: the folder cannot be written.
-    """
-    from dejavu.models.writing import check_folder
-    from dejavu.plan.choice import OWN, holds_plan
-
-    check_folder(folder)
-    if found := _model_files(folder):
-        raise InputError(
-            f"{folder} holds a model ({found[0]})",
-            fix=f"give a folder in it for its own plan: -o {folder / OWN}",
-        )
-    if holds_plan(folder) and not force:
-        raise InputError(f"{folder} holds a plan", fix="give another folder, or --force to replace it")
 
 
 def _check_model(plan: Any, model: str, *, offline: bool, quiet: bool) -> None:

@@ -100,6 +100,7 @@ def train(
         typer.Option(min=0, max=2**63 - 1, help="Of the split of the text, its order, and the predictors."),
     ] = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted training.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace a plan that lies there.")] = False,
     codec: options.Codec = CodecName.auto,
     threads: options.Threads = None,
     executor: options.Executor = ExecutorName.native,
@@ -114,6 +115,7 @@ def train(
     from dejavu.cli.progress import make_progress, stage_bars
     from dejavu.models.writing import check_folder
     from dejavu.nested import stored_bits
+    from dejavu.plan.choice import check_place
     from dejavu.plan.summary import describe_evidence
     from dejavu.training.corpus import Corpus
     from dejavu.training.options import TrainOptions
@@ -139,7 +141,7 @@ def train(
         learning_rate=learning_rate,
         seed=seed,
     )
-    check_folder(output)
+    check_place(output, force=force)
     if wanted.targets:  # their checkpoint lies beside it
         check_folder(output.absolute().parent)
     corpus = Corpus(text, seed=seed)

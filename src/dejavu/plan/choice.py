@@ -6,8 +6,11 @@ import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dejavu.errors import PlanError
+from dejavu.errors import InputError, PlanError
+from dejavu.models.adapter_config import ADAPTER_NAME
+from dejavu.models.delta import DELTA_NAME
 from dejavu.models.store import expand_path
+from dejavu.models.writing import check_folder
 from dejavu.plan.access_plan import AccessPlan
 from dejavu.plan.storage import PLAN_NAME, read_plan
 
@@ -75,6 +78,28 @@ def holds_plan(folder: Path) -> bool:
     """Whether a plan lies in `folder`. Raises `PlanError` where that cannot be told."""
     with _reading(folder):
         return (folder / PLAN_NAME).is_file()
+
+
+def model_files(folder: Path) -> list[str]:
+    """Names of the files by which a folder is a model's, of those that are there."""
+    return [name for name in ("config.json", DELTA_NAME, ADAPTER_NAME) if (folder / name).is_file()]
+
+
+def check_place(folder: Path, *, force: bool) -> None:
+    """Whether a new plan may be written into `folder`.
+
+    Raises:
+        InputError: a file, a model or, without `force`, a plan lies there.
+        CacheError: the folder cannot be written.
+    """
+    check_folder(folder)
+    if found := model_files(folder):
+        raise InputError(
+            f"{folder} holds a model ({found[0]})",
+            fix=f"give a folder in it for its own plan: -o {folder / OWN}",
+        )
+    if holds_plan(folder) and not force:
+        raise InputError(f"{folder} holds a plan", fix="give another folder, or --force to replace it")
 
 
 @contextlib.contextmanager
