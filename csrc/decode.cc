@@ -255,7 +255,7 @@ void Engine::Decoder::logits() {
   const RowKernels& head_rows = e.k_.rows[int(e.head_.layout.codec)];
   const bool sketched = plan && plan->head.bits && plan->head.exact < c.vocab;
   std::vector<char> along(sketched ? size_t(s.n) * e.along_bytes() : 0);
-  float* out[kMaxTokens];
+  float* out[kMaxTokens] = {};
   for (int t = 0; t < s.n; ++t) {
     out[t] = s.logits + size_t(t) * size_t(c.vocab);
     const float* last = e.head_input(x[t], w.branch.get(0), w.branch.get(0) + c.d);
