@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from dejavu.errors import CacheError, InputError, SourceError
-from dejavu.models import store
+from dejavu.models import packs, store
 from dejavu.models.spec import HubSpec, PypiSpec
 
 
@@ -259,25 +259,25 @@ def test_paths_that_cannot_be(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
 
 
 def test_packs_of_models_that_lie_elsewhere(cache: Path, tmp_path: Path) -> None:
-    assert store.list_packed() == []
+    assert packs.list_packed() == []
     stored, there, gone = put(PypiSpec("toy", "1")), tmp_path / "there", tmp_path / "gone"
     there.mkdir()
     for path in (stored, there, gone, tmp_path / "untold"):
         store.packed_folder(path).mkdir(parents=True)
         (store.packed_folder(path) / "int8-0.dejavu").write_bytes(b"x" * 1000)
         if path.name != "untold":  # as earlier versions left it
-            store.note_source(path)
-            store.note_source(path)
+            packs.note_source(path)
+            packs.note_source(path)
     untold = store.packed_folder(tmp_path / "untold")
-    found = {pack.source: pack for pack in store.list_packed()}
+    found = {pack.source: pack for pack in packs.list_packed()}
     assert found.keys() == {there, gone, None}
     assert [found[path].source_exists for path in (there, gone, None)] == [True, False, False]
     assert found[None].folder == untold
     assert all(pack.bytes >= 1000 for pack in found.values())
-    assert store.remove_packed("nothing") == store.remove_packed("~nosuch") == []
-    assert store.remove_packed(str(stored)) == []  # goes with its model
-    assert [pack.source for pack in store.remove_packed(str(gone))] == [gone]
-    assert [pack.folder for pack in store.remove_packed(str(untold))] == [untold]
-    assert [pack.source for pack in store.remove_packed(str(there))] == [there]
+    assert packs.remove_packed("nothing") == packs.remove_packed("~nosuch") == []
+    assert packs.remove_packed(str(stored)) == []  # goes with its model
+    assert [pack.source for pack in packs.remove_packed(str(gone))] == [gone]
+    assert [pack.folder for pack in packs.remove_packed(str(untold))] == [untold]
+    assert [pack.source for pack in packs.remove_packed(str(there))] == [there]
     assert there.is_dir()
     assert [path.name for path in (cache / "packed").iterdir()] == [store.packed_folder(stored).name]

@@ -10,15 +10,17 @@ from dejavu.cli import options
 from dejavu.cli.output import print_json, print_note, print_table
 
 if TYPE_CHECKING:
-    from dejavu.models.store import PackedModel, StoredModel
+    from dejavu.models.packs import PackedModel
+    from dejavu.models.store import StoredModel
 
 
 def list_models(json: options.Json = False) -> None:
     """List the models that were pulled, and what is packed of models that lie elsewhere."""
     from dejavu.models import store
+    from dejavu.models.packs import list_packed
     from dejavu.units import human_bytes
 
-    models, packs = store.list_models(), store.list_packed()
+    models, packs = store.list_models(), list_packed()
     if json:
         print_json(
             {"models": [_record(model) for model in models], "packed": [_pack(pack) for pack in packs]}
@@ -51,9 +53,10 @@ def remove(
 ) -> None:
     """Delete a pulled model; of a model that lies elsewhere, its packed weights alone."""
     from dejavu.models import store
+    from dejavu.models.packs import remove_packed
     from dejavu.units import human_bytes
 
-    packs = store.remove_packed(model)
+    packs = remove_packed(model)
     removed = [] if packs else store.remove(model)
     if json:
         print_json({"removed": [_record(m) for m in removed], "packed": [_pack(pack) for pack in packs]})

@@ -19,7 +19,8 @@ from dejavu.executor import TRACE_FIELDS, Trace
 from dejavu.models import rope
 from dejavu.models.alibi import alibi_slopes
 from dejavu.models.loading import open_model
-from dejavu.models.store import note_source, packed_folder
+from dejavu.models.packs import note_source
+from dejavu.models.store import packed_folder
 from dejavu.nested import check_cut
 from dejavu.refinement import refine
 

@@ -2,7 +2,7 @@
 
 Layout: ``models/<source>/.../record.json`` beside each model's files (package index) or pointing to them
 (hub). The record is what makes a model complete. ``packed/<name>-<key>/`` holds what was packed of the model at a path,
-stored or not, and ``source.json``, which has the path.
+stored or not (see `dejavu.models.packs`).
 """
 
 from __future__ import annotations
@@ -22,14 +22,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from dejavu.errors import CacheError, InputError, SourceError
-from dejavu.models.spec import ALIASES, HubSpec, PypiSpec, parse_spec
+from dejavu.models.spec import HubSpec, PypiSpec, parse_spec
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 RECORD_NAME = "record.json"
-_SOURCE_NAME = "source.json"
-"""In a folder of packed forms: where the model lies that they were made from."""
 
 # Errors of a disk: anything else that a caller's block raises (a connection's, say) passes through.
 _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM}
@@ -80,25 +78,6 @@ def expand_path(path: Path | str, name: str = "the path") -> Path:
         raise InputError(
             f"{name} {str(path)!r:.200}: no home folder {home} is known", fix="write the whole path"
         ) from error
-
-
-@dataclass(frozen=True)
-class PackedModel:
-    """Packed weights of a model that is not stored: of a folder or file of the user's, which may be gone."""
-
-    source: Path | None
-    """Where the model lies; None: not known, as of packs that earlier versions wrote."""
-    folder: Path
-    """Of the packed forms."""
-    bytes: int
-
-    @property
-    def source_exists(self) -> bool:
-        """Whether the model is still there, as far as is known."""
-        try:
-            return self.source is not None and self.source.exists()
-        except OSError:
-            return True
 
 
 def models_root() -> Path:
@@ -310,7 +289,7 @@ def read_record(folder: Path) -> StoredModel | None:
     ):
         return None
     except OSError as error:
-        raise _unreadable(error) from error
+        raise unreadable(error) from error
 
 
 def _stored_spec(spec: object) -> HubSpec | PypiSpec:
@@ -329,7 +308,8 @@ def _checked_target(spec: HubSpec | PypiSpec, target: str) -> str:
     return target
 
 
-def _unreadable(error: OSError) -> CacheError:
+def unreadable(error: OSError) -> CacheError:
+    """The error of a cache that cannot be read."""
     return CacheError(
         f"cannot read {error.filename or models_root()}: {error.strerror or error}",
         fix="check its permissions, or set DEJAVU_CACHE to a folder that you may read",
@@ -357,7 +337,7 @@ def _folders_below(root: Path) -> Iterator[Path]:
         if not isinstance(
             error, FileNotFoundError
         ):  # which another process has just removed, or `root` itself
-            raise _unreadable(error) from error
+            raise unreadable(error) from error
 
     for folder, inner, _ in os.walk(root, onerror=failed):
         inner[:] = [name for name in inner if not name.startswith(".")]
@@ -389,7 +369,7 @@ def remove(spec: str) -> list[StoredModel]:
         _remove_snapshot(snapshot)
     for model, folder in chosen:
         shutil.rmtree(packed_folder(model.path), ignore_errors=True)  # made from it; made again when needed
-        _delete(folder)
+        delete_folder(folder)
         _drop_empty_parents(folder)
     return [model for model, _ in chosen]
 
@@ -430,64 +410,8 @@ def _remove_snapshot(snapshot: Path) -> None:
         raise CacheError(f"cannot delete {snapshot}: {error}", fix="check its permissions") from error
 
 
-def note_source(path: Path) -> None:
-    """Write beside the packed forms of the model at `path` what they were made from, unless it says so already.
-
-    A cache that cannot be written stays as it is: `list` shows such packs without their source.
-    """
-    note = packed_folder(path) / _SOURCE_NAME
-    with contextlib.suppress(CacheError, OSError):
-        if not note.exists():
-            with atomic_write(note) as stream:
-                stream.write(json.dumps({"source": str(path.resolve())}).encode())
-
-
-def list_packed() -> list[PackedModel]:
-    """Packed weights of models that are not stored, by where these lie.
-
-    Raises:
-        CacheError: the cache cannot be read.
-    """
-    kept = {packed_folder(model.path) for model in list_models()}
-    try:
-        folders = [path for path in packed_root().iterdir() if path.is_dir() and path not in kept]
-        found = [
-            PackedModel(_source(folder), folder, sum(file.stat().st_size for file in folder.iterdir()))
-            for folder in folders
-        ]
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        raise _unreadable(error) from error
-    return sorted(found, key=lambda pack: str(pack.source or pack.folder))
-
-
-def _source(folder: Path) -> Path | None:
-    try:
-        return Path(json.loads((folder / _SOURCE_NAME).read_bytes())["source"])
-    except (FileNotFoundError, ValueError, KeyError, TypeError, RecursionError):
-        return None
-
-
-def remove_packed(name: str) -> list[PackedModel]:
-    """Delete the packed weights of the local model `name`, or in the folder of that name; returns them.
-
-    The model itself, and what is packed of stored models, stay. Nothing is deleted where nothing is packed.
-
-    Raises:
-        CacheError: they cannot be deleted.
-    """
-    try:
-        path = expand_path(ALIASES.get(name, name)).resolve()
-    except (InputError, OSError, RuntimeError):  # no path is not packed either
-        return []
-    chosen = [pack for pack in list_packed() if pack.folder in (packed_folder(path), path)]
-    for pack in chosen:
-        _delete(pack.folder)
-    return chosen
-
-
-def _delete(folder: Path) -> None:
+def delete_folder(folder: Path) -> None:
+    """Delete a folder of the cache. Raises `CacheError` where that is not possible."""
     try:
         shutil.rmtree(folder)
     except OSError as error:
