@@ -15,9 +15,11 @@ from dejavu.codecs import (
     LEVELS,
     SHRINK,
     Codec,
+    Encoded,
     decode,
     embed_codec,
     encode,
+    is_settled,
     mlp_codec,
     roundtrip,
 )
@@ -121,8 +123,27 @@ def test_int8_keeps_values_that_it_decoded(rows: NDArray[np.float32], exponent: 
 def test_int8_keeps_codes_that_it_chose() -> None:
     first = encode("int8", np.random.default_rng(3).standard_normal((256, 96)).astype(F32))
     again = encode("int8", decode(first))
+    assert is_settled(first)
     np.testing.assert_array_equal(again.codes, first.codes)
     np.testing.assert_array_equal(again.scales, first.scales)
+
+
+@given(
+    codes=hnp.arrays(np.int8, (2, GROUP), elements=st.integers(-128, 127)),
+    scales=hnp.arrays(np.float16, (2, 1), elements=st.floats(0, 512, width=16)),
+    whole=st.booleans(),
+)
+def test_settled_codes_keep_their_values(
+    codes: NDArray[np.int8], scales: NDArray[np.float16], whole: bool
+) -> None:
+    if whole:
+        codes[:, 0] = LEVELS[-1]
+    found = Encoded("int8", GROUP, codes, scales)
+    if is_settled(found):
+        rows = decode(found)
+        np.testing.assert_array_equal(roundtrip("int8", rows), rows)
+    else:
+        assert not whole or (codes == -128).any()
 
 
 def test_int8_searches_its_scale() -> None:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 
 from dejavu import _core, codecs, nested
 from dejavu.errors import InputError
@@ -94,6 +97,28 @@ def test_errors_of_the_twin() -> None:
     for codec, leading in (("int8", 2), ("int8", 5), ("int4", 3)):
         with pytest.raises(InputError, match=f"{codec} rows cannot be cut behind {leading} bits"):
             nested.check_cut(codec, leading)  # type: ignore[arg-type]
+
+
+@given(
+    halves=hnp.arrays(np.int8, (3, 32), elements=st.integers(-8, 7)),
+    scales=hnp.arrays(np.float16, (3, 1), elements=st.floats(0, 64, width=16)),
+    factor=st.sampled_from([1, 3, 5, 15]),
+)
+def test_estimates_that_stay(halves: np.ndarray, scales: np.ndarray, factor: int) -> None:
+    odd = np.where((2 * halves + 1) % factor == 0, 2 * halves + 1, 15)
+    odd[:, 0] = 15
+    found = codecs.Encoded("int8", 32, (8 * odd).astype(np.int8), scales)
+    rows = codecs.decode(found)
+    if nested.is_settled_estimate(found):
+        np.testing.assert_array_equal(nested.estimate(codecs.encode("int8", rows), 4), rows)
+    assert (
+        factor > 1
+        or nested.is_settled_estimate(found)
+        or (odd % 3 == 0).all(1).any()
+        or (odd % 5 == 0).all(1).any()
+    )
+    assert not nested.is_settled_estimate(codecs.Encoded("int8", 32, np.zeros((1, 32), np.int8), scales[:1]))
+    assert not nested.is_settled_estimate(codecs.Encoded("int8", 32, (4 * odd).astype(np.int8), scales))
 
 
 def test_bits_that_lie_apart() -> None:

@@ -35,12 +35,6 @@ def weights(tiny: Path) -> Any:
     return open_model(tiny).weights
 
 
-@pytest.fixture(autouse=True)
-def shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(choice, "SHIPPED", tmp_path / "plans")
-    return tmp_path / "plans"
-
-
 @pytest.fixture
 def plan(tiny: Path) -> AccessPlan:
     model = open_model(tiny)
@@ -54,30 +48,32 @@ def plan(tiny: Path) -> AccessPlan:
     )
 
 
-def test_off_is_dense_and_auto_is_the_shipped_one(plan: AccessPlan, weights: Any, shipped: Path) -> None:
-    assert choose_plan("off", weights, "f32") is None
+def test_off_is_dense_and_auto_is_the_own_one(plan: AccessPlan, weights: Any, tmp_path: Path) -> None:
+    def found(codec: Any, wanted: str = "auto") -> str | None:
+        chosen = choose_plan(wanted, weights, codec, tmp_path)
+        return None if chosen is None else chosen.name
+
     assert choose_plan("auto", weights, "f32") is None
-    AccessPlan.uniform("another", 2).save(shipped / "another")
+    assert found("f32") is None
+    plan.save(tmp_path / "plan")
+    assert (found("f32"), found("int8"), found(None)) == ("half", "half", "half")
+    assert found("f32", "off") is None
+    dataclasses.replace(plan, evidence={"codec": "bf16"}).save(tmp_path / "plan")
+    assert (found("bf16"), found("f32"), found(None)) == ("half", None, "half")
+    dataclasses.replace(plan, evidence={"codec": "bf16", "exact": True}).save(tmp_path / "plan")
+    assert found("f32") == "half"
     AccessPlan.uniform(plan.model, len(plan.layers), name="bits", neurons=Sketch(bits=4, density=0.5)).save(
-        shipped / "bits"
+        tmp_path / "plan"
     )
-    assert choose_plan("auto", weights, "f32") is None
-    plan.save(shipped / "half")
-    for codec, name in (("f32", "half"), ("bf16", "half"), ("int8", "bits"), ("int4", "bits")):
-        found = choose_plan("auto", weights, codec)  # type: ignore[arg-type]
-        assert found is not None
-        assert found.name == name
-    dataclasses.replace(plan, name="bf16 alone", evidence={"codec": "bf16"}).save(shipped / "a")
-    assert [choose_plan("auto", weights, codec).name for codec in ("bf16", "f32")] == ["bf16 alone", "half"]  # type: ignore[union-attr, arg-type]
-    assert choose_plan("off", weights, "int8") is None
+    assert (found("f32"), found("int8"), found("int4")) == (None, "bits", "bits")
+    AccessPlan.uniform("another", 2).save(tmp_path / "plan")
+    assert found("f32") is None
 
 
-def test_a_model_brings_its_own_plan(
-    plan: AccessPlan, tiny: Path, weights: Any, shipped: Path, tmp_path: Path
-) -> None:
+def test_a_model_brings_its_own_plan(plan: AccessPlan, tiny: Path, tmp_path: Path) -> None:
     folder = tmp_path / "model"
     shutil.copytree(tiny, folder)
-    plan.save(shipped / "half")
+    plan.save(tmp_path / "half")
     four = AccessPlan.uniform(plan.model, len(plan.layers), name="own", neurons=Sketch(bits=4, density=0.5))
     dataclasses.replace(four, evidence={"codec": "int8"}).save(folder / "plan")
 
@@ -87,11 +83,11 @@ def test_a_model_brings_its_own_plan(
 
     assert chosen() == ("own", "int8")
     assert chosen(plan="off") == (None, "bf16")
-    assert chosen(codec="bf16") == ("half", "bf16")
+    assert chosen(codec="bf16") == (None, "bf16")
     assert chosen(plan=folder / "plan") == ("own", "int8")
-    assert chosen(plan=shipped / "half") == ("half", "bf16")
+    assert chosen(plan=tmp_path / "half") == ("half", "bf16")
     AccessPlan.uniform("another", 2).save(folder / "plan")
-    assert chosen() == ("half", "bf16")
+    assert chosen() == (None, "bf16")
 
 
 def test_plans_of_a_model_go_by_their_names(
@@ -176,7 +172,7 @@ def test_a_folder_or_a_plan(plan: AccessPlan, weights: Any, tmp_path: Path) -> N
         choose_plan(tmp_path / "none", weights, "f32")
 
 
-def test_generating_by_a_plan(plan: AccessPlan, tiny: Path, shipped: Path) -> None:
+def test_generating_by_a_plan(plan: AccessPlan, tiny: Path) -> None:
     params = SamplingParams(temperature=0, max_tokens=9, ignore_eos=True)
 
     def text(**options: Any) -> tuple[str, Any]:
@@ -188,8 +184,6 @@ def test_generating_by_a_plan(plan: AccessPlan, tiny: Path, shipped: Path) -> No
     sparse, name = text(plan=plan)
     assert name == "half"
     assert sparse != base
-    plan.save(shipped / "half")
-    assert text() == (sparse, "half")
     assert text(plan="off") == (base, None)
 
 
@@ -267,7 +261,7 @@ def test_the_native_engine_by_a_plan(plan: AccessPlan, tiny: Path) -> None:
 
 
 def test_bench_loads_by_a_plan(
-    plan: AccessPlan, tiny: Path, tmp_path: Path, shipped: Path, monkeypatch: pytest.MonkeyPatch
+    plan: AccessPlan, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from dejavu.bench.cases import Setting, make_cases, make_tests
     from dejavu.bench.runner import run_cases

@@ -114,6 +114,15 @@ def decode(encoded: Encoded) -> NDArray[np.float32]:
     return np.ascontiguousarray(values.reshape(len(codes), -1)[:, : encoded.width])
 
 
+def is_settled(encoded: Encoded) -> bool:
+    """Whether encoding what these int8 codes stand for gives the same values again. So it does for all that `encode` makes.
+
+    The largest code of a group being one of `LEVELS`, that level's scale is found again, and with it no error.
+    """
+    highest = np.abs(encoded.codes.reshape(-1, GROUP).astype(np.int16)).max(axis=1)
+    return bool(((highest == 0) | (highest >= LEVELS[-1]) & (highest <= LEVELS[0])).all())
+
+
 def roundtrip(codec: Codec, rows: NDArray[np.float32]) -> NDArray[np.float32]:
     """`decode` of `encode`, in blocks of rows so that intermediate arrays stay small. Raises as `encode`."""
     out = np.empty(rows.shape, np.float32)

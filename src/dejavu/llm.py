@@ -117,8 +117,8 @@ class LLM:
             kv_dtype: how keys and values are held.
             threads: of the native executor; None: one per physical core.
             executor: "native" is the C++ engine, "reference" the slow NumPy specification.
-            plan: an access plan or its folder; "off" or None: dense; "auto": the model's own (in its folder) or one that
-                comes with dejavu for it, if there is one.
+            plan: an access plan or its folder; "off" or None: dense; "auto": the model's own, in its folder, if it
+                has one.
             fallback: run dense what of the plan does not pay on this machine: measured the first time, and remembered
                 (`dejavu.engine.break_even`). False: the plan as it is.
             context: most tokens of prompt and completion together; None: the model's.

@@ -89,7 +89,6 @@ def open_native(
     if plan is None or not fallback:
         return runs, plan, None
     try:
-        runs.set_plan(plan)
         tokens = np.array(tokenizer.encode(SAMPLE), np.int32)
         memory = break_even_path(path) if cache else None
         found = break_even(runs, plan, lambda: load(0) if leading else runs, tokens, memory)
@@ -144,14 +143,16 @@ def made_for(
 ) -> tuple[Codec | None, AccessPlan | Path | str]:
     """The codec that a given plan, or a model's own, was made for (None: there is none, or it does not say), and the plan.
 
-    Plans that come with dejavu do not count: they follow the codec. A plan that was read for this is returned as read.
+    A plan that was read for this is returned as read.
     """
     if plan == "auto" and not holds_plan(model / OWN):
         return None, plan
     found = choose_plan(plan, weights, None, model)
-    said = None if found is None else found.evidence.get("codec")
-    codec = next((known for known in CODECS if known == said), None)
-    return codec, plan if found is None or codec is None or not found.suits(codec) else found
+    if found is None:
+        return None, plan
+    codec = next((known for known in CODECS if known == found.evidence.get("codec")), None)
+    fits = codec is not None and found.suits(codec)
+    return codec, found if fits or plan != "auto" else plan
 
 
 def natural_codec(weights: Weights) -> Codec:

@@ -81,8 +81,8 @@ def break_even(
     """Measure, or recall what was measured for this plan, model, codec and machine.
 
     Args:
-        executor: the model as the plan needs it, `plan` set.
-        plan: it.
+        executor: the model as the plan needs it.
+        plan: is set where it is measured.
         plain: opens the model as it runs without the plan; the same one where that makes no difference.
         tokens: some text [t].
         memory: file for the result; None: none is kept. One that cannot be read or written does no harm.
@@ -90,6 +90,7 @@ def break_even(
     key = _key(executor, plan)
     if memory is not None and (known := _recall(memory, key)) is not None:
         return known
+    executor.set_plan(plan)
     other = plain()
     settings = [(executor, True), (executor, False), *([] if other is executor else [(other, False)])]
     by_plan, dense, *rest = time_in_turn(settings, tokens)

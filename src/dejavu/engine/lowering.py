@@ -17,14 +17,14 @@ if TYPE_CHECKING:
     from dejavu.plan import AccessPlan, Compensator, HeadSelector, NeuronSelector
 
 
-def lower(plan: AccessPlan, config: ModelConfig) -> dict[str, Any]:
-    """`plan`, which fits `config`, as plain values and float32 arrays."""
+def lower(plan: AccessPlan, config: ModelConfig, threads: int = 1) -> dict[str, Any]:
+    """`plan`, which fits `config`, as plain values, float32 arrays and packed rows."""
     return {
         "recompute": plan.kv.kind == "recompute",
         "buffer": plan.kv.buffer,
         "vocabulary": None
         if isinstance(plan.vocabulary, Dense)
-        else _vocabulary(plan.vocabulary, config.vocab_size),
+        else _vocabulary(plan.vocabulary, config.vocab_size, threads),
         "layers": [
             {
                 "neurons": _selector(layer.neurons, config.base_neurons),
@@ -36,7 +36,7 @@ def lower(plan: AccessPlan, config: ModelConfig) -> dict[str, Any]:
     }
 
 
-def _vocabulary(sketch: VocabularySketch, size: int) -> dict[str, Any]:
+def _vocabulary(sketch: VocabularySketch, size: int, threads: int) -> dict[str, Any]:
     along = len(sketch.directions)
     missing = np.pad(sketch.missing, ((0, -len(sketch.missing) % PLAIN_ROWS), (0, 0)))
     return {
@@ -45,7 +45,7 @@ def _vocabulary(sketch: VocabularySketch, size: int) -> dict[str, Any]:
         **_floats(mean=sketch.mean),
         "along": along,
         "directions": encode_bundles("f32", sketch.directions[None]) if along else None,
-        "missing": encode_bundles("int8", missing.reshape(-1, PLAIN_ROWS, along)) if along else None,
+        "missing": encode_bundles("int8", missing.reshape(-1, PLAIN_ROWS, along), threads) if along else None,
     }
 
 

@@ -133,7 +133,7 @@ class NativeExecutor:
                     f"{self.packed.leading or 'none'} of them apart",
                     fix=f"load it with leading={plan.leading} and codec int8{' or int4' * (plan.leading == 4)}",
                 )
-            self._engine.set_plan(lower(plan, self.config))
+            self._engine.set_plan(lower(plan, self.config, self.threads))
         self._plan = plan
 
     @property

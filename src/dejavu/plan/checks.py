@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dejavu.codecs import encode, roundtrip
+from dejavu.codecs import Encoded, decode, encode, is_settled, roundtrip
 from dejavu.errors import NumericsError, PlanError
-from dejavu.nested import estimate
+from dejavu.nested import estimate, is_settled_estimate
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Callable, Collection
 
     from numpy.typing import NDArray
 
@@ -50,27 +50,32 @@ def array(what: str, value: object, dtype: type[Any], rank: int) -> NDArray[Any]
 def int8_rows(what: str, value: object) -> NDArray[np.float32]:
     """Rows [n, width], rounded as they are stored: int8 with a float16 scale per 32 values.
 
-    Encoding the result gives back exactly the result. One rounding is not enough for that where a scale is so small
-    (below 6e-5) that float16 rounds it coarsely.
+    Or such codes, `Encoded`. Encoding the result gives back exactly the result. One rounding is not enough for that where a
+    scale is so small (below 6e-5) that float16 rounds it coarsely.
     """
-    rows = array(what, value, np.float32, 2)
-    try:
-        while not np.array_equal(rounded := roundtrip("int8", rows), rows):
-            rows = rounded
-    except NumericsError as error:
-        raise PlanError(f"{what} does not fit into int8 with float16 scales", fix="train it again") from error
-    rows.flags.writeable = False
-    return rows
+    if isinstance(value, Encoded) and is_settled(value):
+        return array(what, decode(value), np.float32, 2)
+    return _rounded(what, value, lambda rows: roundtrip("int8", rows))
 
 
 def leading_rows(what: str, value: object) -> NDArray[np.float32]:
     """Rows [n, width], rounded as they are read: the four leading bits of their int8 codes (see `dejavu.nested`).
 
-    Encoding the result gives back exactly the result; the first rounding moves the steps, so that it takes several.
+    Or such codes, `Encoded`. Encoding the result gives back exactly the result; the first rounding moves the steps, so that
+    it takes several.
     """
-    rows = array(what, value, np.float32, 2)
+    if isinstance(value, Encoded) and is_settled_estimate(value):
+        return array(what, decode(value), np.float32, 2)
+    return _rounded(what, value, lambda rows: estimate(encode("int8", rows), 4))
+
+
+def _rounded(
+    what: str, value: object, step: Callable[[NDArray[np.float32]], NDArray[np.float32]]
+) -> NDArray[np.float32]:
+    """`step` over and over, until it changes nothing."""
+    rows = array(what, decode(value) if isinstance(value, Encoded) else value, np.float32, 2)
     try:
-        while rows.size and not np.array_equal(rounded := estimate(encode("int8", rows), 4), rows):
+        while rows.size and not np.array_equal(rounded := step(rows), rows):
             rows = rounded
     except NumericsError as error:
         raise PlanError(f"{what} does not fit into int8 with float16 scales", fix="train it again") from error

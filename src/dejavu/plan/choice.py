@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dejavu.errors import InputError, PlanError
@@ -16,12 +15,11 @@ from dejavu.plan.storage import PLAN_NAME, read_plan
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from dejavu.codecs import Codec
     from dejavu.models.weights import Weights
 
-SHIPPED = Path(__file__).parent.parent / "plans"
-"""Folders of plans that come with dejavu."""
 OWN = "plan"
 """Folder of a plan in the folder of a model that was made for it."""
 GENTLER = "gentler"
@@ -34,9 +32,9 @@ def choose_plan(
     """The plan to run `weights` by, held in `codec`; None: dense.
 
     Args:
-        wanted: "off": none. "auto": the one in the model's folder (`plan/`, where `dejavu adapt` puts it) or one that comes
-            with dejavu, if it is for this model in this codec. Otherwise a plan, or the folder of one; one of the model's
-            own (`own_plans`) may be named by its place in the model's folder, such as "gentler/0.5".
+        wanted: "off": none. "auto": the one in the model's folder (`plan/`, where `dejavu adapt` puts it), if it is for
+            these weights in this codec. Otherwise a plan, or the folder of one; one of the model's own (`own_plans`) may be
+            named by its place in the model's folder, such as "gentler/0.5".
         weights: of the model.
         codec: how its weights will be held; None: that follows from the plan.
         model: where it lies.
@@ -48,14 +46,11 @@ def choose_plan(
     if wanted == "off":
         return None
     if wanted == "auto":
-        beside = [] if model is None else [model / OWN]
-        folders = [
-            *filter(holds_plan, beside),
-            *(path.parent for path in sorted(SHIPPED.glob(f"*/{PLAN_NAME}"))),
-        ]
-        plans = map(read_plan, folders)
-        fitting = (plan for plan in plans if plan.model == weights.fingerprint)
-        return next((plan for plan in fitting if codec is None or _made_for(plan, codec)), None)
+        if model is None or not holds_plan(model / OWN):
+            return None
+        own = read_plan(model / OWN)
+        suits = own.model == weights.fingerprint and (codec is None or _made_for(own, codec))
+        return own if suits else None
     plan = wanted if isinstance(wanted, AccessPlan) else read_plan(_folder(expand_path(wanted), model))
     plan.check_model(weights.fingerprint)
     if codec is not None:

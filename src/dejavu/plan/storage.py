@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
-from dejavu.codecs import GROUP, Encoded, decode, encode
+from dejavu.codecs import GROUP, Encoded, encode
 from dejavu.errors import CacheError, DejavuError, ModelFormatError, PlanError
 from dejavu.models.safetensors import SafeTensors, load_json
 from dejavu.models.safetensors_writer import write_safetensors
@@ -177,8 +177,8 @@ def _build(where: str, entry: object, kinds: Sequence[type[Any]], arrays: Arrays
         raise PlanError(f"{where}: {error.args[0]}") from error
 
 
-def _take(name: str, stored: str, arrays: Arrays) -> NDArray[Any]:
-    """An array of the file, decoded."""
+def _take(name: str, stored: str, arrays: Arrays) -> NDArray[Any] | Encoded:
+    """An array of the file, or its codes."""
     if stored != "int8":
         return _pop(name, stored, arrays)
     codes, scales = _pop(f"{name}.codes", "int8", arrays), _pop(f"{name}.scales", "float16", arrays)
@@ -191,8 +191,7 @@ def _take(name: str, stored: str, arrays: Arrays) -> NDArray[Any]:
     width = codes.shape[1]
     if not codes.size:
         return np.empty(codes.shape, np.float32)
-    padded = np.pad(codes, ((0, 0), (0, groups * GROUP - width)))
-    return decode(Encoded("int8", width, padded, scales))
+    return Encoded("int8", width, np.pad(codes, ((0, 0), (0, groups * GROUP - width))), scales)
 
 
 def _pop(name: str, dtype: str, arrays: Arrays) -> NDArray[Any]:
