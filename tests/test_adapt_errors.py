@@ -60,7 +60,8 @@ def test_options_that_do_not_go_together(refused: Any) -> None:
     assert "hours" in refused(*TOKENS, "--hours", "1")["message"]
     assert "density" in refused(*TOKENS, wanted=())["message"]
     assert "above 0" in refused(*TOKENS, "--density", "0")["message"]
-    assert "learning rate" in refused(*TOKENS, "--learning-rate", "-1")["message"]
+    for rate in ("-1", "0", "nan", "0.2", "inf"):
+        assert "learning rate" in refused(*TOKENS, "--learning-rate", rate)["message"]
     assert "leading values" in refused(*TOKENS, "--values", "leading", "--activation", "relu")["message"]
 
 

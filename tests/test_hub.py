@@ -38,11 +38,12 @@ PROGRAM = """
 import json, sys
 from dejavu.errors import DejavuError
 from dejavu.models import store
+from dejavu.models.loading import fetch
 from dejavu.models.sources import resolve
 for verb, *arguments in json.loads(sys.argv[1]):
     try:
-        if verb == "resolve":
-            path = resolve(arguments[0], **(arguments[1] if arguments[1:] else {}))
+        if verb in ("resolve", "fetch"):
+            path = (fetch if verb == "fetch" else resolve)(arguments[0], **(arguments[1] if arguments[1:] else {}))
             result = sorted(p.name for p in path.iterdir()) if path.is_dir() else path.read_text()
         elif verb == "list":
             result = [[model.spec, model.bytes] for model in store.list_models()]
@@ -189,3 +190,20 @@ def test_unreachable(tmp_path: Path, site: Loopback) -> None:
     assert unwritable.startswith(("CacheError", "SourceError"))
     (unwritable,) = run(tmp_path, site.url, calls[:1], DEJAVU_CACHE=str(tmp_path / "plain"))
     assert unwritable.startswith("CacheError")
+
+
+def test_the_base_of_a_delta_is_fetched_with_it(tmp_path: Path, site: Loopback) -> None:
+    def delta(name: str, base: str) -> str:
+        (tmp_path / name).mkdir()
+        record = {"schema": 2, "base": base, "fingerprint": "f"}
+        (tmp_path / name / "delta.json").write_text(json.dumps(record))
+        return str(tmp_path / name)
+
+    first = delta("first", "hf:org/toy@v1")
+    second, round_about = delta("second", first), delta("around", str(tmp_path / "around"))
+    calls: list[list[Any]] = [["fetch", second, {"offline": True}], ["list"], ["fetch", second], ["list"]]
+    refused, before, found, after = run(tmp_path, site.url, calls)
+    assert refused.startswith(f"SourceError: the base of {first}: hf:org/toy@v1 is not stored")
+    assert (before, found, after) == ([], ["delta.json"], [["hf:org/toy@v1", 12]])
+    (own,) = run(tmp_path, site.url, [["fetch", round_about]])
+    assert own.startswith(f"ModelFormatError: {round_about} is its own base")

@@ -9,6 +9,7 @@ import os
 import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING
+from unittest.mock import Mock
 
 import pytest
 
@@ -182,6 +183,8 @@ def test_pip_files_and_variables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("PIP_DEFAULT_TIMEOUT", "9")
     config = pip_config()
     assert (config.indexes, config.cert) == (("https://user/simple", "https://three"), "/chosen.pem")
+    monkeypatch.setattr(Path, "home", Mock(side_effect=RuntimeError("Could not determine home directory.")))
+    assert pip_config() == config
     monkeypatch.setenv("PIP_TIMEOUT", "soon")
     with pytest.raises(SourceError, match="soon"):
         pip_config()

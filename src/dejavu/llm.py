@@ -15,8 +15,8 @@ from dejavu.arguments import choice, flag, refusal, whole
 from dejavu.codecs import CODECS
 from dejavu.errors import InputError, UnsupportedModelError
 from dejavu.executor import KV_DTYPES
-from dejavu.models.loading import open_model
-from dejavu.models.sources import DEFAULT_MODEL, resolve
+from dejavu.models.loading import fetch, open_model
+from dejavu.models.sources import DEFAULT_MODEL
 from dejavu.opening import check_progress, codec_and_plan, name_of, open_native, open_reference, wanted_plan
 from dejavu.sampling import SamplingParams
 from dejavu.sequences import Conversation, Request, Running
@@ -142,7 +142,7 @@ class LLM:
         max_batch = whole("max_batch", max_batch, 1)
         offline = None if offline is None else flag("offline", offline)
         check_progress(progress)
-        path = resolve(name_of(model), offline=offline, progress=progress)
+        path = fetch(name_of(model), offline=offline, progress=progress)
         opened = open_model(path)
         try:
             tokenizer = Tokenizer.from_model(opened)

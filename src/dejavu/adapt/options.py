@@ -16,6 +16,8 @@ LossName = Literal["forward-kl", "reverse-kl", "mixed"]
 MethodName = Literal["full", "lora"]
 ValuesName = Literal["exact", "leading"]
 
+HIGHEST_LEARNING_RATE = 0.1
+"""Of AdamW: a step moves a weight by about as much, and weights of linears are hardly larger."""
 RANK = 32
 """Of updates of low rank, where nothing else is asked for."""
 
@@ -41,7 +43,7 @@ class AdaptOptions:
         match_hidden: weight of the loss on the residual streams; 0: none.
         hours: how long to train, all densities together; or
         tokens: on how many. Exactly one of the two.
-        learning_rate: of the MLPs, at its highest.
+        learning_rate: of the MLPs, at its highest; up to `HIGHEST_LEARNING_RATE`.
         batch_tokens: of a step, at least.
         seed: of the order of the text.
     """
@@ -106,6 +108,11 @@ class AdaptOptions:
         ):
             if value is not None and not value > 0:
                 raise InputError(f"{name}: {value}; it must be above 0")
+        if self.learning_rate > HIGHEST_LEARNING_RATE:
+            raise InputError(
+                f"a learning rate of {self.learning_rate:g}; above 0 and up to {HIGHEST_LEARNING_RATE:g} is possible",
+                fix="leave --learning-rate out, or give one such as 3e-4",
+            )
         if not self.match_hidden >= 0:
             raise InputError(
                 f"the weight of the hidden states is {self.match_hidden}; at least 0 is possible"

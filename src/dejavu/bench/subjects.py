@@ -14,8 +14,7 @@ from dejavu.bench.shapes import shape
 from dejavu.engine import NativeExecutor, synthetic
 from dejavu.errors import InputError
 from dejavu.inventory import inventory
-from dejavu.models.loading import open_model
-from dejavu.models.sources import resolve
+from dejavu.models.loading import fetch, open_model
 from dejavu.models.spec import LocalSpec, parse_spec
 from dejavu.opening import made_for, natural_codec
 from dejavu.plan import AccessPlan, choose_plan
@@ -56,7 +55,7 @@ def model_subject(
         InputError: the text is empty.
         DejavuError: the model cannot be fetched or opened.
     """
-    path = resolve(spec, offline=offline, progress=progress)
+    path = fetch(spec, offline=offline, progress=progress)
     model = open_model(path)
     try:
         config, tokenizer, weights = model.config, Tokenizer.from_model(model), model.weights

@@ -127,8 +127,7 @@ def adapt(
     from dejavu.adapt.teacher import Teacher
     from dejavu.cli.progress import make_progress, stage_bars
     from dejavu.engine.native import default_threads
-    from dejavu.models.loading import open_model
-    from dejavu.models.sources import resolve
+    from dejavu.models.loading import fetch, open_model
     from dejavu.models.writing import check_folder
     from dejavu.plan import AccessPlan
     from dejavu.tokenizer import Tokenizer
@@ -158,7 +157,7 @@ def adapt(
     with ExitStack() as stack:
 
         def find(name: str) -> OpenModel:
-            found = open_model(resolve(name, offline=offline or None, progress=make_progress(quiet=json)))
+            found = open_model(fetch(name, offline=offline or None, progress=make_progress(quiet=json)))
             stack.callback(found.close)
             return found
 

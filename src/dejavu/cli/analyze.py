@@ -45,8 +45,7 @@ def analyze(
     from dejavu.cli.loading import open_llm
     from dejavu.cli.progress import make_progress, token_bar
     from dejavu.evaluation.perplexity import encode_documents
-    from dejavu.models.loading import open_model
-    from dejavu.models.sources import resolve
+    from dejavu.models.loading import fetch, open_model
     from dejavu.models.writing import check_folder
     from dejavu.opening import natural_codec
     from dejavu.texts import read_documents
@@ -54,7 +53,7 @@ def analyze(
     texts = read_documents(text)
     if output is not None:
         check_folder(output)
-    path = resolve(model, offline=offline or None, progress=make_progress(quiet=json))
+    path = fetch(model, offline=offline or None, progress=make_progress(quiet=json))
     opened = open_model(path)
     try:
         with open_llm(

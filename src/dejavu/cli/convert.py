@@ -68,11 +68,11 @@ def convert(
     from dejavu.conversion import convert as run
     from dejavu.conversion import convert_to_delta
     from dejavu.errors import InputError
-    from dejavu.models.sources import resolve
+    from dejavu.models.loading import fetch
     from dejavu.plan.choice import own_plans
 
     progress = make_progress(quiet=json)
-    path = resolve(model, offline=offline or None, progress=progress)
+    path = fetch(model, offline=offline or None, progress=progress)
     plans = own_plans(path)
     if (format is FormatName.delta) != (base is not None):
         raise InputError("--format delta and --base MODEL belong together")
@@ -81,7 +81,7 @@ def convert(
             raise InputError(
                 "a delta has one codec, and replaces nothing", fix="leave --codec and --force away"
             )
-        origin = resolve(base, offline=offline or None, progress=progress)
+        origin = fetch(base, offline=offline or None, progress=progress)
         delta = convert_to_delta(path, out, base, origin, progress=progress)
         _add_plans(out, plans)
         _print(model, delta, json)

@@ -103,8 +103,7 @@ def evaluate(
     from dejavu.evaluation.record import SCHEMA, Setting, Workload, evaluate, plan_digest
     from dejavu.evaluation.results_file import KIND
     from dejavu.evaluation.tasks import find_tasks, read_tasks
-    from dejavu.models.loading import open_model
-    from dejavu.models.sources import resolve
+    from dejavu.models.loading import fetch, open_model
     from dejavu.opening import natural_codec
     from dejavu.texts import read_documents
 
@@ -122,7 +121,7 @@ def evaluate(
         raise InputError(f"--base-codec {base_codec}", fix=f"choose off, {', '.join(CODECS)}")
     results = _results_file(output, [*find_tasks(names, task_folder), *(text or [])], resume=resume)
     items = results.items if results else None
-    path = resolve(model, offline=offline or None, progress=make_progress(quiet=json))
+    path = fetch(model, offline=offline or None, progress=make_progress(quiet=json))
     opened = open_model(path)
     natural = "f32" if executor is ExecutorName.reference else natural_codec(opened.weights)
     fingerprint = opened.weights.fingerprint

@@ -21,9 +21,9 @@ def info(
     """
     from dejavu.cli.progress import make_progress
     from dejavu.inspection import describe_model
-    from dejavu.models.sources import resolve
+    from dejavu.models.loading import fetch
 
-    path = resolve(model, offline=offline or None, progress=make_progress(quiet=json))
+    path = fetch(model, offline=offline or None, progress=make_progress(quiet=json))
     facts = describe_model(path)
     if json:
         print_json(_record(facts))

@@ -180,10 +180,9 @@ def _folder(plan: Path) -> Path:
 
 def _check_model(plan: Any, model: str, *, offline: bool, quiet: bool) -> None:
     from dejavu.cli.progress import make_progress
-    from dejavu.models.loading import open_model
-    from dejavu.models.sources import resolve
+    from dejavu.models.loading import fetch, open_model
 
-    opened = open_model(resolve(model, offline=offline or None, progress=make_progress(quiet=quiet)))
+    opened = open_model(fetch(model, offline=offline or None, progress=make_progress(quiet=quiet)))
     try:
         plan.check_fits(opened.config, opened.weights.fingerprint)
     finally:

@@ -16,13 +16,11 @@ def pull(
     offline: options.Offline = False,
     json: options.Json = False,
 ) -> None:
-    """Fetch a model into the cache."""
+    """Fetch a model into the cache; of a delta or an adapter, its base too."""
     from dejavu.cli.progress import make_progress
-    from dejavu.models.loading import kind_of
-    from dejavu.models.sources import resolve
+    from dejavu.models.loading import fetch
 
-    path = resolve(model, revision=revision, offline=offline or None, progress=make_progress(quiet=json))
-    kind_of(path)  # raises where a folder holds no model
+    path = fetch(model, revision=revision, offline=offline or None, progress=make_progress(quiet=json))
     if json:
         print_json({"model": model, "path": str(path)})
     else:

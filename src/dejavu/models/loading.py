@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from dejavu.models.config import ModelConfig
     from dejavu.models.families.family import Layout
+    from dejavu.models.progress import Progress
 
 _MAX_JSON = 16 * 1024 * 1024
 _COMPARED_ROWS = 1024
@@ -46,6 +47,25 @@ class OpenModel:
     def close(self) -> None:
         """Give the files back."""
         self.weights.close()
+
+
+def fetch(
+    spec: str, *, offline: bool | None = None, revision: str | None = None, progress: Progress | None = None
+) -> Path:
+    """`resolve`, for the model and, if it is a delta or an adapter, for its base, so that `open_model` needs no network.
+
+    Raises:
+        ModelFormatError: what says which model is the base is damaged.
+        UnsupportedModelError: it is an adapter, or a file, of a kind that dejavu does not know.
+        DejavuError: as `resolve`.
+    """
+    path = at = resolve(spec, offline=offline, revision=revision, progress=progress)
+    above: tuple[Path, ...] = ()
+    while (kind := kind_of(at)) == "delta" or kind == "adapter":
+        name, wanted = _base_name(at, kind)
+        base = _base(at, name, wanted, above, offline=offline, progress=progress)
+        at, above = base, (*above, at.resolve())
+    return path
 
 
 def open_model(path: Path) -> OpenModel:
@@ -130,8 +150,8 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def _open_delta(folder: Path, above: tuple[Path, ...]) -> OpenModel:
-    record = check_record(folder, read_json(folder / DELTA_NAME))
-    base = _open_base(folder, record["base"], None, above)
+    record = _read_delta(folder)
+    base = _open(_base(folder, record["base"], None, above), (*above, folder.resolve()))
     try:
         return dataclasses.replace(base, weights=DeltaWeights(base.weights, folder, record))
     except BaseException:
@@ -140,8 +160,8 @@ def _open_delta(folder: Path, above: tuple[Path, ...]) -> OpenModel:
 
 
 def _open_adapter(folder: Path, above: tuple[Path, ...]) -> OpenModel:
-    adapter = Adapter.read(read_json(folder / ADAPTER_NAME), str(folder / ADAPTER_NAME))
-    base = _open_base(folder, adapter.base, adapter.revision, above)
+    adapter = _read_adapter(folder)
+    base = _open(_base(folder, adapter.base, adapter.revision, above), (*above, folder.resolve()))
     try:
         weights = LoraWeights(base.weights, base.config, hf_layout(base), folder, adapter)
         return dataclasses.replace(base, weights=weights)
@@ -150,15 +170,39 @@ def _open_adapter(folder: Path, above: tuple[Path, ...]) -> OpenModel:
         raise
 
 
-def _open_base(folder: Path, name: str, revision: str | None, above: tuple[Path, ...]) -> OpenModel:
-    above = (*above, folder.resolve())
+def _base_name(folder: Path, kind: Literal["delta", "adapter"]) -> tuple[str, str | None]:
+    """What a delta or adapter is a change of: its name, and the revision if it says one."""
+    if kind == "delta":
+        return _read_delta(folder)["base"], None
+    adapter = _read_adapter(folder)
+    return adapter.base, adapter.revision
+
+
+def _read_delta(folder: Path) -> dict[str, Any]:
+    return check_record(folder, read_json(folder / DELTA_NAME))
+
+
+def _read_adapter(folder: Path) -> Adapter:
+    return Adapter.read(read_json(folder / ADAPTER_NAME), str(folder / ADAPTER_NAME))
+
+
+def _base(
+    folder: Path,
+    name: str,
+    revision: str | None,
+    above: tuple[Path, ...],
+    *,
+    offline: bool | None = None,
+    progress: Progress | None = None,
+) -> Path:
+    """Where the model called `name` lies, of which `folder` is a change and in turn the models `above` are."""
     try:
-        path = resolve(name, revision=revision)
+        path = resolve(name, revision=revision, offline=offline, progress=progress)
     except SourceError as error:
         raise SourceError(f"the base of {folder}: {error.args[0]}", fix=error.fix) from error
-    if path.resolve() in above:
+    if path.resolve() in (*above, folder.resolve()):
         raise ModelFormatError(f"{folder} is its own base", fix="name another base in it")
-    return _open(path, above)
+    return path
 
 
 def hf_layout(model: OpenModel) -> Layout:

@@ -76,7 +76,10 @@ def _files() -> list[Path]:
     chosen = os.environ.get("PIP_CONFIG_FILE")
     if chosen == os.devnull:
         return []
-    home = Path.home()
+    try:
+        home = Path.home()
+    except RuntimeError:  # a user without one
+        home = Path(os.devnull)
     shared = os.environ.get("XDG_CONFIG_DIRS") or "/etc/xdg"
     own = os.environ.get("XDG_CONFIG_HOME") or str(home / ".config")
     files = [Path(folder) / "pip" / "pip.conf" for folder in shared.split(os.pathsep)]

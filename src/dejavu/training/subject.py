@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from dejavu.engine import NativeExecutor
-from dejavu.models.loading import open_model
-from dejavu.models.sources import resolve
+from dejavu.models.loading import fetch, open_model
 from dejavu.opening import natural_codec
 from dejavu.reference import ReferenceExecutor
 from dejavu.refinement import refine
@@ -65,7 +64,7 @@ def open_subject(
     Raises:
         DejavuError: the model cannot be found, fetched, read or run.
     """
-    path = resolve(model, offline=offline, progress=progress)
+    path = fetch(model, offline=offline, progress=progress)
     opened = open_model(path)
     try:
         tokenizer = Tokenizer.from_model(opened)
