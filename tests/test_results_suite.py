@@ -186,7 +186,7 @@ def test_parts_follow_what_they_read_and_name_no_path_of_the_machine() -> None:
     for at, each in enumerate(known):
         assert set(each.after) <= set(names[:at])
         assert all("  " not in command and " /" not in command for command in each.commands)
-    assert len(parts.parts(parts.FULL, "smollm2", peer=False)) == len(known) - 3
+    assert len(parts.parts(parts.FULL, "smollm2", peer=False)) == len(known) - 4
     commands = [command for each in known for command in each.commands]
     assert any("--plan off,adapted-model/plan,adapted-model/gentler/0.5 " in command for command in commands)
     assert any(" adapted-0.5=adapted-model/gentler/0.5@adapted-model " in command for command in commands)

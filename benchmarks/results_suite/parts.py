@@ -38,6 +38,7 @@ class Scale:
         "--selectors oracle,random,threshold,sketch2,sketch3,sketch4 --densities .7,.6,.5,.4,.3 "
         "--at random=.5,.3 sketch2=.5,.3"
     )
+    adapted_selectors: str = "--selectors oracle,sketch2,sketch3,sketch4 --densities .5,.3"
     look_ahead: str = "--selectors sketch4,sketch4+1,sketch4+2 --densities .5,.3"
     compensated: str = "--selectors sketch3,sketch4,threshold --densities .5 --compensator 64"
     selector_speed: str = (
@@ -66,6 +67,7 @@ TOY = Scale(
     predictors="--rank 8 --tokens 1024 --search-tokens 64 --verify-tokens 64",
     selectors="--selectors oracle,sketch4 --densities .5,.3 --at oracle=.5 "
     "--calibration-tokens 600 --agreement-tokens 100",
+    adapted_selectors="--selectors sketch4 --densities .5 --calibration-tokens 600 --agreement-tokens 100",
     look_ahead="--selectors sketch4,sketch4+1 --densities .5 --calibration-tokens 600 --agreement-tokens 100",
     compensated="--selectors sketch4 --densities .5 --compensator 4 --calibration-tokens 600 --agreement-tokens 100",
     selector_speed="--selectors sketch4 --densities .5 --repeats 1 --calibration-tokens 600",
@@ -115,6 +117,14 @@ def parts(scale: Scale, model: str, *, adapted: Sequence[str] = (), peer: bool) 
         found += [
             _eval(scale, "adapted/eval", "adapted-model", "--codec int8 --plan off --plan auto", 20),
             _bench("adapted/bench", f"adapted-model --codec int8 --plan {listed} {scale.bench}", 4),
+            _part(
+                "adapted/selectors",
+                "python benchmarks/selector_table.py quality --model adapted-model "
+                f"--calibration {TRAINING} {_texts(scale)} {scale.adapted_selectors} "
+                "--out adapted/selectors.jsonl",
+                15,
+                result="adapted/selectors.jsonl",
+            ),
         ]
     if peer:
         found.append(_frontier(scale, model, adapted))
@@ -187,6 +197,10 @@ def _predictors(scale: Scale, model: str) -> list[Part]:
     return found
 
 
+def _texts(scale: Scale) -> str:
+    return f"--text {' '.join(TEXTS)} --tokens {scale.tokens}"
+
+
 def _selectors(scale: Scale, model: str) -> list[Part]:
     trained = {distance: f"model/predictors-{distance}" for distance in DISTANCES}
 
@@ -198,7 +212,7 @@ def _selectors(scale: Scale, model: str) -> list[Part]:
         )
         return Part(name, (command,), minutes, f"{name}.jsonl", tuple(trained[n] for n in distances))
 
-    texts = f"--text {' '.join(TEXTS)} --tokens {scale.tokens}"
+    texts = _texts(scale)
     return [
         part("model/look-ahead", "quality", f"{texts} {scale.look_ahead}", DISTANCES, 12),
         part("model/selectors", "quality", f"{texts} {scale.selectors}", DISTANCES[:1], 40),

@@ -95,17 +95,21 @@ def named(selector: str) -> str:
     return f"{name}, {ahead} ahead" if int(ahead or 0) else name
 
 
-def selectors(read: Reader) -> str:
+def selectors(part: str) -> Callable[[Reader], str]:
     """What choosing costs, at all densities."""
-    rows = read.rows("model/selectors") or []
-    texts = texts_of(rows)
-    return markdown(
-        ["selector", "density", *texts, "recall", "precision", "MLP bytes"],
-        [
-            [named(s.selector), f"{s.density:g}", *s.ratios(texts), *s.sets(), s.mlp_bytes()]
-            for s in settings(rows).values()
-        ],
-    )
+
+    def table(read: Reader) -> str:
+        rows = read.rows(part) or []
+        texts = texts_of(rows)
+        return markdown(
+            ["selector", "density", *texts, "recall", "precision", "MLP bytes"],
+            [
+                [named(s.selector), f"{s.density:g}", *s.ratios(texts), *s.sets(), s.mlp_bytes()]
+                for s in settings(rows).values()
+            ],
+        )
+
+    return table
 
 
 def predictors(read: Reader) -> str:
