@@ -34,7 +34,10 @@ void Engine::BatchThread::attention(int i) {
     for (int h = 0; h < c.heads; ++h, ++item) {
       if (item % threads != thread) continue;
       const size_t at = size_t(s.row) * size_t(q_width) + size_t(h * hd);
-      e.attend(*s.cache, i, h, 1, b.position[size_t(s.row)], b.q.get(0) + at, scores, b.mixed.get(0) + at);
+      const int position = b.position[size_t(s.row)];
+      float log_sum;
+      e.attend(*s.cache, i, h, 1, position, e.attended(i, position), b.q.get(0) + at, scores, b.mixed.get(0) + at,
+               &log_sum);
     }
   }
   e.pool_.barrier();

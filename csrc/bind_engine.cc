@@ -202,6 +202,9 @@ void bind_engine(nb::module_& m) {
              return found;
            })
       .def("reset_counters", [](NativeEngine& e) { e.engine.reset_counters(); })
+      .def_prop_rw(
+          "barrier_cost", [](const NativeEngine& e) { return e.engine.barrier_cost; },
+          [](NativeEngine& e, long cost) { e.engine.barrier_cost = cost; })
       .def(
           "decode",
           [](NativeEngine& e, Array<const int32_t, 1> tokens, const std::vector<Cache*>& caches, bool sparse,

@@ -80,7 +80,7 @@ void bind_kernels(nb::module_& m) {
       "softmax",
       [](const std::string& isa, Output x) {
         if (x.shape(0) == 0) throw std::invalid_argument("softmax of nothing");
-        kernels(parse_isa(isa)).softmax(x.data(), int(x.shape(0)));
+        return kernels(parse_isa(isa)).softmax(x.data(), int(x.shape(0)));
       },
       nb::arg("isa"), nb::arg("x").noconvert());
 

@@ -39,6 +39,10 @@ void Engine::decode_step(const Step& s) {
   }
   q_.get(n * heads * hd);
   if (s.sparse) mixed_.get(n * heads * hd);
+  if (threads() > 1) {
+    mixed_parts_.get(size_t(threads()) * kMaxTokens * heads * hd);
+    log_sums_.get(size_t(threads()) * kMaxTokens * heads);
+  }
   attn_partials_.resize(partial_floats_ * size_t(threads()) * kMaxTokens);
   mlp_partials_.resize(partial_floats_ * size_t(threads()) * kMaxTokens);
   for (Worker& w : workers_) {

@@ -1,6 +1,5 @@
-// The attention block of a decoding step: choose heads; their q; k and v of the groups that need them; attention; o.
-#include <algorithm>
-#include <cmath>
+// The attention block of a decoding step up to attention itself: choose heads; their q; k and v of the groups that need
+// them.
 #include <cstring>
 
 #include "decoder.h"
@@ -191,65 +190,6 @@ void Engine::Decoder::new_keys_and_values(int i, int unit, int count) {
     for (int u = 0; u < count; ++u) {
       const int group = (unit + u) / 2;
       e.put_key_or_value(*s.caches[t], i, group, (unit + u) % 2, position[t], turn(i, t), out[j] + u * hd);
-    }
-  }
-}
-
-// attn_partial += what the chosen heads give.
-void Engine::Decoder::attend_all(int i) {
-  const Layer& layer = e.layers_[size_t(i)];
-  const int hd = c.head_dim, heads = c.heads;
-  float* scores = w.scores.get(0);
-  const bool oracle = plan && plan->layers[size_t(i)].heads.rule == Rule::oracle;
-  if (oracle) {
-    const Range mine = share(heads, 1, thread, threads);
-    for (int t = 0; t < s.n; ++t) {
-      float* norms = e.head_scores_.get(0) + size_t(i * kMaxTokens + t) * size_t(heads);
-      for (int h = mine.begin; h < mine.end; ++h) {
-        const size_t at = size_t(t * heads + h) * size_t(hd);
-        float* mixed = e.mixed_.get(0) + at;
-        e.attend(*s.caches[t], i, h, 1, position[t], e.q_.get(0) + at, scores, mixed);
-        float total = 0;
-        for (int j = 0; j < hd; ++j) total += mixed[j] * mixed[j];
-        norms[h] = std::sqrt(total);
-      }
-    }
-    barrier();
-    pick_heads(i);
-  }
-  w.units.clear();
-  for (int h = 0; h < heads; ++h) {
-    for (int t = 0; t < s.n; ++t) {
-      if (head_chosen(t, h)) {
-        w.units.push_back(h);
-        break;
-      }
-    }
-  }
-  // Neighbours of one group go over its keys and values together, unless several tokens want different ones.
-  const Range mine = share(int(w.units.size()), 1, thread, threads);
-  const bool alike = !oracle && heads_alike(i);
-  const int group = heads / c.kv_heads;
-  float* room = w.head.get(0);
-  for (int j = mine.begin; j < mine.end;) {
-    const int h = w.units[size_t(j)], most = alike ? std::min(group - h % group, kMostHeads) : 1;
-    int count = 1;
-    while (count < most && j + count < mine.end && w.units[size_t(j + count)] == h + count) ++count;
-    const float* by[kMaxTokens];
-    float* out[kMaxTokens];
-    int n = 0;
-    for (int t = 0; t < s.n; ++t) {
-      if (!head_chosen(t, h)) continue;
-      const size_t at = size_t(t * heads + h) * size_t(hd);
-      float* mixed = oracle ? e.mixed_.get(0) + at : room + n * count * hd;
-      if (!oracle) e.attend(*s.caches[t], i, h, count, position[t], e.q_.get(0) + at, scores, mixed);
-      by[n] = mixed, out[n++] = attn_partial[t];
-    }
-    for (const int last = j + count; j < last; ++j) {  // a call for each head: a head's rows are rounded together
-      const int next = j + 1 < mine.end ? w.units[size_t(j + 1)] : -1;
-      if (next >= 0) fetch(layer.o, next, 0, hd, layer.o.layout.code_bytes);
-      axpy(layer.o, w.units[size_t(j)], 0, hd, by, n, out);
-      for (int t = 0; t < n; ++t) by[t] += hd;
     }
   }
 }

@@ -2,7 +2,8 @@
 // Each thread keeps the residual streams to itself and repeats the cheap steps (norms, picking, adding up partial
 // sums), so that a dense layer needs three barriers: after q, k, v; after attention; after the MLP.
 //   decode.cc            the walk through the layers
-//   decode_attention.cc  one attention block: which heads, their q, k, v, attention, o
+//   decode_attention.cc  one attention block: which heads, their q, k, v
+//   decode_attend.cc     attention and o
 //   decode_mlp.cc        one MLP block: which neurons, and their sum
 #pragma once
 
@@ -71,7 +72,13 @@ struct Engine::Decoder {
   void queries(int i, int head, int count);
   void keys_and_values(int i, int unit, int count);
   void new_keys_and_values(int i, int unit, int count);
+
+  // decode_attend.cc
   void attend_all(int i);
+  bool parts_pay(int i) const;
+  int neighbours(size_t first, int end, bool alike) const;
+  void attend_parts(int i, bool alike);
+  void join_parts(int token, int head, int count, float* out) const;
 
   // decode_mlp.cc
   void mlp(int i, float* const* output);

@@ -280,12 +280,15 @@ void Engine::store(Cache& cache, int layer, int head, int position, const float*
   }
 }
 
-// Over the cache as far as `position`, which it already holds.
-void Engine::attend(const Cache& cache, int layer, int head, int count, int position, const float* q, float* scores,
-                    float* out) const {
+Range Engine::attended(int layer, int position) const {
+  const int end = position + 1;
+  return {c_.windowed[size_t(layer)] && end > c_.window ? end - c_.window : 0, end};
+}
+
+void Engine::attend(const Cache& cache, int layer, int head, int count, int position, Range over, const float* q,
+                    float* scores, float* out, float* log_sums) const {
   const int hd = c_.head_dim, kv_head = head / (c_.heads / c_.kv_heads), type = int(cache.type());
-  const int end = position + 1, blocks = cache.block_count(end);
-  const int first = c_.windowed[size_t(layer)] && end > c_.window ? end - c_.window : 0;
+  const int first = over.begin, end = over.end, blocks = cache.block_count(end);
   const int aligned = first / kKeyTile * kKeyTile;
   const size_t ld = size_t(blocks) * kCacheBlock;
   for (int b = first / kCacheBlock; b < blocks; ++b) {
@@ -301,7 +304,7 @@ void Engine::attend(const Cache& cache, int layer, int head, int count, int posi
       const float slope = c_.alibi_slopes[size_t(head + h)];
       for (int j = first; j < end; ++j) own[j] += slope * float(j - position);
     }
-    k_.softmax(own + first, end - first);
+    log_sums[h] = k_.softmax(own + first, end - first);
   }
   std::memset(out, 0, size_t(count * hd) * sizeof(float));
   for (int b = first / kCacheBlock; b < blocks; ++b) {

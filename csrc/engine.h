@@ -91,6 +91,9 @@ class Engine {
   void set_plan(std::unique_ptr<Plan> plan);
   Counters counters;
   void reset_counters();
+  // What attention must win for threads to share out positions instead of heads, which takes one more barrier: in the
+  // arithmetic of a head over one position, times head_dim. Measured; below zero they always do.
+  long barrier_cost = 64 * 1000;
 
   // One token of each of `n` sequences. `logits` [n, vocab], or null. `sparse`: by the plan.
   void decode(const int32_t* tokens, Cache* const* caches, int n, bool sparse, float* logits);
@@ -141,10 +144,12 @@ class Engine {
   void finish_query(const Layer& layer, int head, const float* rope, float* q) const;  // bias, norm, RoPE
   void finish_key(const Layer& layer, int head, const float* rope, float* k) const;
   void store(Cache& cache, int layer, int head, int position, const float* k, const float* v) const;
-  // `count` query heads of one group, from `head` on: q and out [count][head_dim]; scores: room for `count` times the
-  // positions of the cache's blocks.
-  void attend(const Cache& cache, int layer, int head, int count, int position, const float* q, float* scores,
-              float* out) const;
+  Range attended(int layer, int position) const;  // the positions that one attends to
+  // `count` query heads of one group, from `head` on, over some of these positions: q and out [count][head_dim];
+  // scores: room for `count` times the positions of the cache's blocks; log_sums [count]: of the exponentials of the
+  // scores, by which what several ranges gave is joined.
+  void attend(const Cache& cache, int layer, int head, int count, int position, Range over, const float* q,
+              float* scores, float* out, float* log_sums) const;
   void add_branch(float* x, float* branch, const float* bias, const float* post_norm, const float* norm_weight,
                   const float* norm_bias) const;
   void to_natural(const float* stored, float* out) const;  // an axpy accumulator, minima added
@@ -208,6 +213,8 @@ class Engine {
   std::vector<float> attn_partials_, mlp_partials_;  // [threads, tokens, partial_floats_]
   size_t partial_floats_;
   Buffer q_, mixed_;
+  // Of attention whose positions are shared out: what the heads give over each thread's, and the log sums.
+  Buffer mixed_parts_, log_sums_;  // [threads, tokens, heads, head_dim], [threads, tokens, heads]
   // Shared by the threads while the sets of a step are found; scores and hidden values per layer, because look-ahead
   // computes them before the layer's turn. [layers, tokens, units]
   Buffer neuron_scores_, head_scores_, neuron_hidden_, head_hidden_;

@@ -100,8 +100,9 @@ struct Kernels {
                      float* out);                // bias: or null
   void (*add)(float* x, const float* y, int n);  // x += y
   void (*activate)(Activation, const float* gate, const float* up, int n,
-                   float* out);                 // act(gate) * up (drelu: * relu(up)); up null: act(gate)
-  void (*softmax)(float* x, int n);             // in place; -inf is allowed, not everywhere
+                   float* out);  // act(gate) * up (drelu: * relu(up)); up null: act(gate)
+  // In place; -inf is allowed, not everywhere. Returns the logarithm of the sum of the exponentials.
+  float (*softmax)(float* x, int n);
   void (*softcap)(float* x, float cap, int n);  // x = cap * tanh(x / cap)
 
   // Attention of `heads` query heads over the cache of their group. `scales` are per position (int8), else null; the

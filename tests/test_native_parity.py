@@ -129,6 +129,28 @@ def test_long_sequences_cross_cache_blocks(tiny_folder: Folder) -> None:
     assert relative_error(found, expected) <= TOLERANCES["native_f32"]
 
 
+@pytest.mark.parametrize("threads", [2, 3, 7])
+@pytest.mark.parametrize("kv", KV_TYPES)
+@pytest.mark.parametrize("name", ["llama-long", "mistral-window", "bloom", "gemma2", "opt-350m"])
+def test_threads_share_out_positions(name: str, kv: str, threads: int, tiny_folder: Folder) -> None:
+    native, reference = pair(tiny_folder(name), kv=kv, threads=threads)
+    native._engine.barrier_cost = -1
+    tokens = prompt(CASES[name])
+    expected = reference.prefill(tokens, reference.new_cache(), all_logits=True)
+    assert relative_error(by_decoding(native, tokens), expected) <= TOLERANCES[f"native_kv_{kv}"]
+
+
+def test_positions_are_shared_out_where_heads_do_not_come_out_even(tiny_folder: Folder) -> None:
+    """A long context goes by positions, a short one by heads: bit for bit as where that is forced."""
+    native, forced, never = (pair(tiny_folder("opt-350m"))[0] for _ in range(3))
+    native._engine.barrier_cost, forced._engine.barrier_cost, never._engine.barrier_cost = 300, -1, 1 << 40
+    tokens = prompt(CASES["opt-350m"])
+    found, by_positions, by_heads = (by_decoding(engine, tokens) for engine in (native, forced, never))
+    assert np.array_equal(found[:4], by_heads[:4])
+    assert np.array_equal(found[-1], by_positions[-1])
+    assert not np.array_equal(by_positions[-1], by_heads[-1])
+
+
 def test_truncate_and_fork(tiny_folder: Folder) -> None:
     name = "llama-long"
     native, _ = pair(tiny_folder(name))

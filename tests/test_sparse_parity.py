@@ -240,6 +240,24 @@ def test_heads_and_kv_policies(name: str, kv: KvPolicy, head_kind: str, tiny_fol
     check(native, reference, plan_of(native, "dense", head_kind=head_kind, kv=kv), name, "f32")
 
 
+@pytest.mark.parametrize("head_kind", ["dense", "random", "low-rank", "oracle"])
+@pytest.mark.parametrize("name", ["llama-head-dim", "bloom", "mistral-window"])
+def test_heads_where_threads_share_out_positions(name: str, head_kind: str, tiny_folder: Folder) -> None:
+    native, reference = pair(tiny_folder(name), threads=3)
+    native._engine.barrier_cost = -1
+    plan = plan_of(native, "static", head_kind=head_kind, kv=KvPolicy("recompute", 5))
+    check(native, reference, plan, name, "f32")
+    random = np.random.default_rng(7)
+    prompts = [random.integers(0, native.config.vocab_size, n + 1).astype(np.int32) for n in (0, 3, 11)]
+    alone, together = [], [native.new_cache() for _ in prompts]
+    for tokens, cache in zip(prompts, together, strict=True):
+        alone.append(by_decoding(native, np.append(tokens, np.int32(3)))[-1])
+        for token in tokens:
+            native.decode(np.array([token], np.int32), [cache])
+    found = native.decode(np.full(len(prompts), 3, np.int32), together)
+    assert relative_error(found, np.array(alone)) <= TOLERANCES["native_f32"]
+
+
 @pytest.mark.parametrize("rank", [0, 1, 17])
 def test_compensators(rank: int, tiny_folder: Folder) -> None:
     for codec in ("f32", "int4"):

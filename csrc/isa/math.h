@@ -127,7 +127,7 @@ void add(float* x, const float* y, int n) {
   each(n, [&](int i, int lanes) { put(x + i, Vec::add(get(x + i, lanes), get(y + i, lanes)), lanes); });
 }
 
-void softmax(float* x, int n) {
+float softmax(float* x, int n) {
   float highest = x[0];
   int i = 0;
   if (n >= W) {
@@ -148,8 +148,10 @@ void softmax(float* x, int n) {
       for (int k = 0; k < lanes; ++k) total += x[j + k];
     }
   });
-  const F scale = Vec::set1(1.0f / (total + Vec::sum(totals)));
+  total += Vec::sum(totals);
+  const F scale = Vec::set1(1.0f / total);
   each(n, [&](int j, int lanes) { put(x + j, Vec::mul(get(x + j, lanes), scale), lanes); });
+  return highest + logf(total);
 }
 
 void softcap(float* x, float cap, int n) {

@@ -1,0 +1,151 @@
+// Attention of a decoding step, from q and the cache to the block's sum: by heads, or where these do not come out even,
+// by positions; o.
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "decoder.h"
+
+namespace dejavu {
+
+// attn_partial += what the chosen heads give.
+void Engine::Decoder::attend_all(int i) {
+  const Layer& layer = e.layers_[size_t(i)];
+  const int hd = c.head_dim, heads = c.heads;
+  float *scores = w.scores.get(0), log_sums[kMostHeads];
+  const bool oracle = plan && plan->layers[size_t(i)].heads.rule == Rule::oracle;
+  if (oracle) {
+    const Range mine = share(heads, 1, thread, threads);
+    for (int t = 0; t < s.n; ++t) {
+      float* norms = e.head_scores_.get(0) + size_t(i * kMaxTokens + t) * size_t(heads);
+      for (int h = mine.begin; h < mine.end; ++h) {
+        const size_t at = size_t(t * heads + h) * size_t(hd);
+        float* mixed = e.mixed_.get(0) + at;
+        e.attend(*s.caches[t], i, h, 1, position[t], e.attended(i, position[t]), e.q_.get(0) + at, scores, mixed,
+                 log_sums);
+        float total = 0;
+        for (int j = 0; j < hd; ++j) total += mixed[j] * mixed[j];
+        norms[h] = std::sqrt(total);
+      }
+    }
+    barrier();
+    pick_heads(i);
+  }
+  w.units.clear();
+  for (int h = 0; h < heads; ++h) {
+    for (int t = 0; t < s.n; ++t) {
+      if (head_chosen(t, h)) {
+        w.units.push_back(h);
+        break;
+      }
+    }
+  }
+  const Range mine = share(int(w.units.size()), 1, thread, threads);
+  const bool alike = !oracle && heads_alike(i), by_parts = !oracle && parts_pay(i);
+  if (by_parts) {
+    attend_parts(i, alike);
+    barrier();
+  }
+  float* room = w.head.get(0);
+  for (int j = mine.begin; j < mine.end;) {
+    const int h = w.units[size_t(j)], count = neighbours(size_t(j), mine.end, alike);
+    const float* by[kMaxTokens];
+    float* out[kMaxTokens];
+    int n = 0;
+    for (int t = 0; t < s.n; ++t) {
+      if (!head_chosen(t, h)) continue;
+      const size_t at = size_t(t * heads + h) * size_t(hd);
+      float* mixed = oracle ? e.mixed_.get(0) + at : room + n * count * hd;
+      if (by_parts) {
+        join_parts(t, h, count, mixed);
+      } else if (!oracle) {
+        e.attend(*s.caches[t], i, h, count, position[t], e.attended(i, position[t]), e.q_.get(0) + at, scores, mixed,
+                 log_sums);
+      }
+      by[n] = mixed, out[n++] = attn_partial[t];
+    }
+    for (const int last = j + count; j < last; ++j) {  // a call for each head: a head's rows are rounded together
+      const int next = j + 1 < mine.end ? w.units[size_t(j + 1)] : -1;
+      if (next >= 0) fetch(layer.o, next, 0, hd, layer.o.layout.code_bytes);
+      axpy(layer.o, w.units[size_t(j)], 0, hd, by, n, out);
+      for (int t = 0; t < n; ++t) by[t] += hd;
+    }
+  }
+}
+
+// How many of the chosen heads, from the `first` of the list on and before `end`, go over their group's keys and values
+// together: neighbours, unless several tokens want different ones.
+int Engine::Decoder::neighbours(size_t first, int end, bool alike) const {
+  const int h = w.units[first], group = c.heads / c.kv_heads;
+  const int most = alike ? std::min(group - h % group, kMostHeads) : 1;
+  int count = 1;
+  while (count < most && int(first) + count < end && w.units[first + size_t(count)] == h + count) ++count;
+  return count;
+}
+
+// Whether threads share out positions instead of heads. They do where heads do not come out even, such as nine in three
+// groups on two threads, and the context is long enough to pay for one more barrier.
+bool Engine::Decoder::parts_pay(int i) const {
+  constexpr int kPass = 4;  // going over keys and values once, in heads' worth of arithmetic
+  if (threads == 1) return false;
+  const bool alike = heads_alike(i);
+  const int count = int(w.units.size());
+  const auto cost = [&](Range heads) {
+    int total = heads.end - heads.begin;
+    for (int j = heads.begin; j < heads.end; j += neighbours(size_t(j), heads.end, alike)) total += kPass;
+    return total;
+  };
+  int most = 0;
+  for (int k = 0; k < threads; ++k) most = std::max(most, cost(share(count, 1, k, threads)));
+  long positions = 0;
+  for (int t = 0; t < s.n; ++t) {
+    const Range all = e.attended(i, position[t]);
+    positions += all.end - all.begin;
+  }
+  return (long(most) * threads - cost({0, count})) * positions * c.head_dim > e.barrier_cost * threads;
+}
+
+// What the chosen heads give over this thread's share of the positions.
+void Engine::Decoder::attend_parts(int i, bool alike) {
+  const int count = int(w.units.size());
+  for (int j = 0, together; j < count; j += together) {
+    const int h = w.units[size_t(j)];
+    together = neighbours(size_t(j), count, alike);
+    for (int t = 0; t < s.n; ++t) {
+      if (!head_chosen(t, h)) continue;
+      const Range all = e.attended(i, position[t]);
+      const int from = all.begin / kKeyTile * kKeyTile;
+      const Range mine = share(all.end - from, kKeyTile, thread, threads);
+      const Range over{std::max(all.begin, from + mine.begin), from + mine.end};
+      const size_t at = size_t(t * c.heads + h), part = size_t(thread * kMaxTokens * c.heads) + at;
+      float *out = e.mixed_parts_.get(0) + part * size_t(c.head_dim), *log_sums = e.log_sums_.get(0) + part;
+      if (over.begin < over.end) {
+        e.attend(*s.caches[t], i, h, together, position[t], over, e.q_.get(0) + at * size_t(c.head_dim),
+                 w.scores.get(0), out, log_sums);
+      } else {
+        std::fill_n(log_sums, together, -INFINITY);
+      }
+    }
+  }
+}
+
+// out[count][head_dim] = what heads give over all positions.
+void Engine::Decoder::join_parts(int token, int head, int count, float* out) const {
+  const size_t hd = size_t(c.head_dim), stride = size_t(kMaxTokens * c.heads), at = size_t(token * c.heads + head);
+  std::fill_n(out, size_t(count) * hd, 0.0f);
+  for (size_t h = 0; h < size_t(count); ++h) {
+    const float* log_sums = e.log_sums_.data.get() + at + h;
+    const float* parts = e.mixed_parts_.data.get() + (at + h) * hd;
+    float highest = -INFINITY, total = 0;
+    for (int k = 0; k < threads; ++k) highest = std::max(highest, log_sums[size_t(k) * stride]);
+    for (int k = 0; k < threads; ++k) total += std::exp(log_sums[size_t(k) * stride] - highest);
+    for (int k = 0; k < threads; ++k) {
+      const float weight = std::exp(log_sums[size_t(k) * stride] - highest) / total;
+      if (weight == 0) continue;  // also of a thread without positions, which wrote nothing
+      const float* part = parts + size_t(k) * stride * hd;
+      for (size_t d = 0; d < hd; ++d) out[h * hd + d] += weight * part[d];
+    }
+  }
+}
+
+}  // namespace dejavu
