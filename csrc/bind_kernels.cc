@@ -115,16 +115,16 @@ void bind_kernels(nb::module_& m) {
           k.store_value[t](values.data() + p * hd, hd, p, cache.values(0, 0, 0), cache.value_scales(0, 0, 0));
         }
         std::vector<float> room(size_t(heads) * kCacheBlock);
-        k.scores[t](q.data(), heads, cache.keys(0, 0, 0), cache.key_scales(0, 0, 0), hd, first / kKeyTile * kKeyTile, n,
-                    scale, room.data(), kCacheBlock);
+        k.scores[t](q.data(), heads, cache.keys(0, 0, 0), nullptr, cache.key_scales(0, 0, 0), hd,
+                    first / kKeyTile * kKeyTile, n, scale, room.data(), kCacheBlock);
         for (int h = 0; h < heads; ++h) {
           float* own = room.data() + h * kCacheBlock + first;
           std::memcpy(scores.data() + h * n + first, own, size_t(n - first) * sizeof(float));
           k.softmax(own, n - first);
         }
         std::memset(out.data(), 0, size_t(heads * hd) * sizeof(float));
-        k.mix[t](room.data(), kCacheBlock, heads, cache.values(0, 0, 0), cache.value_scales(0, 0, 0), hd, first, n,
-                 out.data());
+        k.mix[t](room.data(), kCacheBlock, heads, cache.values(0, 0, 0), nullptr, cache.value_scales(0, 0, 0), hd,
+                 first, n, out.data());
       },
       nb::arg("isa"), nb::arg("kv"), nb::arg("q").noconvert(), nb::arg("keys").noconvert(),
       nb::arg("values").noconvert(), nb::arg("scale"), nb::arg("first"), nb::arg("scores").noconvert(),

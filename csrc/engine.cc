@@ -294,8 +294,9 @@ void Engine::attend(const Cache& cache, int layer, int head, int count, int posi
   for (int b = first / kCacheBlock; b < blocks; ++b) {
     const int base = b * kCacheBlock;
     const int lo = aligned > base ? aligned - base : 0, hi = end - base < kCacheBlock ? end - base : kCacheBlock;
-    k_.scores[type](q, count, cache.keys(b, layer, kv_head), cache.key_scales(b, layer, kv_head), hd, lo, hi, c_.scale,
-                    scores + base, ld);
+    const void* next = b + 1 < blocks ? cache.keys(b + 1, layer, kv_head) : nullptr;
+    k_.scores[type](q, count, cache.keys(b, layer, kv_head), next, cache.key_scales(b, layer, kv_head), hd, lo, hi,
+                    c_.scale, scores + base, ld);
   }
   for (int h = 0; h < count; ++h) {
     float* own = scores + size_t(h) * ld;
@@ -310,8 +311,9 @@ void Engine::attend(const Cache& cache, int layer, int head, int count, int posi
   for (int b = first / kCacheBlock; b < blocks; ++b) {
     const int base = b * kCacheBlock;
     const int lo = first > base ? first - base : 0, hi = end - base < kCacheBlock ? end - base : kCacheBlock;
-    k_.mix[type](scores + base, ld, count, cache.values(b, layer, kv_head), cache.value_scales(b, layer, kv_head), hd,
-                 lo, hi, out);
+    const void* next = b + 1 < blocks ? cache.values(b + 1, layer, kv_head) : nullptr;
+    k_.mix[type](scores + base, ld, count, cache.values(b, layer, kv_head), next, cache.value_scales(b, layer, kv_head),
+                 hd, lo, hi, out);
   }
 }
 

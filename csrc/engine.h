@@ -93,7 +93,7 @@ class Engine {
   void reset_counters();
   // What attention must win for threads to share out positions instead of heads, which takes one more barrier: in the
   // arithmetic of a head over one position, times head_dim. Measured; below zero they always do.
-  long barrier_cost = 64 * 1000;
+  long barrier_cost = 128 * 1000;
 
   // One token of each of `n` sequences. `logits` [n, vocab], or null. `sparse`: by the plan.
   void decode(const int32_t* tokens, Cache* const* caches, int n, bool sparse, float* logits);

@@ -5,6 +5,7 @@
 
 namespace {
 
+using dejavu::kCacheBlock;
 using dejavu::kKeyTile;
 using dejavu::KvType;
 
@@ -14,6 +15,21 @@ inline F load_kv(const void* base, size_t index) {
   if constexpr (T == KvType::f16) return Vec::load_f16((const uint16_t*)base + index);
   if constexpr (T == KvType::bf16) return Vec::load_bf16((const uint16_t*)base + index);
   if constexpr (T == KvType::int8) return Vec::load_i8((const int8_t*)base + index);
+}
+
+constexpr int kAhead = 64;  // positions that lie between what is read and what is fetched meanwhile
+
+// Fetches `n` numbers of a head's keys or values in a block, `offset` behind the first of `position`; behind the
+// block's last position come those of `next`, the block that is read after it, or null.
+template <KvType T>
+inline void fetch_kv(const void* piece, const void* next, int head_dim, int position, int offset, int n) {
+  constexpr size_t size = T == KvType::f32 ? 4 : T == KvType::int8 ? 1 : 2;
+  if (position >= kCacheBlock) {
+    if (!next) return;
+    piece = next, position -= kCacheBlock;
+  }
+  const char* p = (const char*)piece + (size_t(position) * size_t(head_dim) + size_t(offset)) * size;
+  for (size_t at = 0; at < size_t(n) * size; at += 64) Vec::prefetch(p + at);
 }
 
 template <KvType T>
@@ -47,8 +63,8 @@ constexpr int kHeads = Vec::kTokens > 1 ? Vec::kTokens / 2 : 1;
 static_assert(kHeads <= dejavu::kMostHeads, "the engine has room for the scores of so many");
 
 template <KvType T, int N>
-inline void scores_of(const float* q, const void* keys, const float* scales, int head_dim, int begin, int end,
-                      float scale, float* out, size_t ld) {
+inline void scores_of(const float* q, const void* keys, const void* next, const float* scales, int head_dim, int begin,
+                      int end, float scale, float* out, size_t ld) {
   constexpr int kChains = 4;
   for (int tile = begin; tile < end; tile += kKeyTile) {
     const size_t base = size_t(tile) * size_t(head_dim);
@@ -59,6 +75,7 @@ inline void scores_of(const float* q, const void* keys, const float* scales, int
       }
       int i = 0;
       for (; i + kChains <= head_dim; i += kChains) {
+        if (h == 0) fetch_kv<T>(keys, next, head_dim, tile + kAhead, i * kKeyTile, kChains * kKeyTile);
         DEJAVU_UNROLL for (int c = 0; c < kChains; ++c) {
           const F key = load_kv<T>(keys, base + size_t((i + c) * kKeyTile + h));
           DEJAVU_UNROLL for (int n = 0; n < N; ++n) {
@@ -81,18 +98,18 @@ inline void scores_of(const float* q, const void* keys, const float* scales, int
 }
 
 template <KvType T>
-void scores(const float* q, int heads, const void* keys, const float* scales, int head_dim, int begin, int end,
-            float scale, float* out, size_t ld) {
+void scores(const float* q, int heads, const void* keys, const void* next, const float* scales, int head_dim, int begin,
+            int end, float scale, float* out, size_t ld) {
   each_tokens<kHeads>(heads, [&](auto together, int n) {
-    scores_of<T, decltype(together)::value>(q + n * head_dim, keys, scales, head_dim, begin, end, scale,
+    scores_of<T, decltype(together)::value>(q + n * head_dim, keys, next, scales, head_dim, begin, end, scale,
                                             out + size_t(n) * ld, ld);
   });
 }
 
 // out[n][i, i + V vectors) += the weighted values of N heads: even and odd positions apart.
 template <KvType T, int N, int V>
-inline void mix_vectors(const float* weights, size_t ld, const void* values, const float* scales, int head_dim, int i,
-                        int begin, int end, float* out) {
+inline void mix_vectors(const float* weights, size_t ld, const void* values, const void* next, const float* scales,
+                        int head_dim, int i, int begin, int end, float* out) {
   F acc[2][N][V];
   DEJAVU_UNROLL for (int n = 0; n < N; ++n) {
     DEJAVU_UNROLL for (int v = 0; v < V; ++v) {
@@ -101,6 +118,7 @@ inline void mix_vectors(const float* weights, size_t ld, const void* values, con
   }
   const auto add = [&](int j, F(*to)[V]) {
     F value[V];
+    if (i == 0) fetch_kv<T>(values, next, head_dim, j + kAhead, 0, head_dim);
     DEJAVU_UNROLL for (int v = 0; v < V; ++v) {
       value[v] = load_kv<T>(values, size_t(j) * size_t(head_dim) + size_t(i + v * W));
     }
@@ -122,15 +140,15 @@ inline void mix_vectors(const float* weights, size_t ld, const void* values, con
 }
 
 template <KvType T, int N>
-inline void mix_of(const float* weights, size_t ld, const void* values, const float* scales, int head_dim, int begin,
-                   int end, float* out) {
+inline void mix_of(const float* weights, size_t ld, const void* values, const void* next, const float* scales,
+                   int head_dim, int begin, int end, float* out) {
   constexpr int kVectors = N == 1 ? 4 : 2;
   int i = 0;
   for (; i + kVectors * W <= head_dim; i += kVectors * W) {
-    mix_vectors<T, N, kVectors>(weights, ld, values, scales, head_dim, i, begin, end, out);
+    mix_vectors<T, N, kVectors>(weights, ld, values, next, scales, head_dim, i, begin, end, out);
   }
   for (; i + W <= head_dim; i += W) {
-    mix_vectors<T, N, 1>(weights, ld, values, scales, head_dim, i, begin, end, out);
+    mix_vectors<T, N, 1>(weights, ld, values, next, scales, head_dim, i, begin, end, out);
   }
   for (; i < head_dim; ++i) {
     for (int n = 0; n < N; ++n) {
@@ -144,10 +162,10 @@ inline void mix_of(const float* weights, size_t ld, const void* values, const fl
 }
 
 template <KvType T>
-void mix(const float* weights, size_t ld, int heads, const void* values, const float* scales, int head_dim, int begin,
-         int end, float* out) {
+void mix(const float* weights, size_t ld, int heads, const void* values, const void* next, const float* scales,
+         int head_dim, int begin, int end, float* out) {
   each_tokens<kHeads>(heads, [&](auto together, int n) {
-    mix_of<T, decltype(together)::value>(weights + size_t(n) * ld, ld, values, scales, head_dim, begin, end,
+    mix_of<T, decltype(together)::value>(weights + size_t(n) * ld, ld, values, next, scales, head_dim, begin, end,
                                          out + n * head_dim);
   });
 }
