@@ -8,6 +8,8 @@
 
 namespace dejavu {
 
+inline constexpr int kCacheBlock = 128;
+
 class Cache {
  public:
   Cache(KvType type, int layers, int kv_heads, int head_dim);

@@ -2,7 +2,6 @@
 // by positions; o.
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 
 #include "decoder.h"
 
@@ -41,14 +40,14 @@ void Engine::Decoder::attend_all(int i) {
     }
   }
   const Range mine = share(int(w.units.size()), 1, thread, threads);
-  const bool alike = !oracle && heads_alike(i), by_parts = !oracle && parts_pay(i);
+  const bool by_parts = !oracle && parts_pay(i);
   if (by_parts) {
-    attend_parts(i, alike);
+    attend_parts(i);
     barrier();
   }
   float* room = w.head.get(0);
   for (int j = mine.begin; j < mine.end;) {
-    const int h = w.units[size_t(j)], count = neighbours(size_t(j), mine.end, alike);
+    const int h = w.units[size_t(j)], count = neighbours(i, j, mine.end);
     const float* by[kMaxTokens];
     float* out[kMaxTokens];
     int n = 0;
@@ -75,42 +74,43 @@ void Engine::Decoder::attend_all(int i) {
 
 // How many of the chosen heads, from the `first` of the list on and before `end`, go over their group's keys and values
 // together: neighbours, unless several tokens want different ones.
-int Engine::Decoder::neighbours(size_t first, int end, bool alike) const {
-  const int h = w.units[first], group = c.heads / c.kv_heads;
-  const int most = alike ? std::min(group - h % group, kMostHeads) : 1;
+int Engine::Decoder::neighbours(int i, int first, int end) const {
+  const int32_t* listed = w.units.data() + first;
+  const int group = c.heads / c.kv_heads, most = heads_alike(i) ? std::min(group - listed[0] % group, kMostHeads) : 1;
   int count = 1;
-  while (count < most && int(first) + count < end && w.units[first + size_t(count)] == h + count) ++count;
+  while (count < most && first + count < end && listed[count] == listed[0] + count) ++count;
   return count;
 }
 
 // Whether threads share out positions instead of heads. They do where heads do not come out even, such as nine in three
 // groups on two threads, and the context is long enough to pay for one more barrier.
 bool Engine::Decoder::parts_pay(int i) const {
-  constexpr int kPass = 4;  // going over keys and values once, in heads' worth of arithmetic
+  constexpr int kPass = 4;  // going over keys and values, for up to kMostHeads, in heads' worth of arithmetic
   if (threads == 1) return false;
-  const bool alike = heads_alike(i);
-  const int count = int(w.units.size());
   const auto cost = [&](Range heads) {
-    int total = heads.end - heads.begin;
-    for (int j = heads.begin; j < heads.end; j += neighbours(size_t(j), heads.end, alike)) total += kPass;
+    long total = 0;
+    for (int j = heads.begin, count; j < heads.end; j += count) {
+      count = neighbours(i, j, heads.end);
+      for (int t = 0; t < s.n; ++t) {
+        if (!head_chosen(t, w.units[size_t(j)])) continue;
+        const Range all = e.attended(i, position[t]);
+        total += long(count + kPass) * (all.end - all.begin);
+      }
+    }
     return total;
   };
-  int most = 0;
+  const int count = int(w.units.size());
+  long most = 0;
   for (int k = 0; k < threads; ++k) most = std::max(most, cost(share(count, 1, k, threads)));
-  long positions = 0;
-  for (int t = 0; t < s.n; ++t) {
-    const Range all = e.attended(i, position[t]);
-    positions += all.end - all.begin;
-  }
-  return (long(most) * threads - cost({0, count})) * positions * c.head_dim > e.barrier_cost * threads;
+  return (most * threads - cost({0, count})) * c.head_dim > e.barrier_cost * threads;
 }
 
 // What the chosen heads give over this thread's share of the positions.
-void Engine::Decoder::attend_parts(int i, bool alike) {
+void Engine::Decoder::attend_parts(int i) {
   const int count = int(w.units.size());
   for (int j = 0, together; j < count; j += together) {
     const int h = w.units[size_t(j)];
-    together = neighbours(size_t(j), count, alike);
+    together = neighbours(i, j, count);
     for (int t = 0; t < s.n; ++t) {
       if (!head_chosen(t, h)) continue;
       const Range all = e.attended(i, position[t]);
@@ -134,8 +134,8 @@ void Engine::Decoder::join_parts(int token, int head, int count, float* out) con
   const size_t hd = size_t(c.head_dim), stride = size_t(kMaxTokens * c.heads), at = size_t(token * c.heads + head);
   std::fill_n(out, size_t(count) * hd, 0.0f);
   for (size_t h = 0; h < size_t(count); ++h) {
-    const float* log_sums = e.log_sums_.data.get() + at + h;
-    const float* parts = e.mixed_parts_.data.get() + (at + h) * hd;
+    const float* log_sums = e.log_sums_.get(0) + at + h;
+    const float* parts = e.mixed_parts_.get(0) + (at + h) * hd;
     float highest = -INFINITY, total = 0;
     for (int k = 0; k < threads; ++k) highest = std::max(highest, log_sums[size_t(k) * stride]);
     for (int k = 0; k < threads; ++k) total += std::exp(log_sums[size_t(k) * stride] - highest);

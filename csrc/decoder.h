@@ -1,6 +1,7 @@
 // One step of decoding, as one thread sees it: one token of each of up to kMaxTokens sequences through all layers.
 // Each thread keeps the residual streams to itself and repeats the cheap steps (norms, picking, adding up partial
-// sums), so that a dense layer needs three barriers: after q, k, v; after attention; after the MLP.
+// sums), so that a dense layer needs three barriers: after q, k, v; after attention; after the MLP; and one more where
+// attention goes by positions.
 //   decode.cc            the walk through the layers
 //   decode_attention.cc  one attention block: which heads, their q, k, v
 //   decode_attend.cc     attention and o
@@ -76,8 +77,8 @@ struct Engine::Decoder {
   // decode_attend.cc
   void attend_all(int i);
   bool parts_pay(int i) const;
-  int neighbours(size_t first, int end, bool alike) const;
-  void attend_parts(int i, bool alike);
+  int neighbours(int i, int first, int end) const;
+  void attend_parts(int i);
   void join_parts(int token, int head, int count, float* out) const;
 
   // decode_mlp.cc

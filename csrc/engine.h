@@ -91,8 +91,9 @@ class Engine {
   void set_plan(std::unique_ptr<Plan> plan);
   Counters counters;
   void reset_counters();
-  // What attention must win for threads to share out positions instead of heads, which takes one more barrier: in the
-  // arithmetic of a head over one position, times head_dim. Measured; below zero they always do.
+  // What one more barrier costs, in multiplications of a head by a number of a position's key and value: attention goes
+  // by positions where that saves more. Measured. Below zero: wherever there are several threads, and no oracle. Not to
+  // be changed while it decodes.
   long barrier_cost = 128 * 1000;
 
   // One token of each of `n` sequences. `logits` [n, vocab], or null. `sparse`: by the plan.

@@ -24,7 +24,6 @@ inline constexpr int kKvTypeCount = 4;
 // Keys of 16 neighbouring positions are stored together, transposed: [head_dim][16]; scores of 16 positions then need
 // no horizontal sums. Values are stored [position][head_dim].
 inline constexpr int kKeyTile = 16;
-inline constexpr int kCacheBlock = 128;  // positions of a cache that lie together
 
 struct MlpArgs {
   const Bundles* bundles;   // rows: gate, up, down (gated) or up, down
@@ -108,9 +107,10 @@ struct Kernels {
 
   // Attention of `heads` query heads over a block of the cache of their group. `scales` are per position (int8), else
   // null; the scores of one head lie `ld` floats behind those of the one before. `next`: what is read after this
-  // block's `keys` or `values`, the next block's, which is fetched meanwhile; or null. scores[n][j] = scale * q[n] .
-  // k_j for j in [begin, end); begin is a multiple of 16; reads whole tiles, writes up to the next multiple of 16. q:
-  // [heads][head_dim]
+  // block's keys or values, the next block's, which is fetched meanwhile; or null.
+  //
+  // scores[n][j] = scale * q[n] . k_j for j in [begin, end); begin is a multiple of 16; reads whole tiles, writes up to
+  // the next multiple of 16. q: [heads][head_dim]
   void (*scores[kKvTypeCount])(const float* q, int heads, const void* keys, const void* next, const float* scales,
                                int head_dim, int begin, int end, float scale, float* scores, size_t ld);
   // out[n][head_dim] += sum over j in [begin, end) of weights[n][j] * v_j

@@ -115,9 +115,10 @@ def decode(encoded: Encoded) -> NDArray[np.float32]:
 
 
 def is_settled(encoded: Encoded) -> bool:
-    """Whether encoding what these int8 codes stand for gives the same values again. So it does for all that `encode` makes.
+    """Whether it is sure that encoding what these int8 codes stand for gives the same values again.
 
-    The largest code of a group being one of `LEVELS`, that level's scale is found again, and with it no error.
+    The largest code of a group being one of `LEVELS`, that level's scale is found again, and with it no error. So it is for
+    what `encode` makes, but where a scale is so small (below 6e-5) that float16 rounds it coarsely.
     """
     highest = np.abs(encoded.codes.reshape(-1, GROUP).astype(np.int16)).max(axis=1)
     return bool(((highest == 0) | (highest >= LEVELS[-1]) & (highest <= LEVELS[0])).all())

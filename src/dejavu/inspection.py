@@ -10,8 +10,8 @@ from dejavu.engine.native import KV_TYPES, default_threads, kv_bytes_per_token
 from dejavu.environment import Machine, describe_machine, folder_bytes, versions
 from dejavu.errors import DejavuError, InputError
 from dejavu.inventory import Part, PartSize, inventory
-from dejavu.models.delta import ARRAYS_NAME, DELTA_NAME, check_record
-from dejavu.models.loading import open_model, read_json
+from dejavu.models.delta import ARRAYS_NAME, DELTA_NAME
+from dejavu.models.loading import open_model, read_delta
 from dejavu.models.store import cache_root
 from dejavu.plan.choice import own_plans
 from dejavu.tokenizer import Tokenizer
@@ -159,8 +159,7 @@ def describe_model(path: Path) -> ModelFacts:
 def _delta_facts(path: Path) -> DeltaFacts | None:
     if not (path / DELTA_NAME).is_file():
         return None
-    record = check_record(path, read_json(path / DELTA_NAME))
-    return DeltaFacts(record["base"], (path / ARRAYS_NAME).stat().st_size)
+    return DeltaFacts(read_delta(path)["base"], (path / ARRAYS_NAME).stat().st_size)
 
 
 def _plan_facts(place: Path, plan: AccessPlan) -> OwnPlan:

@@ -75,13 +75,13 @@ def estimate(encoded: Encoded, bits: int) -> NDArray[np.float32]:
 
 
 def is_settled_estimate(encoded: Encoded) -> bool:
-    """Whether int8 codes are what four leading bits say, and stay so when their values are encoded again.
+    """Whether it is sure that int8 codes are what four leading bits say, and stay so when their values are encoded again.
 
     So it is where they are in the middle of sixteen and the largest of each group is 120; but not for groups that another
     of the scales that are tried could give without error (all codes whole multiples of 24, or of 40).
     """
     codes = encoded.codes.reshape(-1, GROUP).astype(np.int16)
-    if encoded.width % GROUP or not (codes % 16 == 8).all():
+    if not (codes % 16 == 8).all():
         return False
     only = (np.abs(codes).max(axis=1) == 120) & (codes % 24 != 0).any(axis=1) & (codes % 40 != 0).any(axis=1)
     return bool(only.all())

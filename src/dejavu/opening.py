@@ -13,7 +13,7 @@ from dejavu.arguments import refusal
 from dejavu.codecs import CODECS
 from dejavu.models.spec import FORMS
 from dejavu.plan import AccessPlan
-from dejavu.plan.choice import OWN, choose_plan, holds_plan
+from dejavu.plan.choice import choose_plan
 from dejavu.refinement import refine
 
 if TYPE_CHECKING:
@@ -145,8 +145,6 @@ def made_for(
 
     A plan that was read for this is returned as read.
     """
-    if plan == "auto" and not holds_plan(model / OWN):
-        return None, plan
     found = choose_plan(plan, weights, None, model)
     if found is None:
         return None, plan

@@ -82,7 +82,7 @@ def break_even(
 
     Args:
         executor: the model as the plan needs it.
-        plan: is set where it is measured.
+        plan: of it; set only where it has to be measured.
         plain: opens the model as it runs without the plan; the same one where that makes no difference.
         tokens: some text [t].
         memory: file for the result; None: none is kept. One that cannot be read or written does no harm.

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from dejavu.plan import AccessPlan, Compensator, HeadSelector, NeuronSelector
 
 
-def lower(plan: AccessPlan, config: ModelConfig, threads: int = 1) -> dict[str, Any]:
+def lower(plan: AccessPlan, config: ModelConfig, threads: int) -> dict[str, Any]:
     """`plan`, which fits `config`, as plain values, float32 arrays and packed rows."""
     return {
         "recompute": plan.kv.kind == "recompute",

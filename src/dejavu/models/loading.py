@@ -62,8 +62,7 @@ def fetch(
     path = at = resolve(spec, offline=offline, revision=revision, progress=progress)
     above: tuple[Path, ...] = ()
     while (kind := kind_of(at)) == "delta" or kind == "adapter":
-        name, wanted = _base_name(at, kind)
-        base = _base(at, name, wanted, above, offline=offline, progress=progress)
+        base = _base(at, kind, above, offline=offline, progress=progress)
         at, above = base, (*above, at.resolve())
     return path
 
@@ -85,11 +84,21 @@ def open_model(path: Path) -> OpenModel:
 def _open(path: Path, above: tuple[Path, ...]) -> OpenModel:
     """`open_model` of what is the base of the folders `above`."""
     kind = kind_of(path)
-    if kind == "delta":
-        return _open_delta(path, above)
-    if kind == "adapter":
-        return _open_adapter(path, above)
-    return _open_folder(path) if kind == "folder" else _open_gguf(path)
+    if kind == "folder":
+        return _open_folder(path)
+    if kind == "gguf":
+        return _open_gguf(path)
+    base = _open(_base(path, kind, above), (*above, path.resolve()))
+    try:
+        weights: Weights
+        if kind == "delta":
+            weights = DeltaWeights(base.weights, path, read_delta(path))
+        else:
+            weights = LoraWeights(base.weights, base.config, hf_layout(base), path, _read_adapter(path))
+        return dataclasses.replace(base, weights=weights)
+    except BaseException:
+        base.close()
+        raise
 
 
 def kind_of(path: Path) -> Literal["delta", "adapter", "folder", "gguf"]:
@@ -149,36 +158,8 @@ def read_json(path: Path) -> dict[str, Any]:
     return values
 
 
-def _open_delta(folder: Path, above: tuple[Path, ...]) -> OpenModel:
-    record = _read_delta(folder)
-    base = _open(_base(folder, record["base"], None, above), (*above, folder.resolve()))
-    try:
-        return dataclasses.replace(base, weights=DeltaWeights(base.weights, folder, record))
-    except BaseException:
-        base.close()
-        raise
-
-
-def _open_adapter(folder: Path, above: tuple[Path, ...]) -> OpenModel:
-    adapter = _read_adapter(folder)
-    base = _open(_base(folder, adapter.base, adapter.revision, above), (*above, folder.resolve()))
-    try:
-        weights = LoraWeights(base.weights, base.config, hf_layout(base), folder, adapter)
-        return dataclasses.replace(base, weights=weights)
-    except BaseException:
-        base.close()
-        raise
-
-
-def _base_name(folder: Path, kind: Literal["delta", "adapter"]) -> tuple[str, str | None]:
-    """What a delta or adapter is a change of: its name, and the revision if it says one."""
-    if kind == "delta":
-        return _read_delta(folder)["base"], None
-    adapter = _read_adapter(folder)
-    return adapter.base, adapter.revision
-
-
-def _read_delta(folder: Path) -> dict[str, Any]:
+def read_delta(folder: Path) -> dict[str, Any]:
+    """What a delta says of itself. Raises as `read_json`."""
     return check_record(folder, read_json(folder / DELTA_NAME))
 
 
@@ -188,14 +169,18 @@ def _read_adapter(folder: Path) -> Adapter:
 
 def _base(
     folder: Path,
-    name: str,
-    revision: str | None,
+    kind: Literal["delta", "adapter"],
     above: tuple[Path, ...],
     *,
     offline: bool | None = None,
     progress: Progress | None = None,
 ) -> Path:
-    """Where the model called `name` lies, of which `folder` is a change and in turn the models `above` are."""
+    """Where the model lies of which `folder` is a change, as in turn the models `above` are of it."""
+    if kind == "delta":
+        name, revision = read_delta(folder)["base"], None
+    else:
+        adapter = _read_adapter(folder)
+        name, revision = adapter.base, adapter.revision
     try:
         path = resolve(name, revision=revision, offline=offline, progress=progress)
     except SourceError as error:
