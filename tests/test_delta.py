@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from dejavu import LLM, SamplingParams
+from dejavu import LLM, SamplingParams, codecs
 from dejavu.cli.app import run
 from dejavu.conversion import convert_to_delta
 from dejavu.errors import InputError, ModelFormatError, PlanError
 from dejavu.models.delta import ARRAYS_NAME, DELTA_NAME, GROUP, decode, encode
 from dejavu.models.folder_writer import write_folder
 from dejavu.models.loading import open_model
+from dejavu.nested import cut
 from dejavu.plan import AccessPlan, Sketch
 from dejavu.tokenizer import Tokenizer
 from dejavu.units import human_bytes
@@ -193,6 +194,34 @@ def test_plans_come_along(
     with LLM.from_pretrained(str(tmp_path / "delta"), codec="int8", cache=False, fallback=False) as llm:
         assert llm.plan is not None
         assert llm.plan.name == "own"
+
+
+def test_a_delta_of_a_model_that_lives_on_leading_bits_keeps_them(
+    base: Path, adapted: Path, tmp_path: Path
+) -> None:
+    """Whose plan reads nothing else: more of these bits survive than where the weights themselves are aimed at."""
+    names = [f"layers.{i}.{part}.weight" for i in range(2) for part in ("gate", "up")]
+
+    def share_kept(source: Path, name: str) -> float:
+        convert_to_delta(source, tmp_path / name, str(base), base)
+        found, wanted = open_model(tmp_path / name).weights, open_model(source).weights
+        alike = [
+            cut(codecs.encode("int8", found.read(n)), 4)[0]
+            == cut(codecs.encode("int8", wanted.read(n)), 4)[0]
+            for n in names
+        ]
+        return float(np.mean([np.mean(a) for a in alike]))
+
+    source = tmp_path / "source"
+    shutil.copytree(adapted, source)
+    plain = share_kept(source, "plain")
+    opened = open_model(source)
+    sketch = Sketch(bits=4, threshold=0.1, values="leading")
+    plan = AccessPlan.uniform(opened.weights.fingerprint, opened.config.n_layers, neurons=sketch)
+    dataclasses.replace(plan, evidence={"codec": "int8"}).save(source / "plan")
+    assert share_kept(source, "leading") > plain
+    dataclasses.replace(plan, evidence={"codec": "int4"}).save(source / "plan")
+    assert share_kept(source, "other") == plain
 
 
 def test_what_does_not_fit_is_refused(base: Path, adapted: Path, delta: Path, tmp_path: Path) -> None:

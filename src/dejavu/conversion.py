@@ -7,21 +7,29 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Literal, cast
 
+from dejavu.codecs import encode
 from dejavu.errors import InputError
 from dejavu.gguf_tokenizer_writer import tokenizer_metadata
 from dejavu.models.delta import write_delta
 from dejavu.models.folder_writer import FLOAT_CODECS, write_folder
 from dejavu.models.gguf_writer import GGUF_CODECS, write_gguf
 from dejavu.models.loading import open_model
+from dejavu.nested import estimate
+from dejavu.plan import Sketch
+from dejavu.plan.choice import own_plans
 from dejavu.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    import numpy as np
+    from numpy.typing import NDArray
+
     from dejavu.models.folder_writer import FloatCodec
     from dejavu.models.gguf_header import MetadataValue
     from dejavu.models.loading import OpenModel
     from dejavu.models.progress import Progress
+    from dejavu.models.weights import Weights
 
 Format = Literal["safetensors", "gguf", "delta"]
 
@@ -118,6 +126,9 @@ def convert_to_delta(
 ) -> Converted:
     """Write what makes the model at `source` of its base, in under two bits per weight; see `dejavu.models.delta`.
 
+    Where all plans of the model read the leading bits of gate and up and no others, the delta aims at the middle of what
+    these leave open: what it then misses seldom leads to other bits.
+
     Args:
         source: the adapted model, as `resolve` returned it.
         target: the folder to write.
@@ -138,11 +149,30 @@ def convert_to_delta(
                 f"{source} is the base itself, and a delta of it holds nothing",
                 fix="give the adapted model, and with --base what it was adapted from",
             )
-        write_delta(target, original.weights, adapted.weights, name=base, progress=progress)
+        bits = _leading_alone(source)
+        read = partial(_middle, adapted.weights, bits) if bits else None
+        write_delta(target, original.weights, adapted.weights, name=base, read=read, progress=progress)
     finally:
         original.close()
         adapted.close()
     return Converted(target, "delta", "ternary", sum(file.stat().st_size for file in target.iterdir()))
+
+
+def _leading_alone(source: Path) -> int:
+    """How many leading bits of int8 gate and up are all that a model's plans read; 0: it has none, or they read more."""
+    plans = own_plans(source).values()
+    neurons = {layer.neurons for plan in plans for layer in plan.layers}
+    found = {n.bits if isinstance(n, Sketch) and n.values == "leading" else 0 for n in neurons}
+    alone = len(found) == 1 and all(plan.evidence.get("codec") == "int8" for plan in plans)
+    return found.pop() if alone else 0
+
+
+def _middle(weights: Weights, bits: int, name: str) -> NDArray[np.float32]:
+    """A tensor of the model, gate and up as their leading bits say."""
+    values = weights.read(name)
+    if name.startswith("layers.") and name.endswith((".gate.weight", ".up.weight")):
+        return estimate(encode("int8", values), bits)
+    return values
 
 
 def _named_gguf(target: Path) -> bool:

@@ -27,6 +27,7 @@ from dejavu.models.safetensors_writer import write_safetensors
 from dejavu.models.store import staged_folder
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -51,6 +52,7 @@ def write_delta(
     adapted: Weights,
     *,
     name: str,
+    read: Callable[[str], NDArray[np.float32]] | None = None,
     progress: Progress | None = None,
 ) -> None:
     """Write what makes `adapted` of `base` to the folder `target`, whole or not at all.
@@ -60,6 +62,7 @@ def write_delta(
         base: the original.
         adapted: the same model with other matrices in its layers.
         name: of the base, as `sources.resolve` takes it, on any machine.
+        read: gives a tensor of `adapted`, or what will do as well; None: its own `read`.
         progress: told of the weights compared.
 
     Raises:
@@ -77,7 +80,7 @@ def write_delta(
     arrays: dict[str, NDArray[Any]] = {}
     try:
         for tensor in base.names():
-            difference = adapted.read(tensor) - base.read(tensor)
+            difference = (read or adapted.read)(tensor) - base.read(tensor)
             if _in_delta(tensor, difference.shape):
                 arrays[f"{tensor}.trits"], arrays[f"{tensor}.scales"] = encode(difference)
             elif np.abs(difference).max(initial=0) > 1e-3 * np.abs(base.read(tensor)).max(initial=0):
