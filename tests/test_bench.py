@@ -110,11 +110,12 @@ def result(
     test: BenchTest,
     touched: dict[str, int] | None = None,
     stats: dict[str, Any] | None = None,
+    bandwidth: float | None = None,
     **more: Any,
 ) -> Result:
     (case,) = make_cases(("int8",), ("f16",), (2,), (test,))
     steps = test.tokens if test.kind == "tg" else 0
-    runs = (Run(s, s / 2, (s / max(steps, 1),) * steps, touched, stats or {}) for s in seconds)
+    runs = (Run(s, s / 2, (s / max(steps, 1),) * steps, touched, stats or {}, bandwidth) for s in seconds)
     return Result(case, tuple(runs), **more)
 
 
@@ -227,8 +228,9 @@ def test_repeats_are_interleaved_after_warming_up() -> None:
     assert [r.case.test.label for r in results] == ["pp700", "tg3"] * 2
     np.testing.assert_allclose(results[0].seconds, [0.07] * 3)
     np.testing.assert_allclose(results[1].seconds, [0.003] * 3)
-    assert measured == [2, 2, 2]
-    assert {r.bandwidth for r in results} == {2e9}
+    assert measured == [2] * 2 * 4 * 3
+    first = [run.bandwidth for run in results[0].runs]  # each between what came before and after it
+    assert first == [pytest.approx(2 / (1 / n + 1 / (n + 1)) * 1e9) for n in (1, 9, 17)]
     assert results[0].step_bytes is None
     assert results[0].density is None
     assert results[0].ttft == pytest.approx(0.07)
@@ -304,7 +306,7 @@ def report() -> tuple[Subject, list[Result]]:
 def test_rows_and_markdown(report: tuple[Subject, list[Result]]) -> None:
     first, second = rows(*report)
     assert first == (
-        "fake", "134.5M", "10.0 MiB", "int8", "f16", "off", "2", "tg10", "75.00 ± 12.50", "15.000", "0.5", "53",
+        "fake", "134.5M", "10.0 MiB", "int8", "f16", "off", "2", "tg10", "75.00 ± 12.50", "15.000", "0.5", "60",
     )  # fmt: skip
     assert second[-3:] == ("0.977", "", "")
     lines = to_markdown(*report).splitlines()

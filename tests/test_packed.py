@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,7 +15,7 @@ from dejavu.engine import NativeExecutor, synthetic
 from dejavu.engine import native as native_module
 from dejavu.engine.layout import sections
 from dejavu.engine.native import kv_bytes_per_token, packed_path
-from dejavu.engine.packed import pack_in_memory, read_packed, write_packed
+from dejavu.engine.packed import anonymous, pack_in_memory, read_packed, write_packed
 from dejavu.errors import CacheError, InputError, NumericsError
 from dejavu.models.config import ModelConfig
 from dejavu.models.loading import open_model
@@ -21,7 +23,6 @@ from tiny_models import CASES, prompt
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     Folder = Callable[[str], Path]
 
@@ -201,3 +202,29 @@ def test_synthetic_models_and_touched_bytes() -> None:
     norms = sum(s.nbytes for s in sections(config, "int4") if s.name.endswith("norm.weight"))
     assert touched["attention"] + touched["mlp"] + touched["head"] == every - norms
     assert touched["kv"] == 10 * kv_bytes_per_token(config, "f16") == 10 * 2 * 2 * 2 * 24 * 2
+
+
+def huge_pages(data: np.ndarray) -> int:
+    """Bytes of the mapping that holds `data` which lie in huge pages of private memory, as Linux counts them."""
+    at, inside = data.ctypes.data, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        key, *rest = line.split()
+        if not key.endswith(":"):
+            start, end = (int(border, 16) for border in key.split("-"))
+            inside = start <= at < end
+        elif inside and key == "AnonHugePages:":
+            return int(rest[0]) << 10
+    return 0
+
+
+@pytest.mark.skipif(
+    not os.access("/sys/kernel/mm/transparent_hugepage/enabled", os.R_OK)
+    or "[never]" in Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text(),
+    reason="the system has no huge pages to ask for",
+)
+def test_memory_for_weights_is_in_huge_pages() -> None:
+    memory = anonymous(32 << 20)
+    assert not memory.any()
+    memory[:] = 1
+    assert huge_pages(memory) >= 16 << 20
+    assert int(memory.sum()) == 32 << 20

@@ -1,66 +1,13 @@
 // The row kernels of one codec, over ranges of rows and over lists of bundles.
 #pragma once
 
+#include <type_traits>
+
 #include "rows_decode.h"
 #include "rows_mlp.h"
 #include "rows_prepare.h"
 
 namespace {
-
-// Rows `row(i)`, i < n, in the order of Streams; those that are fetched meanwhile come kAhead after. To be asked for
-// at(0), ahead(0), at(1), ahead(1) ...: each address is made once.
-template <int kAhead, typename RowAt>
-class Reading {
- public:
-  const Streams order;
-
-  Reading(RowAt row, int n) : order(n), row_(row), n_(n) {
-    for (int i = 0; i < kAhead && i < n; ++i) known_[i] = row_(order(i));
-  }
-  Row at(int i) const { return known_[unsigned(i) % kAhead]; }
-  Row ahead(int i) {
-    Row& place = known_[unsigned(i) % kAhead];
-    if (i + kAhead < n_) place = row_(order(i + kAhead));
-    return place;
-  }
-
- private:
-  RowAt row_;
-  int n_;
-  Row known_[kAhead];
-};
-
-template <Codec C, int Most = kTokens, typename RowAt>
-inline void dots(const RowLayout& layout, RowAt row, int n, const void* const* inputs, int tokens, float* const* outs) {
-  Reading<4 * kDotRows, RowAt> rows(row, n);
-  dot_rows<C, Most>(
-      layout, [&](int i) { return rows.at(i); }, [&](int i) { return rows.ahead(i); }, rows.order, n, inputs, tokens,
-      outs);
-}
-
-template <Codec C, typename RowAt>
-inline void axpys(const RowLayout& layout, RowAt row, int n, const float* const* coefficients, int tokens,
-                  float* const* outputs) {
-  const auto add = [&](auto together) {
-    Reading<decltype(together)::value, RowAt> rows(row, n);
-    axpy_rows<C>(
-        layout, [&](int i) { return rows.at(i); }, [&](int i) { return rows.ahead(i); }, rows.order, n, coefficients,
-        tokens, outputs);
-  };
-  tokens > 1 ? add(Count<kSumSets * kSumRows>()) : add(Count<kSumRows>());
-}
-
-// One token's dots: codes in planes have kernels of their own.
-template <Codec C, typename RowAt>
-inline void dots_of_one(const RowLayout& layout, RowAt row, int n, const void* input, float* out) {
-  if constexpr (is_planes(C)) {
-    Reading<4 * kPlaneRows, RowAt> rows(row, n);
-    plane_rows<C>(
-        layout, [&](int i) { return rows.at(i); }, [&](int i) { return rows.ahead(i); }, rows.order, n, input, out);
-  } else {
-    dots<C, 1>(layout, row, n, &input, 1, &out);
-  }
-}
 
 // Row `first` of bundle `bundle` and those after it, also in the next bundles.
 struct Onward {
@@ -80,6 +27,62 @@ struct Onward {
     return bundles.row(bundle + further, at - further * bundles.rows);
   }
 };
+
+// Rows `row(i)`, i < n, in the order of Streams; those that are fetched meanwhile come kAhead after. To be asked for
+// at(0), ahead(0), at(1), ahead(1) ...: each address is made once.
+template <Codec C, int kAhead, typename RowAt>
+class Reading {
+ public:
+  const Streams order;
+
+  Reading(RowAt row, int n) : order(n), row_(row), n_(n) {
+    for (int i = 0; i < kAhead && i < n; ++i) known_[i] = row_(order(i));
+  }
+  Row at(int i) const { return known_[unsigned(i) % kAhead]; }
+  Row ahead(int i) {
+    Row& place = known_[unsigned(i) % kAhead];
+    const Row here = place;
+    if (i + kAhead < n_) place = row_(order(i + kAhead));
+    return std::is_same_v<RowAt, Onward> && !is_grouped(C) ? led(here) : place;
+  }
+
+ private:
+  RowAt row_;
+  int n_;
+  Row known_[kAhead];
+};
+
+template <Codec C, int Most = kTokens, typename RowAt>
+inline void dots(const RowLayout& layout, RowAt row, int n, const void* const* inputs, int tokens, float* const* outs) {
+  Reading<C, 4 * kDotRows, RowAt> rows(row, n);
+  dot_rows<C, Most>(
+      layout, [&](int i) { return rows.at(i); }, [&](int i) { return rows.ahead(i); }, rows.order, n, inputs, tokens,
+      outs);
+}
+
+template <Codec C, typename RowAt>
+inline void axpys(const RowLayout& layout, RowAt row, int n, const float* const* coefficients, int tokens,
+                  float* const* outputs) {
+  const auto add = [&](auto together) {
+    Reading<C, decltype(together)::value, RowAt> rows(row, n);
+    axpy_rows<C>(
+        layout, [&](int i) { return rows.at(i); }, [&](int i) { return rows.ahead(i); }, rows.order, n, coefficients,
+        tokens, outputs);
+  };
+  tokens > 1 ? add(Count<kSumSets * kSumRows>()) : add(Count<kSumRows>());
+}
+
+// One token's dots: codes in planes have kernels of their own.
+template <Codec C, typename RowAt>
+inline void dots_of_one(const RowLayout& layout, RowAt row, int n, const void* input, float* out) {
+  if constexpr (is_planes(C)) {
+    Reading<C, 4 * kPlaneRows, RowAt> rows(row, n);
+    plane_rows<C>(
+        layout, [&](int i) { return rows.at(i); }, [&](int i) { return rows.ahead(i); }, rows.order, n, input, out);
+  } else {
+    dots<C, 1>(layout, row, n, &input, 1, &out);
+  }
+}
 
 template <Codec C>
 void dot_many(const Bundles& bundles, int bundle, int first, int n, const void* const* inputs, int tokens,

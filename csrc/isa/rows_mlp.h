@@ -9,6 +9,12 @@ namespace {
 using dejavu::kMaxTokens;
 using dejavu::MlpManyArgs;
 
+// Whether neurons are read where they lie, whole and one after the other.
+template <Codec C>
+inline bool in_place(const MlpManyArgs& a) {
+  return !is_grouped(C) && !a.selected && a.tokens == 1;
+}
+
 // The neurons that come i-th and after in `order`, n <= rows_together: gate and up dots, activation, down axpys.
 template <Codec C>
 inline void mlp_step(const MlpManyArgs& a, const Streams& order, int i, int n) {
@@ -17,24 +23,27 @@ inline void mlp_step(const MlpManyArgs& a, const Streams& order, int i, int n) {
   int places[kSumSets * kSumRows], ids[kSumSets * kSumRows], following[kSumSets * kSumRows];
   for (int r = 0; r < n; ++r) {
     places[r] = a.begin + order(i + r);
-    const int ahead = i + n + r < a.end - a.begin ? a.begin + order(i + n + r) : places[r];
+    const int next = i + n + r < a.end - a.begin ? a.begin + order(i + n + r) : places[r];
     ids[r] = a.selected ? a.selected[places[r]] : places[r];
-    following[r] = a.selected ? a.selected[ahead] : ahead;
+    following[r] = a.selected ? a.selected[next] : next;
   }
   float h[2][kMaxTokens][kSumSets * kSumRows];  // gate (or fc1), up
+  const auto ahead = [&](int r, int part) {
+    return in_place<C>(a) ? led(bundles.row(ids[r], part)) : bundles.row(following[r], part);
+  };
   // The two rows of a neuron are neighbours: both are read before the next four neurons.
   for (int r0 = 0; r0 < n; r0 += 4) {
     for (int part = 0; part < dots; ++part) {
       float* outs[kMaxTokens];
       for (int t = 0; t < a.tokens; ++t) outs[t] = h[part][t] + r0;
-      const int together = n - r0 < 4 ? n - r0 : 4;
-      auto row = [&](int r) { return bundles.row(ids[r0 + r], part); };
-      auto ahead = [&](int r) { return bundles.row(following[r0 + r], part); };
-      auto place = [](int r) { return r; };
+      const int count = n - r0 < 4 ? n - r0 : 4;
+      const auto row = [&](int r) { return bundles.row(ids[r0 + r], part); };
+      const auto next = [&](int r) { return ahead(r0 + r, part); };
+      const auto place = [](int r) { return r; };
       if (is_planes(C) && a.tokens == 1) {
-        plane_rows<C>(bundles.layout, row, ahead, place, together, a.inputs[0], outs[0]);
+        plane_rows<C>(bundles.layout, row, next, place, count, a.inputs[0], outs[0]);
       } else {
-        dot_rows<C>(bundles.layout, row, ahead, place, together, a.inputs, a.tokens, outs);
+        dot_rows<C>(bundles.layout, row, next, place, count, a.inputs, a.tokens, outs);
       }
     }
   }
@@ -51,15 +60,16 @@ inline void mlp_step(const MlpManyArgs& a, const Streams& order, int i, int n) {
     hidden[t] = h[0][t];
   }
   axpy_rows<C>(
-      bundles.layout, [&](int r) { return bundles.row(ids[r], dots); },
-      [&](int r) { return bundles.row(following[r], dots); }, [](int r) { return r; }, n, hidden, a.tokens, a.outputs);
+      bundles.layout, [&](int r) { return bundles.row(ids[r], dots); }, [&](int r) { return ahead(r, dots); },
+      [](int r) { return r; }, n, hidden, a.tokens, a.outputs);
 }
 
+// Float rows of one token are added as soon as their coefficients are known, so that each sequence of neurons is read
+// as it lies in memory; groups need as many rows as share a rounding step.
 template <Codec C>
 void mlp_many(const MlpManyArgs& a) {
-  const int n = a.end - a.begin;
+  const int n = a.end - a.begin, most = in_place<C>(a) ? kDotRows : rows_together(a.tokens);
   const Streams order(n);
-  const int most = rows_together(a.tokens);
   for (int i = 0; i < n; i += most) mlp_step<C>(a, order, i, n - i < most ? n - i : most);
 }
 

@@ -31,6 +31,8 @@ class Run:
     """tg: bytes that a decode step of the batch read, by part, at the test's mean context; None: not known."""
     stats: Mapping[str, Any] = field(default_factory=dict)
     """tg: `last_stats` of the executor over these steps."""
+    bandwidth: float | None = None
+    """Sequential read bandwidth in bytes/s with as many threads, measured before and after; None: not measured."""
 
 
 @dataclass(frozen=True)
@@ -43,8 +45,6 @@ class Result:
     """Of the weights in memory, as they were packed for the setting."""
     predictor_bytes: int = 0
     """Of the plan's predictors and compensators."""
-    bandwidth: float | None = None
-    """Measured sequential read bandwidth in bytes/s with as many threads; None: not measured."""
     recall: float | None = None
     """tg by a plan: of as many neurons as were selected, those with the largest values, share that was; mean of layers."""
 
@@ -102,10 +102,18 @@ class Result:
         return None if self.step_bytes is None else self.step_bytes * 1000 / self.ms_per_token
 
     @property
+    def bandwidth(self) -> float | None:
+        """Sequential read bandwidth in bytes/s over the repeats (the harmonic mean); None: not measured."""
+        found = [run.bandwidth for run in self.runs if run.bandwidth]
+        return statistics.harmonic_mean(found) if found else None
+
+    @property
     def bandwidth_share(self) -> float | None:
-        """`bytes_per_s` over `bandwidth`: 1.0 is the speed of memory."""
-        rate = self.bytes_per_s
-        return None if rate is None or not self.bandwidth else rate / self.bandwidth
+        """tg: touched bytes per second over the bandwidth beside, median of the repeats: 1.0 is the speed of memory."""
+        if self.step_bytes is None:
+            return None
+        size = self.step_bytes * self.case.test.tokens
+        return quantile([size / run.seconds / run.bandwidth for run in self.runs if run.bandwidth], 0.5)
 
     @property
     def density(self) -> float | None:

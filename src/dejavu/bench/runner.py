@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import statistics
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 from dejavu.bench.results import Result, Run
@@ -82,7 +83,7 @@ def run_cases(
         subject: the model.
         cases: what to time.
         repeats: at least 1.
-        read_bandwidth: threads -> bytes/s; measured once a round for each thread count.
+        read_bandwidth: threads -> bytes/s; measured before and after each run, as a shared machine's changes by the second.
         progress: called with a description before each step.
         clock: seconds.
         rivals: run after our cases in every round.
@@ -102,7 +103,6 @@ def run_cases(
             )
     say = progress or (lambda _: None)
     executors: dict[Setting, TimedExecutor] = {}
-    bandwidths: dict[int, list[float]] = {case.setting.threads: [] for case in cases}
     try:
         for setting in dict.fromkeys(case.setting for case in cases):
             say(f"loading {_setting(setting)}")
@@ -115,15 +115,17 @@ def run_cases(
             say(f"warming up {rival}")
             rival.warm_up(subject.tokens)
         for repeat in range(repeats):
-            for threads, values in bandwidths.items():
-                if read_bandwidth is not None:
-                    values.append(read_bandwidth(threads))
             for item in running:
                 say(f"{repeat + 1}/{repeats} {_describe(item.case)}")
-                planned = item.case.setting.plan != "off"
-                item.runs.append(
-                    time_test(item.executor, item.case.test, subject.tokens, clock, planned=planned)
+                setting = item.case.setting
+                measure = partial(read_bandwidth, setting.threads) if read_bandwidth else None
+                before = measure() if measure else None
+                run = time_test(
+                    item.executor, item.case.test, subject.tokens, clock, planned=setting.plan != "off"
                 )
+                if measure and before:
+                    run = replace(run, bandwidth=statistics.harmonic_mean((before, measure())))
+                item.runs.append(run)
             for rival in rivals:
                 say(f"{repeat + 1}/{repeats} {rival}")
                 rival.run(subject.tokens)
@@ -133,7 +135,7 @@ def run_cases(
                 say(f"checking {_setting(setting)}")
                 layers = recall(executors[setting], subject.tokens[:CHECKED_TOKENS])
                 recalls[setting] = sum(layers) / len(layers)
-        return [_result(item, bandwidths[item.case.setting.threads], recalls) for item in running]
+        return [_result(item, recalls) for item in running]
     finally:
         for executor in executors.values():
             executor.close()
@@ -148,12 +150,11 @@ def _setting(setting: Setting) -> str:
     return f"{setting.codec}, {setting.kv_dtype} cache, {setting.threads} threads{plan}"
 
 
-def _result(item: _Running, bandwidths: Sequence[float], recalls: Mapping[Setting, float]) -> Result:
+def _result(item: _Running, recalls: Mapping[Setting, float]) -> Result:
     return Result(
         item.case,
         tuple(item.runs),
         packed_bytes=item.executor.packed.nbytes,
         predictor_bytes=item.executor.touched_bytes(0).get("predictors", 0),  # all of them are read, always
-        bandwidth=statistics.median(bandwidths) if bandwidths else None,
         recall=recalls.get(item.case.setting) if item.case.test.kind == "tg" else None,
     )

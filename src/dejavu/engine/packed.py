@@ -7,8 +7,10 @@ aligned to 64 bytes. The header names the version, the codec, how many leading b
 
 from __future__ import annotations
 
+import contextlib
 import json
 import mmap
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -71,6 +73,7 @@ def read_packed(path: Path) -> Packed | None:
                 return None
             leading = int(header["leading"])
             mapped = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+        _in_huge_pages(mapped)
         if len(mapped) != header["bytes"]:
             return None
         config = ModelConfig.from_dict(header["config"])
@@ -119,6 +122,7 @@ def write_packed(
         stream.write(header)
         stream.truncate(total)
         _pack(config, weights, codec, leading, places, put, threads, progress)
+    _forget_pages(path)
     kind = path.stem.rpartition("-")[0]
     for outdated in path.parent.glob(f"{kind}-*.dejavu"):
         if outdated != path and outdated.stem.rpartition("-")[0] == kind:
@@ -147,10 +151,24 @@ def pack_in_memory(
 
 def anonymous(nbytes: int) -> NDArray[np.uint8]:
     """Zeroed memory in huge pages where the system has them."""
-    memory = mmap.mmap(-1, nbytes)
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        memory.madvise(mmap.MADV_HUGEPAGE)
+    private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_ANONYMOUS") else {}
+    memory = mmap.mmap(-1, nbytes, **private)  # shared memory, which is the default, mostly has small pages
+    _in_huge_pages(memory)
     return np.frombuffer(memory, np.uint8)
+
+
+def _in_huge_pages(memory: mmap.mmap) -> None:
+    """Ask for huge pages: of small ones, a page's address takes as long to find as a part of it to read."""
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with contextlib.suppress(OSError):  # systems without them
+            memory.madvise(mmap.MADV_HUGEPAGE)
+
+
+def _forget_pages(path: Path) -> None:
+    """Have a file that was written piece by piece read anew, as what `_in_huge_pages` asks for is heeded then."""
+    if hasattr(os, "posix_fadvise"):
+        with contextlib.suppress(OSError), path.open("rb") as stream:
+            os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def _header(
