@@ -33,7 +33,7 @@ from dejavu.models.sources import resolve
 
 LLAMA_CPP = find_engine("llama.cpp")
 PROMPT = 512
-GENERATED = 64
+GENERATED = 32
 START = 16
 """Tokens in the cache before generation is timed."""
 
@@ -50,21 +50,32 @@ class Row:
     peer: list[float]
     tokens: int
     touched_bytes: int
+    bandwidths: list[float]
+    """Read bandwidth in bytes/s before and after each of ours."""
 
     @property
     def ratio(self) -> float:
         """Median over repeats of the peer's time / ours."""
         return statistics.median(p / o for o, p in zip(self.ours, self.peer, strict=True))
 
-    def line(self, bandwidth: float) -> str:
+    @property
+    def share(self) -> float:
+        """Median over repeats of our bytes/s over the read bandwidth beside it."""
+        pairs = zip(self.ours, self.bandwidths, strict=True)
+        return statistics.median(self.touched_bytes * self.tokens / o / b for o, b in pairs)
+
+    def line(self) -> str:
         """A row of the table."""
         ours, peer = statistics.median(self.ours) / self.tokens, statistics.median(self.peer) / self.tokens
         spread = (max(self.ours) - min(self.ours)) / statistics.median(self.ours) / 2
-        share = self.touched_bytes / ours / bandwidth if self.test == "decode" else float("nan")
         return (
             f"| {self.model} | {self.codec} / {self.peer_type} | {self.test} | {1e3 * ours:.2f} ms ±{spread:.0%} "
             f"({1 / ours:.0f}/s) | {1e3 * peer:.2f} ms ({1 / peer:.0f}/s) | **{self.ratio:.2f}x** | "
-            + (f"{self.touched_bytes / ours / 1e9:.1f} GB/s, {share:.0%} |" if share == share else "|")
+            + (
+                f"{self.touched_bytes / ours / 1e9:.1f} GB/s, {self.share:.0%} |"
+                if self.touched_bytes
+                else "|"
+            )
         )
 
 
@@ -93,6 +104,11 @@ def generate(executor: NativeExecutor, prompt: np.ndarray, n: int) -> float:
     for _ in range(n):
         token = executor.decode(np.array([token], np.int32), [cache])[0].argmax()
     return time.perf_counter() - start
+
+
+def read_bandwidth(executor: NativeExecutor) -> float:
+    """Bytes per second with as many threads: it changes by the second where machines are shared."""
+    return float(_core.read_bandwidth(executor.threads))
 
 
 def prefill(executor: NativeExecutor, prompt: np.ndarray) -> float:
@@ -154,9 +170,13 @@ def compare(
         ),
     ):
         times: list[list[float]] = [[] for _ in range(1 + len(theirs))]
+        bandwidths: list[float] = []
         for repeat in range(repeats + 1 if test == "decode" else min(repeats, 3) + 1):
             for side, measure in zip(times, [ours, *theirs], strict=True):
+                before = read_bandwidth(executor) if measure is ours else 0
                 seconds = measure()
+                if repeat and measure is ours:
+                    bandwidths.append(statistics.harmonic_mean((before, read_bandwidth(executor))))
                 if repeat:  # the first round warms up
                     side.append(seconds)
                 time.sleep(0.05)  # the other side's threads go to sleep
@@ -166,7 +186,9 @@ def compare(
         )
         best = min(times[1:], key=statistics.median)
         found.append(
-            Row(name, codec, peer_type, test, times[0], best, tokens, touched if test == "decode" else 0)
+            Row(
+                name, codec, peer_type, test, times[0], best, tokens, touched * (test == "decode"), bandwidths
+            )
         )
     return found
 
@@ -231,7 +253,6 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--plot", type=Path, help="draw the table as an SVG or PNG file (needs matplotlib)")
     options = parser.parse_args()
-    bandwidth = float(_core.read_bandwidth(options.threads))
     rows, lines = [], []
     with ExitStack() as stack:
         peers = Peers(options.peer_python, stack)
@@ -255,10 +276,10 @@ def main() -> None:
                 lines.append(batched(f"{name} (synthetic)", codec, executor, 3))
                 executor.close()
         version = peers.version
-    bandwidth = max(bandwidth, float(_core.read_bandwidth(options.threads)))
+    beside = [b / 1e9 for row in rows for b in row.bandwidths]
     machine = describe_machine()
     print(
-        f"{machine.cpu}, {options.threads} threads, read bandwidth {bandwidth / 1e9:.1f} GB/s, "
+        f"{machine.cpu}, {options.threads} threads, read bandwidth {min(beside):.0f} to {max(beside):.0f} GB/s, "
         f"{version}, {time.strftime('%Y-%m-%d')}\n"
     )
     print(
@@ -266,15 +287,13 @@ def main() -> None:
     )
     print("|---|---|---|---|---|---|---|")
     for row in rows:
-        print(row.line(bandwidth))
+        print(row.line())
     print("\n".join(lines))
     if options.plot:
         draw(rows, options.plot, f"{machine.cpu}, {options.threads} threads, {time.strftime('%Y-%m-%d')}")
     if options.json:
         values = [asdict(row) | {"ratio": row.ratio} for row in rows]
-        options.json.write_text(
-            json.dumps({"bandwidth": bandwidth, "rows": values, "batch": lines}, indent=1)
-        )
+        options.json.write_text(json.dumps({"rows": values, "batch": lines}, indent=1))
 
 
 if __name__ == "__main__":
