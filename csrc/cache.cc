@@ -1,8 +1,8 @@
 #include "cache.h"
 
-#include <cstdlib>
 #include <cstring>
-#include <new>
+
+#include "memory.h"
 
 namespace dejavu {
 
@@ -14,14 +14,10 @@ Cache::Cache(KvType type, int layers, int kv_heads, int head_dim)
   block_bytes_ = piece_bytes_ * 2 * size_t(layers) * size_t(kv_heads);
 }
 
-void Cache::Free::operator()(void* p) const { std::free(p); }
-
-std::shared_ptr<void> Cache::allocate() const {
-  void* p = std::aligned_alloc(64, block_bytes_);
-  if (!p) throw std::bad_alloc();
-  std::shared_ptr<void> block(p, Free());
+std::shared_ptr<void> Cache::new_block() const {
+  std::shared_ptr<void> block(allocate(block_bytes_), deallocate);
   // Kernels read whole tiles of keys: what was never written must be finite.
-  std::memset(p, 0, block_bytes_);
+  std::memset(block.get(), 0, block_bytes_);
   return block;
 }
 
@@ -65,9 +61,9 @@ void Cache::reserve(int count) {
   const int first = from / kCacheBlock;
   for (int b = first; b < block_count(length_ + count); ++b) {
     if (size_t(b) >= blocks_.size()) {
-      blocks_.push_back(allocate());
+      blocks_.push_back(new_block());
     } else if (blocks_[size_t(b)].use_count() > 1) {
-      auto own = allocate();
+      auto own = new_block();
       std::memcpy(own.get(), blocks_[size_t(b)].get(), block_bytes_);
       blocks_[size_t(b)] = std::move(own);
     }

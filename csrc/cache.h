@@ -45,9 +45,6 @@ class Cache {
   float* value_scales(int block, int layer, int head) const { return scales_at(block, layer, head, 1); }
 
  private:
-  struct Free {
-    void operator()(void* p) const;
-  };
   struct alignas(64) Line {
     char bytes[64];
   };
@@ -60,7 +57,7 @@ class Cache {
     return reinterpret_cast<float*>(static_cast<char*>(at(block, layer, head, which)) +
                                     size_t(kCacheBlock) * size_t(head_dim_));
   }
-  std::shared_ptr<void> allocate() const;
+  std::shared_ptr<void> new_block() const;
 
   KvType type_;
   int layers_, kv_heads_, head_dim_;

@@ -73,13 +73,11 @@ float* Engine::Buffer::get(size_t floats) {
   if (floats > size) {
     data.reset();
     size = 0;
-    data.reset(static_cast<float*>(::operator new(floats * sizeof(float), std::align_val_t(64))));
+    data.reset(static_cast<float*>(allocate(floats * sizeof(float))));
     size = floats;
   }
   return data.get();
 }
-
-void Engine::Buffer::Free::operator()(float* p) const { ::operator delete(p, std::align_val_t(64)); }
 
 Engine::Engine(const Config& config, Codec codec, Codec head_codec, const Sections& sections, int leading, int threads,
                Isa isa)

@@ -14,6 +14,7 @@
 #include "cache.h"
 #include "config.h"
 #include "gemm.h"
+#include "memory.h"
 #include "parts.h"
 #include "plan.h"
 #include "pool.h"
@@ -107,7 +108,7 @@ class Engine {
   struct Buffer {  // grows, never shrinks, is not initialised; aligned to cache lines
     float* get(size_t floats);
     struct Free {
-      void operator()(float* p) const;
+      void operator()(float* p) const { deallocate(p); }
     };
     std::unique_ptr<float, Free> data;
     size_t size = 0;

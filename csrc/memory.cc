@@ -1,0 +1,24 @@
+#include "memory.h"
+
+#include <cstdlib>
+#include <new>
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+namespace dejavu {
+
+void* allocate(size_t bytes) {
+  constexpr size_t kHugePage = size_t(2) << 20;
+  const size_t alignment = bytes >= kHugePage ? kHugePage : 64;
+  void* p = std::aligned_alloc(alignment, (bytes + alignment - 1) / alignment * alignment);
+  if (!p) throw std::bad_alloc();
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+  if (alignment == kHugePage) madvise(p, bytes / kHugePage * kHugePage, MADV_HUGEPAGE);  // whether it does or not
+#endif
+  return p;
+}
+
+void deallocate(void* p) { std::free(p); }
+
+}  // namespace dejavu
