@@ -45,7 +45,7 @@ class Scale:
         "--selectors threshold,sketch2,sketch3,sketch4,sketch4+1,sketch4+2 --densities .5,.3 --repeats 9"
     )
     relu: str = "--minutes 10"
-    frontier: str = "--tokens 10000 --repeats 9"
+    frontier: str = "--tokens 10000 --repeats 25"
     blocks: str = "--repeats 8"
     models: str = "--context 256 --repeats 8"
     kernels: str = ""
