@@ -33,6 +33,7 @@ def average(first: Path, second: Path, share: float, out: Path) -> None:
     """
     if not 0 <= share <= 1:
         raise InputError(f"a share of {share}", fix="give one from 0 (the first model) to 1 (the second)")
+    plan = AccessPlan.load(first / OWN)
     a, b = open_model(first), open_model(second)
     if a.config != b.config:
         raise InputError(
@@ -47,7 +48,6 @@ def average(first: Path, second: Path, share: float, out: Path) -> None:
 
     write_folder(out, a.config, read, add_files=Tokenizer.from_model(a).save)
     written = open_model(out)
-    plan = AccessPlan.load(first / OWN)
     dataclasses.replace(plan, model=written.weights.fingerprint).save(out / OWN)
     for model in (a, b, written):
         model.close()

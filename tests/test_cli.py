@@ -859,6 +859,7 @@ def test_bench(dejavu: Callable[..., Result], tiny: str, monkeypatch: pytest.Mon
     assert all(len(r["seconds"]) == 2 for r in results)
     assert all(r["read_bandwidth_bytes_per_s"] == pytest.approx(1e9) for r in results)
     assert all(r["itl_p99_s"] for r in results if r["kind"] == "tg")
+    assert all((r["bandwidth_share"] is None) == (r["kind"] == "pp") for r in results)
     shown = dejavu(*base, "--parts").out
     assert all(text in shown for text in ("tg8", "Latency", "Memory", "Where a step's time goes", "waiting"))
     assert dejavu(*base, "-o", "md").out.startswith("| model |")

@@ -143,7 +143,7 @@ def speed(*names: str) -> Callable[[Reader], str]:
         rows = [row for name in names for row in (read.json(name) or {"results": []})["results"]]
         lines = []
         for r in rows:
-            share = r["bytes_per_s"] and r["read_bandwidth_bytes_per_s"]
+            share = r.get("bandwidth_share")  # results of before 2026-11-30 have none
             lines.append(
                 [
                     r["codec"],
@@ -152,7 +152,7 @@ def speed(*names: str) -> Callable[[Reader], str]:
                     f"{r['tokens_per_s']:.1f} ± {r['tokens_per_s_spread']:.1f}",
                     f"{r['density']:.0%}" if r["density"] is not None else "",
                     f"{r['bytes_per_s'] / 1e9:.1f}" if r["bytes_per_s"] else "",
-                    f"{r['bytes_per_s'] / r['read_bandwidth_bytes_per_s']:.0%}" if share else "",
+                    f"{share:.0%}" if share else "",
                 ]
             )
         return markdown(

@@ -98,6 +98,7 @@ def _record(subject: Subject, result: Result) -> dict[str, object]:
         "touched_bytes_per_step": result.step_bytes,
         "bytes_per_s": result.bytes_per_s,
         "read_bandwidth_bytes_per_s": result.bandwidth,
+        "bandwidth_share": result.bandwidth_share,
         "seconds": list(result.seconds),
         "ttft_s": result.ttft,
         "itl_p50_s": result.step_quantile(0.5),

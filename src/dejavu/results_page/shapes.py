@@ -68,6 +68,7 @@ BENCH = _MADE | {
             "touched_bytes_per_step": MAYBE_NUMBER,
             "bytes_per_s": MAYBE_NUMBER,
             "read_bandwidth_bytes_per_s": MAYBE_NUMBER,
+            "bandwidth_share?": MAYBE_NUMBER,
             "ttft_s?": MAYBE_NUMBER,
             "itl_p95_s?": MAYBE_NUMBER,
             "density?": MAYBE_NUMBER,

@@ -111,8 +111,8 @@ def floor_ms(record: Record) -> float | None:
 
 
 def _bandwidth_share(record: Record) -> str:
-    floor = floor_ms(record)
-    return f"{100 * floor / record['ms_per_token']:.0f}" if floor and record["ms_per_token"] else ""
+    share = record.get("bandwidth_share")
+    return f"{100 * share:.0f}" if share else ""
 
 
 def _milliseconds(seconds: float | None) -> str:
