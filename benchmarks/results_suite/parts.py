@@ -40,7 +40,7 @@ class Scale:
     )
     adapted_selectors: str = "--selectors oracle,sketch2,sketch3,sketch4 --densities .5,.3"
     look_ahead: str = "--selectors sketch4,sketch4+1,sketch4+2 --densities .5,.3"
-    compensated: str = "--selectors sketch3,sketch4,threshold --densities .5 --compensator 64"
+    compensated: str = "--selectors sketch3,sketch4,threshold --densities .5,.3 --compensator 64"
     selector_speed: str = (
         "--selectors threshold,sketch2,sketch3,sketch4,sketch4+1,sketch4+2 --densities .5,.3 --repeats 9"
     )
@@ -216,7 +216,7 @@ def _selectors(scale: Scale, model: str) -> list[Part]:
     return [
         part("model/look-ahead", "quality", f"{texts} {scale.look_ahead}", DISTANCES, 12),
         part("model/selectors", "quality", f"{texts} {scale.selectors}", DISTANCES[:1], 40),
-        part("model/compensated", "quality", f"{texts} {scale.compensated}", DISTANCES[:1], 10),
+        part("model/compensated", "quality", f"{texts} {scale.compensated}", DISTANCES[:1], 20),
         part("model/selector-speed", "speed", scale.selector_speed, DISTANCES, 12),
     ]
 
