@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dejavu.bench.cases import Setting, make_cases, make_tests, parse_choices, parse_sweep
+from dejavu.bench.cases import Setting, make_cases, make_tests, name_dense, parse_choices, parse_sweep
 from dejavu.bench.cases import Test as BenchTest
 from dejavu.bench.details import Table, memory_table, part_table, part_times, step_table
 from dejavu.bench.report import HEADERS, records, rows, table_to_markdown, to_csv, to_json, to_markdown
@@ -90,6 +90,7 @@ class Bench:
             size=lambda codec: {"int8": 10 << 20, "int4": 5 << 20}[codec],
             tokens=np.arange(100, dtype=np.int32),
             load=self._load,
+            choose=lambda setting: None,
         )
         self.value = value
 
@@ -279,6 +280,21 @@ def test_labels_and_cases() -> None:
     assert len({case.setting for case in cases}) == 4
     with pytest.raises(InputError, match="both 0"):
         make_tests((0,), (0,), (1,))
+
+
+def test_a_plan_that_there_is_not_is_called_dense() -> None:
+    tests = make_tests((8,), (4,), (1,))
+    cases = make_cases(("bf16", "int8"), ("f16",), (2,), tests, ("off", "auto"))
+    named, dense = name_dense(cases, lambda setting: setting.codec == "bf16")
+    assert [(case.setting.codec, case.setting.plan, case.test.kind) for case in named] == [
+        ("bf16", "off", "pp"),
+        ("bf16", "off", "tg"),
+        ("int8", "off", "pp"),
+        ("int8", "off", "tg"),
+        ("int8", "auto", "pp"),
+        ("int8", "auto", "tg"),
+    ]
+    assert dense == (Setting("bf16", "f16", 2, "auto"),)
 
 
 def test_parse_sweep() -> None:

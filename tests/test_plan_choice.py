@@ -150,6 +150,34 @@ def test_bench_measures_a_model_by_its_own_plan(plan: AccessPlan, tiny: Path, tm
     assert model_subject(str(folder), plans=("off",)).codec == "bf16"
 
 
+def test_bench_by_an_own_plan_that_there_is_not_is_dense(
+    plan: AccessPlan,
+    tiny: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("DEJAVU_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "model"
+    shutil.copytree(tiny, folder)
+    few = ("-p", "0", "-n", "3", "-r", "1", "-t", "1", "--json")
+
+    def measured(*args: str) -> list[tuple[str, str]]:
+        assert run(["bench", *args, *few]) == 0
+        return [(r["codec"], r["plan"]) for r in json.loads(capsys.readouterr().out)["results"]]
+
+    assert measured(str(folder), "--plan", "auto", "--codec", "int8") == [("int8", "off")]
+    dataclasses.replace(plan, evidence={"codec": "int8"}).save(folder / "plan")
+    found = measured(str(folder), "--codec", "bf16,int8")
+    assert found == [("bf16", "off"), ("int8", "off"), ("int8", "auto")]
+    monkeypatch.setattr("dejavu.bench.subjects.shape", lambda name: open_model(tiny).config)
+    monkeypatch.setattr("dejavu.bench.suite.shape", lambda name: open_model(tiny).config)
+    assert run(["bench", "--shape", "tiny", "--plan", "auto,off", *few[:-1]]) == 0
+    told = capsys.readouterr()
+    assert "tiny has no plan of its own for weights in int8" in told.err
+    assert "auto" not in told.out
+
+
 def test_a_folder_or_a_plan(plan: AccessPlan, weights: Any, tmp_path: Path) -> None:
     plan.save(tmp_path / "mine")
     for wanted in (tmp_path / "mine", str(tmp_path / "mine"), plan):

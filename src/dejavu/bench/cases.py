@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 from dejavu.errors import InputError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from dejavu.codecs import Codec
     from dejavu.executor import KvDtype
 
@@ -118,3 +120,16 @@ def make_cases(
         Setting(codec, kv, n, plan) for codec in codecs for kv in kv_dtypes for n in threads for plan in plans
     ]
     return tuple(Case(setting, test) for setting in settings for test in tests)
+
+
+def name_dense(
+    cases: Sequence[Case], is_dense: Callable[[Setting], bool]
+) -> tuple[tuple[Case, ...], tuple[Setting, ...]]:
+    """Cases whose plan turns out to be none as what they are, "off", each once; and the settings that were so.
+
+    "auto" is no plan where the model has none of its own for the codec.
+    """
+    settings = dict.fromkeys(case.setting for case in cases if case.setting.plan != "off")
+    dense = {setting: replace(setting, plan="off") for setting in settings if is_dense(setting)}
+    named = (replace(case, setting=dense.get(case.setting, case.setting)) for case in cases)
+    return tuple(dict.fromkeys(named)), tuple(dense)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from dejavu.bench.cases import Case, Setting
     from dejavu.bench.timing import TimedExecutor
     from dejavu.codecs import Codec
+    from dejavu.plan import AccessPlan
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,8 @@ class Subject:
     tokens: NDArray[np.int32]
     """The text that is processed, in tokens; repeated where a test needs more."""
     load: Callable[[Setting], TimedExecutor]
+    choose: Callable[[Setting], AccessPlan | None]
+    """The plan that a setting means; None: dense."""
     codec: Codec = "int8"
     """Used where none is asked for."""
     plans: tuple[str, ...] = ("off",)

@@ -70,12 +70,15 @@ def model_subject(
     if not tokens.size:
         raise InputError("the text is empty", fix="pass a text with words in it")
 
-    def load(setting: Setting) -> TimedExecutor:
+    def choose(setting: Setting) -> AccessPlan | None:
         opened = open_model(path)
         try:
-            plan = choose_plan(setting.plan, opened.weights, setting.codec, path)
+            return choose_plan(setting.plan, opened.weights, setting.codec, path)
         finally:
             opened.close()
+
+    def load(setting: Setting) -> TimedExecutor:
+        plan = choose(setting)
         executor = NativeExecutor.load(
             path,
             codec=setting.codec,
@@ -88,7 +91,7 @@ def model_subject(
 
     # a path says more about the machine than about the model
     name = path.name if isinstance(parse_spec(spec), LocalSpec) else spec
-    subject = _subject(name, config, tokens, load)
+    subject = _subject(name, config, tokens, load, choose)
     return replace(subject, codec=codec, plans=tuple(plans), fingerprint=fingerprint, path=path)
 
 
@@ -97,8 +100,11 @@ def shape_subject(name: str) -> Subject:
     config = shape(name)
     tokens = np.random.default_rng(0).integers(0, config.vocab_size, _SYNTHETIC_TOKENS, dtype=np.int32)
 
+    def choose(setting: Setting) -> AccessPlan | None:
+        return None if setting.plan in ("off", "auto") else AccessPlan.load(Path(setting.plan))
+
     def load(setting: Setting) -> TimedExecutor:
-        plan = None if setting.plan in ("off", "auto") else AccessPlan.load(Path(setting.plan))
+        plan = choose(setting)
         executor = synthetic(
             config,
             setting.codec,
@@ -108,7 +114,7 @@ def shape_subject(name: str) -> Subject:
         )
         return _by_plan(executor, plan)
 
-    return replace(_subject(name, config, tokens, load), synthetic=True)
+    return replace(_subject(name, config, tokens, load, choose), synthetic=True)
 
 
 def _by_plan(executor: NativeExecutor, plan: AccessPlan | None) -> NativeExecutor:
@@ -126,6 +132,7 @@ def _subject(
     config: ModelConfig,
     tokens: NDArray[np.int32],
     load: Callable[[Setting], TimedExecutor],
+    choose: Callable[[Setting], AccessPlan | None],
 ) -> Subject:
     parts = inventory(config)
     return Subject(
@@ -135,4 +142,5 @@ def _subject(
         size=lambda codec: sum(part.bytes[codec] for part in parts.values()),
         tokens=tokens,
         load=load,
+        choose=choose,
     )

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dejavu.bench.cases import make_cases, make_tests, parse_choices, parse_sweep
+from dejavu.bench.cases import make_cases, make_tests, name_dense, parse_choices, parse_sweep
 from dejavu.bench.peers.contest import PeerCase, make_peer_cases
 from dejavu.bench.peers.engines import find_engine
 from dejavu.bench.peers.files import PeerFiles
@@ -27,8 +27,9 @@ from dejavu.models.sources import DEFAULT_MODEL
 from dejavu.texts import read_documents
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
+    from dejavu.bench.cases import Setting
     from dejavu.bench.results import Result
     from dejavu.models.progress import Progress
 
@@ -70,6 +71,8 @@ class Outcome:
     peers: list[PeerCase]
     machine: dict[str, object]
     """Facts about it."""
+    notes: tuple[str, ...] = ()
+    """What was not measured as it was asked for, for people."""
 
 
 def run_request(
@@ -116,6 +119,7 @@ def run_request(
             progress=progress,
         )
     cases = make_cases(codecs or (subject.codec,), kv_dtypes, threads, tests, subject.plans)
+    cases, dense = name_dense(cases, lambda setting: subject.choose(setting) is None)
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="dejavu-bench-"))
         files = PeerFiles(Path(folder), subject.path or shape(str(request.shape)), progress)
@@ -131,4 +135,14 @@ def run_request(
             rivals=peers,
         )
     machine = {**asdict(describe_machine()), "isa": chosen_isa(), "versions": versions()}
-    return Outcome(subject, results, peers, machine)
+    return Outcome(subject, results, peers, machine, _notes(subject, dense))
+
+
+def _notes(subject: Subject, dense: Sequence[Setting]) -> tuple[str, ...]:
+    """That settings asked for a plan which there is not."""
+    codecs = ", ".join(dict.fromkeys(setting.codec for setting in dense))
+    if not codecs:
+        return ()
+    return (
+        f"{subject.name} has no plan of its own for weights in {codecs}: --plan auto is plan off there, measured once",
+    )

@@ -109,6 +109,8 @@ def bench(
     with status_line(quiet=json) as say:
         outcome = run_request(request, progress=make_progress(quiet=json), say=say)
     subject, results = outcome.subject, outcome.results
+    for note in outcome.notes:
+        print_note(note)
     tables = [details.step_table(results), details.memory_table(subject, results)]
     if parts:
         tables.append(details.part_table(results))
