@@ -60,6 +60,8 @@ class FakeExecutor:
         self.decoded += tokens.size
         return np.full((tokens.size, 8), self.value, np.float32)
 
+    plan_nbytes = 512
+
     def touched_bytes(self, context: int) -> dict[str, int]:
         return {"attention": 1000, "mlp": 2000, "head": 500, "kv": 10 * context}
 
@@ -242,6 +244,7 @@ def test_repeats_are_interleaved_after_warming_up() -> None:
     assert results[1].density == 1.0
     assert results[1].part_ms is not None
     assert results[1].packed_bytes == 1 << 20
+    assert results[1].predictor_bytes == 512
     assert [run.stats["decoded"] for run in results[1].runs] == [3, 3, 3]
     assert all(executor.closed for executor in bench.loaded)
 

@@ -193,6 +193,7 @@ def test_bytes_that_a_plan_touches(leading: int, tiny_folder: Folder) -> None:
     half = LayerPlan(zeros, Static(indices=np.arange(0, c.n_heads, 2, dtype=np.int32)))
     native.set_plan(AccessPlan(model=packed.fingerprint, layers=(half,) * layers))
     touched = native.touched_bytes(40)
+    assert native.plan_nbytes == touched["predictors"] + layers * 4 * len(half.heads.indices)
     assert touched["mlp"] == round(mlp / 2)
     assert touched["attention"] == (attention - kv) // 2 + kv
     assert touched["predictors"] == layers * (32 * c.d_model * 34 // 32 + -(-c.d_ff // 16) * 320 + 4 * c.d_ff)
@@ -200,6 +201,7 @@ def test_bytes_that_a_plan_touches(leading: int, tiny_folder: Folder) -> None:
     assert touched["kv"] == dense["kv"] * min(c.n_heads // c.n_kv_heads, 2) // 2
     native.set_plan(AccessPlan.uniform(packed.fingerprint, layers, neurons=Threshold(threshold=1e30)))
     before = native.touched_bytes(0)
+    assert native.plan_nbytes == 0  # gates are among the weights
     assert before["mlp"] + before["predictors"] == mlp  # not known before it ran
     native.decode(np.array([3]), [native.new_cache()])
     after = native.touched_bytes(0)
@@ -216,6 +218,7 @@ def test_bytes_that_a_plan_touches(leading: int, tiny_folder: Folder) -> None:
         assert (touched["mlp"], touched["predictors"]) == (round((mlp - lead) / 2), lead)
         leads = -(-c.vocab_size // 16) * -(-16 * -(-c.embed_dim // 32) * (4 * leading + 2) // 64) * 64
         assert native.touched_bytes(0)["head"] == leads + dense["head"]
+        assert native.plan_nbytes == leads
         values = Sketch(bits=leading, density=0.5, values="leading")
         native.set_plan(AccessPlan.uniform(packed.fingerprint, layers, neurons=values))
         down = layers * c.d_ff * c.d_model * 8.5 / 8

@@ -20,7 +20,7 @@ _BYTES_OF = {
     "head": ("head",),
     "predicting": ("predictors",),
 }
-"""Part of the time -> parts of the bytes. The leading bits that a sketch reads are among the MLP's bytes."""
+"""Part of the time -> parts of the bytes. The leading bits that a sketch reads, and gates that choose, are "predictors"."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def step_table(results: Sequence[Result]) -> Table:
 
 
 def memory_table(subject: Subject, results: Sequence[Result]) -> Table:
-    """What each setting's weights take."""
+    """What each setting's weights take, and what its plan adds to them."""
     seen: dict[tuple[str, str], tuple[str, ...]] = {}
     for result in results:
         setting = result.case.setting
@@ -70,7 +70,7 @@ def memory_table(subject: Subject, results: Sequence[Result]) -> Table:
 
 
 def bits_per_weight(subject: Subject, result: Result) -> float:
-    """Of weights and predictors, per parameter of the model."""
+    """Of weights, and of what the plan adds, per parameter of the model."""
     return 8 * (result.packed_bytes + result.predictor_bytes) / subject.parameters
 
 

@@ -44,7 +44,7 @@ class Result:
     packed_bytes: int = 0
     """Of the weights in memory, as they were packed for the setting."""
     predictor_bytes: int = 0
-    """Of the plan's predictors and compensators."""
+    """Of what the plan adds to them: predictors, compensators, leading bits of the head."""
     recall: float | None = None
     """tg by a plan: of as many neurons as were selected, those with the largest values, share that was; mean of layers."""
 

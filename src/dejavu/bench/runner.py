@@ -158,6 +158,6 @@ def _result(item: _Running, recalls: Mapping[Setting, float]) -> Result:
         item.case,
         tuple(item.runs),
         packed_bytes=item.executor.packed.nbytes,
-        predictor_bytes=item.executor.touched_bytes(0).get("predictors", 0),  # all of them are read, always
+        predictor_bytes=item.executor.plan_nbytes,
         recall=recalls.get(item.case.setting) if item.case.test.kind == "tg" else None,
     )

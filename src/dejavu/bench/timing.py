@@ -30,6 +30,10 @@ class TimedExecutor(Executor, Protocol):
     def packed(self) -> Packed:
         """The weights in memory."""
 
+    @property
+    def plan_nbytes(self) -> int:
+        """Bytes of memory that the plan takes beside them; dense: 0."""
+
     def touched_bytes(self, context: int) -> Mapping[str, int]:
         """Bytes read to decode one token after `context` others: by part, the cache under "kv"."""
 

@@ -12,7 +12,7 @@ from dejavu.codecs import embed_codec
 from dejavu.engine.core import chosen_isa, load_core
 from dejavu.engine.lowering import lower
 from dejavu.engine.packed import VERSION, Packed, pack_in_memory, read_packed, write_packed
-from dejavu.engine.touched import dense_bytes, expected_density, plan_bytes
+from dejavu.engine.touched import added_bytes, dense_bytes, expected_density, plan_bytes
 from dejavu.environment import physical_cores, usable_cpus
 from dejavu.errors import InputError, PlanError, SourceError, UnsupportedModelError
 from dejavu.executor import TRACE_FIELDS, Trace
@@ -265,6 +265,11 @@ class NativeExecutor:
     def dense_bytes(self, context: int) -> dict[str, int]:
         """As `touched_bytes`, without a plan."""
         return {**dense_bytes(self.packed), "kv": context * kv_bytes_per_token(self.config, self.kv_dtype)}
+
+    @property
+    def plan_nbytes(self) -> int:
+        """Bytes of memory that the plan takes beside the packed weights; dense: 0."""
+        return 0 if self._plan is None else added_bytes(self.packed, self._plan)
 
     def close(self) -> None:
         """Stop the threads and let go of the weights."""

@@ -1,4 +1,4 @@
-"""Bytes that one decoded token reads of a packed model, by part."""
+"""Bytes that one decoded token reads of a packed model, by part; and those that a plan adds to it."""
 
 from __future__ import annotations
 
@@ -47,6 +47,22 @@ def plan_bytes(
     return {name: round(size) for name, size in parts.items()}
 
 
+def added_bytes(packed: Packed, plan: AccessPlan) -> int:
+    """What `plan` takes of memory beside the packed weights: low-rank maps, lists, and for logits from leading bits these.
+
+    Leading bits of neurons, and gate rows that choose, are among the weights.
+    """
+    size = 0.0
+    for layer in plan.layers:
+        for selector in (layer.neurons, layer.heads):
+            size += _predictor(selector) + (selector.indices.nbytes if isinstance(selector, Static) else 0)
+        if layer.compensator is not None:
+            size += _low_rank(layer.compensator.rank, packed.config.d_model, packed.config.d_model)
+    if isinstance(plan.vocabulary, VocabularySketch):
+        size += _head_sketch(packed, plan.vocabulary)
+    return round(size)
+
+
 def expected_density(selector: NeuronSelector | HeadSelector, units: int) -> float:
     """Of the units that a selector picks, as far as it is known before it ran: 1 for thresholds."""
     if isinstance(selector, Static):
@@ -84,12 +100,16 @@ def _head(packed: Packed) -> int:
 
 def _sketched_head(packed: Packed, sketch: VocabularySketch) -> float:
     """All rows by their leading bits, the best as a whole."""
+    return _head_sketch(packed, sketch) + min(sketch.exact / packed.config.vocab_size, 1.0) * _head(packed)
+
+
+def _head_sketch(packed: Packed, sketch: VocabularySketch) -> float:
+    """The leading bits of all rows, what the mean gives each row, and what rows miss along the directions."""
     c, leading = packed.config, load_core().leading_bytes
-    exact = min(sketch.exact / c.vocab_size, 1.0) * _head(packed)
     shift = 4 * c.vocab_size if len(sketch.mean) else 0
     along = len(sketch.directions)
     missing = leading(along, c.vocab_size, 4) + 4 * sketch.directions.size if along else 0
-    return float(leading(c.embed_dim, c.vocab_size, stored_bits({sketch.bits})) + exact + shift + missing)
+    return float(leading(c.embed_dim, c.vocab_size, stored_bits({sketch.bits})) + shift + missing)
 
 
 def _predictor(selector: NeuronSelector | HeadSelector) -> float:
