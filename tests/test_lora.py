@@ -12,6 +12,7 @@ from safetensors.numpy import load_file, save_file
 
 from dejavu import LLM, SamplingParams
 from dejavu.cli.app import run
+from dejavu.engine import NativeExecutor
 from dejavu.errors import (
     DejavuError,
     InputError,
@@ -255,6 +256,30 @@ def test_an_adapter_of_an_adapter(base: Path, tmp_path: Path) -> None:
     save(first, second, pairs(base, Q))
     with pytest.raises(ModelFormatError, match="is its own base"):
         open_model(second)
+
+
+def test_an_adapter_runs_on_its_base_as_it_is_now(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DEJAVU_CACHE", str(tmp_path / "cache"))
+    changed = shutil.copytree(base, tmp_path / "base")
+    adapter = save(tmp_path / "a", changed, pairs(base, Q))
+
+    def fingerprint() -> str:
+        runs = NativeExecutor.load(adapter, codec="int8", threads=1)
+        runs.close()
+        return runs.packed.fingerprint
+
+    first = fingerprint()
+    assert fingerprint() == first
+    weights = load_file(changed / "model.safetensors")
+    weights["model.embed_tokens.weight"] *= 2
+    save_file(weights, str(changed / "model.safetensors"))
+    opened = open_model(adapter)
+    opened.close()
+    assert fingerprint() == opened.weights.fingerprint != first
+    with LLM.from_pretrained(str(adapter), codec="int8", threads=1) as llm:
+        assert llm.executor.packed.fingerprint == opened.weights.fingerprint  # type: ignore[attr-defined]
 
 
 def test_a_whole_model_that_says_how_it_was_made(base: Path, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from dejavu.errors import InputError, PlanError, SourceError, UnsupportedModelEr
 from dejavu.executor import TRACE_FIELDS, Trace
 from dejavu.models import rope
 from dejavu.models.alibi import alibi_slopes
-from dejavu.models.loading import open_model
+from dejavu.models.loading import lineage, open_model
 from dejavu.models.packs import note_source
 from dejavu.models.store import packed_folder
 from dejavu.nested import check_cut
@@ -290,25 +290,31 @@ def kv_bytes_per_token(config: ModelConfig, kv_dtype: str) -> int:
 def packed_path(path: Path, codec: str, *, leading: int = 0) -> Path:
     """Where the packed form of the model at `path` lies in the cache folder.
 
-    The name depends on the sizes and times of the model's files, so that a changed model is packed again without
-    reading it.
+    The name depends on the sizes and times of the model's files, and of its base's where it is a change of one, so that a
+    changed model is packed again without reading it.
 
     Raises:
         SourceError: the model's files cannot be looked at.
+        ModelFormatError, UnsupportedModelError: what says which model is the base is damaged or unknown.
     """
+    facts = [fact for place in lineage(path) for fact in _facts(place)]
+    key = hashlib.sha256(json.dumps([VERSION, facts]).encode()).hexdigest()[:12]
+    return packed_folder(path) / f"{codec}{f'-leading{leading}' if leading else ''}-{key}.dejavu"
+
+
+def _facts(path: Path) -> list[tuple[str, int, int]]:
+    """Names, bytes and times in ns of the files of the model at `path`."""
     try:
         files = (
             sorted(p for p in path.iterdir() if p.suffix in (".json", ".safetensors"))
             if path.is_dir()
             else [path]
         )
-        facts = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in files]
+        return [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in files]
     except OSError as error:
         raise SourceError(
             f"cannot read {path}: {error.strerror or error}", fix="check the model's path and its permissions"
         ) from error
-    key = hashlib.sha256(json.dumps([VERSION, facts]).encode()).hexdigest()[:12]
-    return packed_folder(path) / f"{codec}{f'-leading{leading}' if leading else ''}-{key}.dejavu"
 
 
 def break_even_path(path: Path) -> Path:

@@ -59,12 +59,19 @@ def fetch(
         UnsupportedModelError: it is an adapter, or a file, of a kind that dejavu does not know.
         DejavuError: as `resolve`.
     """
-    path = at = resolve(spec, offline=offline, revision=revision, progress=progress)
-    above: tuple[Path, ...] = ()
-    while (kind := kind_of(at)) == "delta" or kind == "adapter":
-        base = _base(at, kind, above, offline=offline, progress=progress)
-        at, above = base, (*above, at.resolve())
+    path = resolve(spec, offline=offline, revision=revision, progress=progress)
+    lineage(path, offline=offline, progress=progress)
     return path
+
+
+def lineage(path: Path, *, offline: bool | None = None, progress: Progress | None = None) -> tuple[Path, ...]:
+    """Where the model at `path` lies, and in turn the bases that it is a change of. Raises as `fetch`."""
+    found, above = [path], [path.resolve()]
+    while (kind := kind_of(found[-1])) == "delta" or kind == "adapter":
+        base = _base(found[-1], kind, tuple(above), offline=offline, progress=progress)
+        found.append(base)
+        above.append(base.resolve())
+    return tuple(found)
 
 
 def open_model(path: Path) -> OpenModel:
