@@ -181,11 +181,13 @@ def test_options_out_of_range(tiny_folder: Folder, monkeypatch: pytest.MonkeyPat
     folder = tiny_folder("llama-head-dim")
     with pytest.raises(InputError, match="KV type"):
         NativeExecutor.load(folder, codec="int8", kv_dtype="f8")
-    with pytest.raises(InputError, match="threads"):
-        NativeExecutor.load(folder, codec="int8", threads=0)
+    for threads in (0, -1, 1025):
+        with pytest.raises(InputError, match="threads"):
+            NativeExecutor.load(folder, codec="int8", leading=4, threads=threads)
     monkeypatch.setenv("DEJAVU_ISA", "mmx")
     with pytest.raises(InputError, match="DEJAVU_ISA=mmx"):
-        NativeExecutor.load(folder, codec="int8")
+        NativeExecutor.load(folder, codec="int8", leading=4)
+    assert not packed_path(folder, "int8", leading=4).exists()  # nothing was packed for it
 
 
 def test_synthetic_models_and_touched_bytes() -> None:

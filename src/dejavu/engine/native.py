@@ -44,15 +44,10 @@ class NativeExecutor:
     """Runs a packed model on all physical cores. See `dejavu.executor.Executor`."""
 
     def __init__(self, packed: Packed, *, kv_dtype: str = "f16", threads: int | None = None) -> None:
-        if kv_dtype not in KV_TYPES:
-            raise InputError(f"KV type {kv_dtype!r} is unknown; there are: {', '.join(KV_TYPES)}")
         self.config = packed.config
         self.packed = packed
         self.kv_dtype = kv_dtype
-        self.threads = default_threads() if threads is None else threads
-        if not 1 <= self.threads <= 1024:
-            raise InputError(f"threads is {self.threads}; from 1 to 1024 are possible")
-        self.isa = chosen_isa()
+        self.threads, self.isa = _machine(kv_dtype, threads)
         self._plan: AccessPlan | None = None
         self._engine: Any = load_core().Engine(
             _engine_config(packed.config),
@@ -89,11 +84,11 @@ class NativeExecutor:
             progress: told of packing.
 
         Raises:
-            InputError: rows of the codec cannot be cut behind so many bits.
+            InputError: an option is out of range, or rows of the codec cannot be cut behind so many bits.
             ModelFormatError, UnsupportedModelError, NumericsError: the model cannot be used.
             CacheError: the packed file cannot be written.
         """
-        threads = default_threads() if threads is None else threads
+        threads, _ = _machine(kv_dtype, threads)  # refused before anything is packed
         check_cut(codec, leading)
         target = packed_path(path, codec, leading=leading)
         packed = read_packed(target) if cache else None
@@ -279,6 +274,16 @@ class NativeExecutor:
 def default_threads() -> int:
     """One thread per physical core that this process may use: decoding is limited by memory, not by threads."""
     return physical_cores(usable_cpus())
+
+
+def _machine(kv_dtype: str, threads: int | None) -> tuple[int, str]:
+    """How many threads run, and which instruction set. Raises `InputError` for options that cannot be."""
+    if kv_dtype not in KV_TYPES:
+        raise InputError(f"KV type {kv_dtype!r} is unknown; there are: {', '.join(KV_TYPES)}")
+    threads = default_threads() if threads is None else threads
+    if not 1 <= threads <= 1024:
+        raise InputError(f"threads is {threads}; from 1 to 1024 are possible")
+    return threads, chosen_isa()
 
 
 def kv_bytes_per_token(config: ModelConfig, kv_dtype: str) -> int:
