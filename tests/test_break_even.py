@@ -74,6 +74,14 @@ def test_times_are_taken_of_both(tiny: Path) -> None:
     executor.close()
 
 
+@pytest.mark.parametrize("context", [2, 7, 27])
+def test_a_short_context_begins_again(context: int, tmp_path: Path) -> None:
+    short = build_tiny_chat(tmp_path / "short", context=context)
+    plan = uniform(short, Threshold(density=0.3))
+    with LLM.from_pretrained(str(short), codec="int8", threads=1, plan=plan) as llm:
+        assert llm.break_even is not None
+
+
 @pytest.mark.parametrize("selector", [Threshold(density=0.3), Sketch(bits=4, density=0.3)])
 def test_generation_follows_what_was_measured(
     selector: Any, tiny: Path, monkeypatch: pytest.MonkeyPatch

@@ -12,6 +12,7 @@ from dejavu.codecs import CODECS
 from dejavu.engine import NativeExecutor
 from dejavu.engine.native import KV_TYPES
 from dejavu.engine.packed import pack_in_memory
+from dejavu.errors import InputError
 from dejavu.models.loading import open_model
 from dejavu.reference import ReferenceExecutor
 from tiny_models import CASES, prompt, relative_error
@@ -170,6 +171,29 @@ def test_truncate_and_fork(tiny_folder: Folder) -> None:
     assert cache.nbytes > 0
     with pytest.raises(ValueError, match="outside"):
         cache.truncate(231)
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_both_refuse_the_same_tokens(which: int, tiny_folder: Folder) -> None:
+    runs = pair(tiny_folder("llama-head-dim"))[which]
+    vocab, context = runs.config.vocab_size, runs.config.max_context
+    full = runs.new_cache()
+    runs.prefill(np.full(context, 3, np.int32), full)
+    one, outside, none = (np.array(ids, np.int32) for ids in ([3], [vocab], []))
+    for wrong in (
+        lambda: runs.decode(one, [full]),
+        lambda: runs.prefill(one, full),
+        lambda: runs.prefill(np.full(context + 1, 3, np.int32), runs.new_cache()),
+        lambda: runs.prefill(outside, runs.new_cache()),
+        lambda: runs.prefill(none, runs.new_cache()),
+        lambda: runs.prefill_batch([one, outside], [runs.new_cache(), runs.new_cache()]),
+        lambda: runs.prefill_batch([], []),
+        lambda: runs.decode(none, []),
+        lambda: runs.trace(outside),
+        lambda: runs.trace(),
+    ):
+        with pytest.raises(InputError):
+            wrong()
 
 
 def test_the_same_call_gives_the_same_bits(tiny_folder: Folder) -> None:

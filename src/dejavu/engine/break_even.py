@@ -115,12 +115,16 @@ def decide(by_plan: Times, dense: Times, without: Times) -> BreakEven:
 def time_in_turn(settings: Sequence[tuple[NativeExecutor, bool]], tokens: NDArray[np.int32]) -> list[Times]:
     """Of each (model, by its plan or dense), one after the other in every round; the fastest of `ROUNDS` each."""
     caches = [executor.new_cache() for executor, _ in settings]
-    logits = np.empty((1, settings[0][0].config.vocab_size), np.float32)
+    config = settings[0][0].config
+    logits = np.empty((1, config.vocab_size), np.float32)
+    steps = min(STEPS, config.max_context)
     seen: list[list[Times]] = [[] for _ in settings]
-    for start in range(0, (ROUNDS + 1) * STEPS, STEPS):
+    for start in range(0, (ROUNDS + 1) * steps, steps):
         for (executor, sparse), cache, found in zip(settings, caches, seen, strict=True):
             executor.reset_stats()
-            for i in range(start, start + STEPS):
+            if cache.length + steps > config.max_context:
+                cache.truncate(0)
+            for i in range(start, start + steps):
                 executor.step(tokens[i % len(tokens) :][:1], cache, logits, sparse=sparse)
             found.append(Times(*executor.part_seconds()))
     return [  # without the first round, which warms up

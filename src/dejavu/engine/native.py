@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from typing import TYPE_CHECKING
@@ -25,7 +26,7 @@ from dejavu.nested import check_cut
 from dejavu.refinement import refine
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Collection, Iterator, Sequence
     from pathlib import Path
     from typing import Any
 
@@ -162,11 +163,12 @@ class NativeExecutor:
         """Append `tokens` [t] to `cache`; logits float32 [1, vocab] of the last, or [t, vocab] of all."""
         logits = np.empty((len(tokens) if all_logits else 1, self.config.vocab_size), np.float32)
         tokens = np.ascontiguousarray(tokens, np.int32)
-        if len(tokens) == 1:
-            self._engine.decode(tokens, [cache], sparse, logits)
-        else:
-            which = "all" if all_logits else "last"
-            self._engine.forward(tokens, [cache], [len(tokens)], sparse, which, logits)
+        with _input_errors():
+            if len(tokens) == 1:
+                self._engine.decode(tokens, [cache], sparse, logits)
+            else:
+                which = "all" if all_logits else "last"
+                self._engine.forward(tokens, [cache], [len(tokens)], sparse, which, logits)
         return logits
 
     def prefill_batch(
@@ -178,23 +180,28 @@ class NativeExecutor:
         sparse: bool = False,
     ) -> NDArray[np.float32]:
         """Append `tokens[i]` to `caches[i]`; logits float32 [b, vocab] or [all tokens, vocab]. Weights are read once."""
+        if not tokens:
+            raise InputError("there are no tokens to run")
         joined = np.ascontiguousarray(np.concatenate([*tokens]), np.int32)
         logits = np.empty((len(joined) if all_logits else len(tokens), self.config.vocab_size), np.float32)
         counts, which = [len(part) for part in tokens], "all" if all_logits else "last"
-        self._engine.forward(joined, list(caches), counts, sparse, which, logits)
+        with _input_errors():
+            self._engine.forward(joined, list(caches), counts, sparse, which, logits)
         return logits
 
     def decode(self, tokens: NDArray[np.int32], caches: Sequence[Any]) -> NDArray[np.float32]:
         """Append one token to each of b caches; logits float32 [b, vocab]. Weights are read once for all."""
         logits = np.empty((len(tokens), self.config.vocab_size), np.float32)
-        self._engine.decode(np.ascontiguousarray(tokens, np.int32), list(caches), True, logits)
+        with _input_errors():
+            self._engine.decode(np.ascontiguousarray(tokens, np.int32), list(caches), True, logits)
         return logits
 
     def step(
         self, tokens: NDArray[np.int32], cache: Any, logits: NDArray[np.float32], *, sparse: bool
     ) -> None:
         """Append one token [1] by the plan or dense; `logits` [1, vocab] is filled."""
-        self._engine.decode(tokens, [cache], sparse, logits)
+        with _input_errors():
+            self._engine.decode(tokens, [cache], sparse, logits)
 
     def part_seconds(self) -> tuple[NDArray[np.float64], float]:
         """Of decoded tokens since `reset_stats`, mean: the MLP of each layer [L], scoring included; the head."""
@@ -206,7 +213,7 @@ class NativeExecutor:
         """Run each of `sequences` from its beginning, and return what `want` names. See `Trace` for shapes.
 
         Raises:
-            InputError: "chosen" is wanted, and no plan is set; or there are no sequences.
+            InputError: "chosen" is wanted, and no plan is set; there are no sequences; or as all methods.
         """
         c = self.config
         if "chosen" in want and self._plan is None:
@@ -231,7 +238,8 @@ class NativeExecutor:
         )
         logits = np.empty((len(tokens) if "logits" in want else 0, c.vocab_size), np.float32)
         caches, counts = [self.new_cache() for _ in sequences], [len(sequence) for sequence in sequences]
-        self._engine.trace(tokens, caches, counts, arrays, logits, "chosen" in want)
+        with _input_errors():
+            self._engine.trace(tokens, caches, counts, arrays, logits, "chosen" in want)
         for name in ("gate", "hidden", "chosen"):
             arrays[name] = arrays[name][:, :, : c.base_neurons]
         return Trace(**arrays | {"head_input": arrays["head_input"][0]}, logits=logits)
@@ -274,6 +282,15 @@ class NativeExecutor:
 def default_threads() -> int:
     """One thread per physical core that this process may use: decoding is limited by memory, not by threads."""
     return physical_cores(usable_cpus())
+
+
+@contextlib.contextmanager
+def _input_errors() -> Iterator[None]:
+    """What the core says of tokens and sequences that do not fit, as `InputError`."""
+    try:
+        yield
+    except ValueError as error:
+        raise InputError(str(error)) from error
 
 
 def _machine(kv_dtype: str, threads: int | None) -> tuple[int, str]:
