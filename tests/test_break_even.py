@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from dejavu.cli.app import run
 from dejavu.engine import NativeExecutor, break_even
 from dejavu.engine.break_even import BreakEven, Times, decide, time_in_turn
 from dejavu.engine.native import break_even_path
+from dejavu.environment import describe_machine
 from dejavu.models.loading import open_model
 from dejavu.plan import AccessPlan, Dense, Oracle, Sketch, Threshold
 from tiny_chat import build_tiny_chat
@@ -118,6 +120,30 @@ def test_generation_follows_what_was_measured(
     assert measured
     known = json.loads(break_even_path(tiny).read_text())
     assert [entry["speedup"] for entry in known.values()] == [1.0]
+
+
+def test_another_machine_or_version_measures_anew(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan, measured = uniform(tiny, Threshold(density=0.3)), []
+
+    def fake(*_: Any) -> list[Times]:
+        measured.append(1)
+        return [times([2, 9]), times([4, 4])]
+
+    monkeypatch.setattr(break_even, "time_in_turn", fake)
+    other = dataclasses.replace(describe_machine(), cpu="another CPU")
+    for count, (name, value) in enumerate(
+        [
+            ("describe_machine", describe_machine),
+            ("describe_machine", lambda: other),
+            ("package_version", lambda: "0.0.1"),
+            ("VERSION", -1),
+        ],
+        start=1,
+    ):
+        monkeypatch.setattr(break_even, name, value, raising=False)
+        for _ in range(2):
+            LLM.from_pretrained(str(tiny), codec="int8", threads=1, plan=plan).close()
+        assert len(measured) == count
 
 
 def test_perplexity_by_a_plan_says_what_ran(

@@ -72,15 +72,18 @@ def physical_cores(cpus: set[int], root: Path = Path("/")) -> int:
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that matter; those not installed are left out."""
-    import importlib.metadata  # slow, and the engine, which counts cores here, has no use for it
+    found = {name: version for name in _PACKAGES if (version := package_version(name))}
+    return {"python": platform.python_version(), **found}
 
-    found = {"python": platform.python_version()}
-    for name in _PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
+
+def package_version(name: str = "dejavu-llm") -> str | None:
+    """Of an installed package; None: it is not installed."""
+    import importlib.metadata  # slow, and who counts cores here has no use for it
+
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def peak_rss_bytes(root: Path = Path("/")) -> int:

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dejavu.engine.packed import VERSION
+from dejavu.environment import describe_machine, package_version
 from dejavu.errors import CacheError
 from dejavu.models.store import atomic_write
 from dejavu.plan import Dense
@@ -78,7 +80,7 @@ def break_even(
     tokens: NDArray[np.int32],
     memory: Path | None,
 ) -> BreakEven:
-    """Measure, or recall what was measured for this plan, model, codec and machine.
+    """Measure, or recall what was measured for this plan, model, codec, machine and version of dejavu.
 
     Args:
         executor: the model as the plan needs it.
@@ -134,8 +136,9 @@ def time_in_turn(settings: Sequence[tuple[NativeExecutor, bool]], tokens: NDArra
 
 def _key(executor: NativeExecutor, plan: AccessPlan) -> str:
     facts: dict[str, Any] = summarize(plan) | {"evidence": None, "name": None}
-    machine = [executor.packed.codec, executor.kv_dtype, executor.threads, executor.isa]
-    return hashlib.sha256(json.dumps([facts, machine], sort_keys=True).encode()).hexdigest()
+    runs = [executor.packed.codec, executor.kv_dtype, executor.threads, executor.isa]
+    where = [describe_machine().cpu, package_version(), VERSION]
+    return hashlib.sha256(json.dumps([facts, runs, where], sort_keys=True).encode()).hexdigest()
 
 
 def _recall(memory: Path, key: str) -> BreakEven | None:
