@@ -182,11 +182,13 @@ class Plans:
         if any(isinstance(selector, Oracle) for selector in selectors):
             return {}
         cost = Cost(self.subject.opened.config, self.subject.codec, plan.leading or 4)
-        mlps = sum(cost.neurons(s, k) for s, k in zip(selectors, densities, strict=True))
+        mlps = sum(cost.neurons(i, s, k) for i, (s, k) in enumerate(zip(selectors, densities, strict=True)))
         stand_ins = sum(cost.compensator(c) for c in (layer.compensator for layer in plan.layers) if c)
+        choosing = sum(cost.neurons(i, s, 0.0) for i, s in enumerate(selectors) if isinstance(s, Pick))
+        dense = sum(cost.neurons(i, Dense(), 1.0) for i in range(self.layers))
         return {
-            "selector_bytes": round(sum(cost.neurons(s, 0.0) for s in selectors if isinstance(s, Pick))),
-            "mlp_bytes_share": (mlps + stand_ins) / (self.layers * cost.neurons(Dense(), 1.0)),
+            "selector_bytes": round(choosing),
+            "mlp_bytes_share": (mlps + stand_ins) / dense,
         }
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import math
 import re
-from typing import TYPE_CHECKING, Any
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pytest
@@ -15,8 +17,11 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from dejavu.cli.app import run
+from dejavu.codecs import encode
 from dejavu.errors import InputError
+from dejavu.nested import estimate
 from dejavu.plan import AccessPlan, Dense, LowRank, Oracle, Sketch, Threshold
+from dejavu.reference.selection import sketch_scores
 from dejavu.training import recipe
 from dejavu.training.allocate import Curve, mean_density, options, with_mean_density
 from dejavu.training.compensator import Regression
@@ -25,6 +30,7 @@ from dejavu.training.labels import largest
 from dejavu.training.options import TrainOptions
 from dejavu.training.probe import Probe
 from dejavu.training.quantiles import Quantiles
+from dejavu.training.scores import Scores
 from dejavu.training.subject import Subject, open_subject
 from tiny_chat import build_tiny_chat
 from training_texts import documents, write_jsonl
@@ -32,6 +38,8 @@ from training_texts import documents, write_jsonl
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from dejavu.codecs import Codec
 
 FAST = (
     "--executor",
@@ -147,18 +155,40 @@ def subject(folder: Path) -> Iterator[Subject]:
 def test_cost_of_a_layer(subject: Subject) -> None:
     cost = Cost(subject.opened.config, "int8")
     row = 32 * 8.5 / 8
-    dense = cost.neurons(Dense(), 1.0)
+    dense = cost.neurons(0, Dense(), 1.0)
     assert dense == 48 * 3 * row
-    assert cost.neurons(Threshold(density=0.5), 0.5) == pytest.approx(48 * row * (1 + 0.5 * 2))
-    assert cost.neurons(Sketch(bits=4, density=1.0), 1.0) == pytest.approx(
+    assert cost.neurons(0, Threshold(density=0.5), 0.5) == pytest.approx(48 * row * (1 + 0.5 * 2))
+    assert cost.neurons(0, Sketch(bits=4, density=1.0), 1.0) == pytest.approx(
         dense + 48 * 2 * 32 * 0.5 / 8
     )  # scales lie with both halves
-    half = cost.neurons(Sketch(bits=2, density=0.5), 0.5)
+    half = cost.neurons(0, Sketch(bits=2, density=0.5), 0.5)
     assert half == pytest.approx(48 * (2 * 32 * 4.5 / 8 + 0.5 * (2 * 32 * 4.5 / 8 + row)))
-    values = cost.neurons(Sketch(bits=4, density=0.5, values="leading"), 0.5)
+    values = cost.neurons(0, Sketch(bits=4, density=0.5, values="leading"), 0.5)
     assert values == pytest.approx(48 * (2 * 32 * 4.5 / 8 + 0.5 * row))
     zeros = LowRank(a=np.zeros((5, 32)), b=np.zeros((48, 5)), bias=np.zeros(48), density=0.1)
-    assert cost.neurons(zeros, 0.1) == pytest.approx(5 * (32 * 8.5 + 48 * 4.5) / 8 + 4 * 48 + 0.1 * dense)
+    assert cost.neurons(0, zeros, 0.1) == pytest.approx(5 * (32 * 8.5 + 48 * 4.5) / 8 + 4 * 48 + 0.1 * dense)
+
+
+def test_cost_and_scores_of_the_finer_layers_of_int4(subject: Subject) -> None:
+    config = dataclasses.replace(subject.opened.config, n_layers=8)
+    cost, finer = Cost(config, "int4"), Cost(config, "int8")
+    for selector in (Dense(), Sketch(bits=4, density=0.5), Threshold(density=0.5)):
+        found = [cost.neurons(layer, selector, 0.5) for layer in range(8)]
+        assert found[0] == found[7] == finer.neurons(0, selector, 0.5)
+        assert found[1] < found[0]
+    row = 32 / 8
+    assert cost.heads(Dense(), 1.0) == 4 * 8 * (5 + 8.5) * row + 2 * 2 * 8 * 5 * row  # o is int8
+
+    rng = np.random.default_rng(0)
+    gate, up = rng.normal(size=(2, config.d_ff, config.d_model)).astype(np.float32)
+    y = rng.normal(size=(3, config.d_model)).astype(np.float32)
+    weights: Any = SimpleNamespace(read=lambda name: gate if ".gate." in name else up)
+    scores = Scores(config, weights, "int4", cast("Any", lambda *_: y))
+    for layer in (0, 1, 7):
+        codec: Codec = "int4" if layer == 1 else "int8"
+        products = [y @ estimate(encode(codec, matrix), 4).T for matrix in (gate, up)]
+        found = scores.neurons(Sketch(bits=4, density=0.5), cast("Any", None), layer)
+        np.testing.assert_array_equal(found, sketch_scores(*products, config))
 
 
 def test_probe_compares_with_the_dense_model(subject: Subject) -> None:

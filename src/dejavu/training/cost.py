@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from dejavu.codecs import embed_codec, mlp_codec
 from dejavu.plan import Dense, LowRank, Sketch, Threshold
 
 if TYPE_CHECKING:
@@ -23,24 +24,26 @@ _LOW_RANK_BITS = 8.5, 4.5
 class Cost:
     """Bytes touched in one layer of `config` with weights held in `codec`, per token.
 
-    `leading` bits of int8 lie apart for sketches, whatever number of them is used.
+    As the engine holds them, o and the MLPs of the first and the last layer may be in a finer codec. `leading` bits of int8
+    lie apart for sketches, whatever number of them is used.
     """
 
     config: ModelConfig
     codec: Codec
     leading: int = 4
 
-    def neurons(self, selector: NeuronSelector, density: float) -> float:
-        """Of the MLP, when `selector` selects the share `density`."""
+    def neurons(self, layer: int, selector: NeuronSelector, density: float) -> float:
+        """Of the MLP of `layer`, when `selector` selects the share `density`."""
         f, first = self.config.base_neurons, 2 if self.config.gated else 1  # rows of gate and up
-        row = self._row
+        codec = mlp_codec(self.codec, layer, self.config.n_layers)
+        row = self._row(codec)
         if isinstance(selector, Dense):
             return f * (first + 1) * row
         if isinstance(selector, Sketch):
-            bits = self.leading if self.codec == "int8" else 4
-            lead = (bits + _SCALE_BITS[self.codec]) / 8 * self.config.d_model  # of one row
+            bits = self.leading if codec == "int8" else 4
+            lead = (bits + _SCALE_BITS[codec]) / 8 * self.config.d_model  # of one row
             rest = 0.0
-            if self.codec == "int8" and selector.values == "exact":
+            if codec == "int8" and selector.values == "exact":
                 rest = (8 - bits + _SCALE_BITS["int8"]) / 8 * self.config.d_model
             return f * first * lead + density * f * (first * rest + row)
         if isinstance(selector, Threshold):  # the first row of every neuron, the others of the selected
@@ -50,7 +53,8 @@ class Cost:
     def heads(self, selector: HeadSelector, density: float) -> float:
         """Of the attention's weights, K/V rows always counted."""
         c = self.config
-        own, shared = 2 * c.n_heads * c.head_dim * self._row, 2 * c.n_kv_heads * c.head_dim * self._row
+        row, o_row = self._row(self.codec), self._row(embed_codec(self.codec))
+        own, shared = c.n_heads * c.head_dim * (row + o_row), 2 * c.n_kv_heads * c.head_dim * row
         share = 1.0 if isinstance(selector, Dense) else density
         return self._predictor(selector, c.n_heads) + share * own + shared
 
@@ -59,9 +63,8 @@ class Cost:
         d = self.config.d_model
         return self._low_rank(compensator.rank, d)
 
-    @property
-    def _row(self) -> float:
-        return self.config.d_model * (_CODE_BITS[self.codec] + _SCALE_BITS[self.codec]) / 8
+    def _row(self, codec: Codec) -> float:
+        return self.config.d_model * (_CODE_BITS[codec] + _SCALE_BITS[codec]) / 8
 
     def _predictor(self, selector: NeuronSelector | HeadSelector, n: int) -> float:
         if not isinstance(selector, LowRank):

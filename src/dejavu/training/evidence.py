@@ -75,29 +75,29 @@ class SetEvidence:
 
 def describe(plan: AccessPlan, measured: Measured, sets: SetEvidence, cost: Cost) -> dict[str, Any]:
     """Figures of the plan and of each layer, JSON-able. Densities are those that the running plan had."""
-    dense = _touched(cost, LayerPlan(), 1.0, 1.0)
+    dense = [_touched(cost, i, LayerPlan(), 1.0, 1.0) for i in range(len(plan.layers))]
     touched = [
-        _touched(cost, layer, neurons, heads)
-        for layer, neurons, heads in zip(plan.layers, measured.neurons, measured.heads, strict=True)
+        _touched(cost, i, layer, measured.neurons[i], measured.heads[i])
+        for i, layer in enumerate(plan.layers)
     ]
     return {
         "ppl_ratio": measured.ratio,
         "divergence": measured.divergence,
         "neurons": {"density": float(np.mean(measured.neurons)), **sets.whole("neurons")},
         "heads": {"density": float(np.mean(measured.heads)), **sets.whole("heads")},
-        "touched_share": sum(touched) / (dense * len(touched)),
+        "touched_share": sum(touched) / sum(dense),
         "layers": [
             {
                 "neurons": {"density": measured.neurons[i], **sets.layer("neurons", i)},
                 "heads": {"density": measured.heads[i], **sets.layer("heads", i)},
-                "touched_share": touched[i] / dense,
+                "touched_share": touched[i] / dense[i],
             }
             for i in range(len(plan.layers))
         ],
     }
 
 
-def _touched(cost: Cost, layer: LayerPlan, neurons: float, heads: float) -> float:
-    """Bytes of the weights of one layer."""
-    spent = cost.neurons(layer.neurons, neurons) + cost.heads(layer.heads, heads)
+def _touched(cost: Cost, i: int, layer: LayerPlan, neurons: float, heads: float) -> float:
+    """Bytes of the weights of layer `i`."""
+    spent = cost.neurons(i, layer.neurons, neurons) + cost.heads(layer.heads, heads)
     return spent + (0.0 if layer.compensator is None else cost.compensator(layer.compensator))

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dejavu.codecs import encode
+from dejavu.codecs import encode, mlp_codec
 from dejavu.errors import InputError
 from dejavu.nested import estimate, leading_bits
 from dejavu.plan import LowRank, Oracle, Sketch, Threshold
@@ -31,7 +31,7 @@ class Scores:
     Args:
         config: the model.
         weights: its own tensors, without second copies of neurons; sketches read gate and up.
-        codec: in which the weights are held.
+        codec: in which the weights are held; sketches go by what that is in their layer (`mlp_codec`).
         inputs: computes what selectors read.
     """
 
@@ -69,14 +69,15 @@ class Scores:
     def _product(self, layer: int, part: str, bits: int, y: Array) -> Array:
         """Inputs y [t, d] times the leading bits of a matrix [f, d], with its exact bias."""
         name = f"layers.{layer}.{part}"
-        product: Array = y @ self._leading(name, bits).T
+        product: Array = y @ self._leading(layer, name, bits).T
         return product + self._weights.read(f"{name}.bias") if part in self._config.biases else product
 
-    def _leading(self, name: str, bits: int) -> Array:
+    def _leading(self, layer: int, name: str, bits: int) -> Array:
         """A matrix by its leading bits, [f, d]."""
         if (name, bits) not in self._estimates:
             if name not in self._codes:
-                leading_bits(self._codec)  # refuses a codec that has none
-                self._codes[name] = encode(self._codec, self._weights.read(f"{name}.weight"))
+                codec = mlp_codec(self._codec, layer, self._config.n_layers)
+                leading_bits(codec)  # refuses a codec that has none
+                self._codes[name] = encode(codec, self._weights.read(f"{name}.weight"))
             self._estimates[name, bits] = estimate(self._codes[name], bits)
         return self._estimates[name, bits]

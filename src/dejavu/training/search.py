@@ -187,8 +187,9 @@ class Search:
 
     def _bytes(self, layer: int, family: int | None, density: float) -> float:
         selector = Dense() if family is None else self._calibrations[family].family.selectors[layer]
-        count = self._cost.neurons if self._block == "neurons" else self._cost.heads
-        return count(selector, density)  # type: ignore[arg-type]
+        if self._block == "neurons":
+            return self._cost.neurons(layer, selector, density)
+        return self._cost.heads(selector, density)  # type: ignore[arg-type]
 
     def _allot(self, chosen: Sequence[Option]) -> Allotment:
         selectors: list[NeuronSelector | HeadSelector] = []
