@@ -127,6 +127,7 @@ def test_show_as_json(folder: Path, plan: AccessPlan, dejavu: Any) -> None:
 def test_show_in_words(folder: Path, plan: AccessPlan, dejavu: Any) -> None:
     evidence = {
         "ppl_ratio": 1.0437,
+        "max_ppl_ratio": 1.04,
         "exact": False,
         "codec": "int8",
         "neurons": {"density": 0.25, "recall": 0.9},
@@ -146,6 +147,7 @@ def test_show_in_words(folder: Path, plan: AccessPlan, dejavu: Any) -> None:
         told["perplexity"]
         == "1.0437 times that of the dense original in bf16, held in int8, on 9,980 held-out tokens"
     )
+    assert told["asked for"] == "at most 1.0400 times, which is MISSED"
     assert told["neurons"] == "density 0.250, recall 0.900"
     assert told["touched"].startswith("50%")
     assert told["logits"].startswith("1.0009 times")
@@ -153,6 +155,8 @@ def test_show_in_words(folder: Path, plan: AccessPlan, dejavu: Any) -> None:
     assert (told["figures are of weights"], told["made by"]) == ("f" * 64, "dejavu adapt")
     assert "heads" not in told
     assert "evidence" not in out
+    dataclasses.replace(plan, evidence=evidence | {"max_ppl_ratio": 1.05}).save(folder)
+    assert "at most 1.0500 times, which is kept" in dejavu("plan", "show", str(folder))[1]
     odd = {name: ["what", {"ever": None}] for name in evidence}  # evidence is not checked when a plan is read
     dataclasses.replace(plan, evidence=odd).save(folder)
     code, out, _ = dejavu("plan", "show", str(folder))

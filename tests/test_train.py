@@ -267,6 +267,30 @@ def test_limit_on_the_ratio(folder: Path, capsys: pytest.CaptureFixture[str]) ->
     assert loose.evidence["ppl_ratio"] <= 1.5
 
 
+def test_a_missed_limit_is_said(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measure = Probe.measure
+    monkeypatch.setattr(
+        Probe, "measure", lambda self, plan: dataclasses.replace(measure(self, plan), ratio=1.2)
+    )
+    command = [
+        "train",
+        str(folder / "model"),
+        "--text",
+        str(folder / "text.jsonl"),
+        "--selector",
+        "sketch",
+        *FAST,
+    ]
+    for limit, missed in (("1.1", True), ("1.3", False)):
+        assert run([*command, "-o", str(folder / f"missed{missed}"), "--max-ppl-ratio", limit]) == 0
+        told = capsys.readouterr()
+        evidence = json.loads(told.out)
+        assert evidence["max_ppl_ratio"] == float(limit)
+        assert (f"the plan misses --max-ppl-ratio {limit}" in told.err) == missed
+
+
 def test_same_seed_same_plan(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     plans = [
         dejavu_train(folder, name, capsys, "--density", "0.5", "--selector", "threshold", "--seed", "3")

@@ -116,7 +116,7 @@ def train(
     from dejavu.models.writing import check_folder
     from dejavu.nested import stored_bits
     from dejavu.plan.choice import check_place
-    from dejavu.plan.summary import describe_evidence
+    from dejavu.plan.summary import describe_evidence, misses_ratio
     from dejavu.training.corpus import Corpus
     from dejavu.training.options import TrainOptions
     from dejavu.training.recipe import train_plan
@@ -171,6 +171,11 @@ def train(
         subject.close()
     plan.save(output)
     checkpoint.unlink(missing_ok=True)
+    if misses_ratio(plan.evidence):
+        print_note(
+            f"the plan misses --max-ppl-ratio {max_ppl_ratio:g}: held-out text measures {plan.evidence['ppl_ratio']:.4f}; "
+            "a larger --search-tokens makes the search surer, a lower --max-ppl-ratio leaves room"
+        )
     if json:
         print_json({"model": model, "plan": str(output), **plan.evidence})
         return

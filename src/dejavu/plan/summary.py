@@ -49,6 +49,10 @@ def describe_evidence(evidence: Mapping[str, Any]) -> dict[str, str]:
         text = f", on {tokens['verification']:,} held-out tokens" if "verification" in tokens else ""
         told["perplexity"] = f"{ratio['ppl_ratio']:.4f} times that of {of}{codec}{text}"
         del left["ppl_ratio"]
+        if limit := _numbers({"highest": left.get("max_ppl_ratio")}):
+            verdict = "MISSED" if misses_ratio(evidence) else "kept"
+            told["asked for"] = f"at most {limit['highest']:.4f} times, which is {verdict}"
+            del left["max_ppl_ratio"]
     for block in ("neurons", "heads"):
         if found := _numbers(left.get(block)):
             del left[block]
@@ -67,6 +71,12 @@ def describe_evidence(evidence: Mapping[str, Any]) -> dict[str, str]:
         if name in left:
             told[words] = str(left.pop(name))
     return told | {f"evidence: {name}": _short(value) for name, value in left.items()}
+
+
+def misses_ratio(evidence: Mapping[str, Any]) -> bool:
+    """Whether a plan costs more perplexity than `dejavu train --max-ppl-ratio` was to allow."""
+    found = _numbers({name: evidence.get(name) for name in ("ppl_ratio", "max_ppl_ratio")})
+    return bool(found) and found["ppl_ratio"] > found["max_ppl_ratio"]
 
 
 def _numbers(value: object) -> dict[str, float]:
