@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -70,10 +71,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def dejavu(tiny: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> Dejavu:
     monkeypatch.setenv("DEJAVU_CACHE", str(tmp_path / "cache"))
 
-    def call(*args: str) -> SimpleNamespace:
+    def call(*args: str, model: Path = tiny) -> SimpleNamespace:
         args = args if "--codec" in args else ("--codec", "f32", *args)
         capsys.readouterr()
-        code = run(["eval", str(tiny), "--task-folder", str(folder), "--kv", "f32", *args])
+        code = run(["eval", str(model), "--task-folder", str(folder), "--kv", "f32", *args])
         out, err = capsys.readouterr()
         return SimpleNamespace(
             code=code, out=out, err=err, json=json.loads(out) if "--json" in args else None
@@ -204,6 +205,31 @@ def test_resumed_equals_uninterrupted(
     # another plan is another run: nothing of this one's is taken for it
     dejavu(*args, "-o", str(output), "--resume", "--plan", "off")
     assert len(items(journal)) == 2 * len(items(tmp_path / "whole.items.jsonl"))
+
+
+@pytest.mark.parametrize(
+    ("file", "changes"),
+    [
+        ("config.json", {"rope_theta": 500.0}),
+        ("config.json", {"hidden_act": "relu"}),
+        ("tokenizer_config.json", {"add_bos_token": True}),
+        ("generation_config.json", {"eos_token_id": 7}),
+    ],
+)
+def test_a_changed_model_is_scored_anew(
+    file: str, changes: dict[str, Any], dejavu: Dejavu, tiny: Path, tmp_path: Path
+) -> None:
+    model, output = shutil.copytree(tiny, tmp_path / "model"), tmp_path / "results.json"
+    args = ("--tasks", "quiz,talk", "--max-tokens", "3", "--limit", "3", "--codec", "int8", "--resume", "-o")
+
+    def scored() -> int:
+        assert dejavu(*args, str(output), model=model).code == 0
+        return len(items(tmp_path / "results.items.jsonl"))
+
+    assert scored() == scored() == 6
+    options = json.loads((model / file).read_text()) if (model / file).exists() else {}
+    (model / file).write_text(json.dumps(options | changes))
+    assert scored() == 12
 
 
 def test_shards_add_up(dejavu: Dejavu, folder: Path, tmp_path: Path) -> None:

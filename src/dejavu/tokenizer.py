@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from contextlib import contextmanager
 from pathlib import Path
@@ -134,6 +135,12 @@ class Tokenizer:
         """Token id by the token's text."""
         found: dict[str, int] = self.backend.get_vocab(with_added_tokens=True)
         return found
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 (hex) of all that decides how texts are encoded and where they end; not of the chat template."""
+        facts = [self.backend.to_str(), self.bos_id, self.eos_ids]
+        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
     @property
     def bos_token(self) -> str | None:

@@ -100,7 +100,7 @@ def evaluate(
     from dejavu.cli.progress import make_progress, stage_bars
     from dejavu.codecs import CODECS
     from dejavu.evaluation.journal import Journal
-    from dejavu.evaluation.record import SCHEMA, Setting, Workload, evaluate, plan_digest
+    from dejavu.evaluation.record import SCHEMA, Setting, Workload, evaluate, options_digest, plan_digest
     from dejavu.evaluation.results_file import KIND
     from dejavu.evaluation.tasks import find_tasks, read_tasks
     from dejavu.models.loading import fetch, open_model
@@ -151,7 +151,14 @@ def evaluate(
                 try:
                     run = evaluate(
                         llm,
-                        Setting(fingerprint, held, kv.value, executor.value, plan_digest(llm.plan)),
+                        Setting(
+                            fingerprint,
+                            options_digest(llm),
+                            held,
+                            kv.value,
+                            executor.value,
+                            plan_digest(llm.plan),
+                        ),
                         workload,
                         journal,
                         base=base if compare else None,

@@ -75,6 +75,8 @@ class Setting:
     """How the model is run: what tells runs apart in a journal."""
 
     fingerprint: str
+    options: str
+    """`options_digest` of the model."""
     codec: str
     kv_dtype: str
     executor: str
@@ -85,6 +87,12 @@ class Setting:
     def key(self) -> str:
         """Short name of all of it."""
         return hashlib.sha256(json.dumps([SCHEMA, asdict(self)]).encode()).hexdigest()[:16]
+
+
+def options_digest(llm: LLM) -> str:
+    """SHA-256 of a model's configuration and tokenizer, which the fingerprint of its weights does not hold."""
+    config = json.dumps(llm.executor.config.to_dict(), sort_keys=True)
+    return hashlib.sha256(f"{config}{llm.tokenizer.digest}".encode()).hexdigest()
 
 
 def plan_digest(plan: AccessPlan | None) -> str | None:
