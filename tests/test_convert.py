@@ -85,10 +85,12 @@ def test_folder_to_gguf_and_back(codec: Any, limit: float, model: Path, tmp_path
 
 @pytest.mark.parametrize(("codec", "limit"), [("f32", 0), ("bf16", 5e-2), ("f16", 1e-2)])
 def test_folder_to_folder(codec: Any, limit: float, model: Path, tmp_path: Path) -> None:
-    (model / "special_tokens_map.json").write_text("{}")
+    others = ("special_tokens_map.json", "added_tokens.json", "LICENSE", "NOTICE")
+    for name in others:
+        (model / name).write_text("{}")
     convert(model, tmp_path / "copy", codec=codec)
     assert relative_error(logits(tmp_path / "copy"), logits(model)) <= limit
-    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
+    for name in ("tokenizer.json", "tokenizer_config.json", *others):
         assert (tmp_path / "copy" / name).read_bytes() == (model / name).read_bytes()
 
 

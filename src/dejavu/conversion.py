@@ -37,14 +37,18 @@ _TEXT_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
+    "added_tokens.json",
     "vocab.json",
     "merges.txt",
     "tokenizer.model",
     "chat_template.jinja",
     "chat_template.json",
     "generation_config.json",
+    "LICENSE",
+    "LICENSE.txt",
+    "NOTICE",
 )
-"""What a folder may hold of a tokenizer."""
+"""What a folder may hold of a tokenizer, and what has to go with copies of a model."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +105,7 @@ def convert(
                 model.config,
                 model.weights.read,
                 codec=cast("FloatCodec", codec),
-                add_files=partial(_add_text_files, model),
+                add_files=partial(add_text_files, model),
                 force=force,
                 progress=progress,
             )
@@ -188,7 +192,8 @@ def _check_name(target: Path, format: Format) -> None:
         )
 
 
-def _add_text_files(model: OpenModel, folder: Path) -> None:
+def add_text_files(model: OpenModel, folder: Path) -> None:
+    """Write the tokenizer of a model and what else belongs to it, but its configuration, to a folder."""
     if model.format == "gguf":
         Tokenizer.from_model(model).save(folder)
         return

@@ -1,16 +1,14 @@
-"""The finished model as a folder: weights, tokenizer, plan, and a model card."""
+"""What is told of the finished model in its folder: a model card, a picture of its curve, and all figures."""
 
 from __future__ import annotations
 
 import json
 import re
-import shutil
 from typing import TYPE_CHECKING, Any
 
 from dejavu.models.spec import LocalSpec, parse_spec
 from dejavu.plan.choice import OWN
 from dejavu.report import Axis, Series, line_chart, standalone_svg
-from dejavu.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -20,31 +18,6 @@ if TYPE_CHECKING:
 
 ADAPTATION_NAME = "adaptation.json"
 """All figures of a run."""
-_COPIED = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-    "chat_template.json",
-    "generation_config.json",
-    "LICENSE",
-    "LICENSE.txt",
-    "NOTICE",
-)
-"""Of the base model's folder, those that there are."""
-
-
-def add_tokenizer(folder: Path, opened: OpenModel) -> None:
-    """Write the tokenizer of a model and what belongs to it."""
-    if opened.format == "gguf":
-        Tokenizer.from_gguf(opened.metadata).save(folder)
-        return
-    for name in _COPIED:
-        if (opened.path / name).is_file():
-            shutil.copyfile(opened.path / name, folder / name)
 
 
 def write_card(folder: Path, base: str, opened: OpenModel, evidence: Mapping[str, Any]) -> None:

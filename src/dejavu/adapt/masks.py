@@ -18,6 +18,7 @@ from dejavu.adapt.operations import choose, column_major, hidden_values
 from dejavu.codecs import mlp_codec
 from dejavu.errors import PlanError
 from dejavu.plan import Dense, LowRank, Oracle, Pick, Sketch, Threshold
+from dejavu.training.calibrate import DENSE_FROM
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -33,8 +34,6 @@ if TYPE_CHECKING:
 
 RATE = 0.2
 """Share of the way to a batch's quantile that a threshold moves."""
-DENSE_FROM = 0.995
-"""A target of this or more is dense."""
 SAMPLE = 1 << 15
 """Scores of a batch that the quantile is taken over, about."""
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from dejavu.adapt.distill import check_unused, distill
-from dejavu.adapt.export import add_tokenizer, base_name, write_card
+from dejavu.adapt.export import base_name, write_card
 from dejavu.adapt.frontier import Frontier
 from dejavu.adapt.gates import Gates
 from dejavu.adapt.masks import PlanMasks, leading_weights
@@ -22,6 +22,7 @@ from dejavu.adapt.student import Student
 from dejavu.adapt.teacher import Teacher, check_whole
 from dejavu.adapt.twin import Twin
 from dejavu.adapt.verify import Verifier
+from dejavu.conversion import add_text_files
 from dejavu.engine.core import chosen_isa
 from dejavu.errors import InputError, PlanError
 from dejavu.models.adapter_config import Adapter
@@ -312,7 +313,7 @@ class _Recipe:
             return native
 
         def add_files(folder: Path) -> None:
-            add_tokenizer(folder, self._opened)
+            add_text_files(self._opened, folder)
             evidence["native"] = add_plan(folder, OWN, masks.deployed())
             evidence["gentler"] = []
             for density, selectors in zip(self._options.densities, gentler, strict=False):
