@@ -15,7 +15,7 @@ from dejavu.analysis.blocks import Blocks
 from dejavu.analysis.heads import HeadConcentration
 from dejavu.analysis.overlap import Overlap
 from dejavu.analysis.pieces import FEWEST, inputs, piece_length, split_pieces
-from dejavu.analysis.sets import count_at, jaccard, top_mask
+from dejavu.analysis.sets import count_at, jaccard
 from dejavu.analysis.similarity import Similarity, cosine
 from dejavu.analysis.usage import Usage, Zeros
 from dejavu.errors import InputError
@@ -23,6 +23,7 @@ from dejavu.evaluation.perplexity import Document
 from dejavu.executor import Trace
 from dejavu.models.loading import open_model
 from dejavu.reference import ReferenceExecutor
+from dejavu.reference.selection import highest
 from tiny_models import CASES, prompt, relative_error
 from tiny_relu import CONFIG, half_dead
 from tolerances import TOLERANCES
@@ -55,7 +56,7 @@ def fake_trace(hidden: Any, **fields: Any) -> Trace:
 @given(st.integers(1, 40), st.floats(0.01, 1), st.integers(0, 99))
 def test_a_mask_holds_the_largest(n: int, density: float, seed: int) -> None:
     scores = np.random.default_rng(seed).permutation(n * 3).reshape(3, n).astype(np.float32)
-    mask = top_mask(scores, count_at(density, n))
+    mask = highest(scores, count_at(density, n))
     assert (mask.sum(axis=1) == count_at(density, n)).all()
     for row, chosen in zip(scores, mask, strict=True):
         assert row[chosen].min() >= max(row[~chosen], default=-1)
@@ -240,6 +241,6 @@ def test_the_energy_a_share_keeps_is_measured() -> None:
     for layer, share in enumerate(blocks.result()["blocks"]["neurons"]["share_for_energy"]["0.90"]):
         down, hidden = weights.read(f"layers.{layer}.down.weight"), trace.hidden[layer]
         output = hidden @ down.T + weights.read(f"layers.{layer}.down.bias")
-        lost = (hidden * ~top_mask(np.abs(hidden), round(share * 64))) @ down.T
+        lost = (hidden * ~highest(np.abs(hidden), round(share * 64))) @ down.T
         energy = (np.linalg.norm(lost, axis=1) ** 2 / np.linalg.norm(output, axis=1) ** 2).mean()
         assert energy == pytest.approx(0.1, abs=0.05)

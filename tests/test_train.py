@@ -21,7 +21,7 @@ from dejavu.codecs import encode
 from dejavu.errors import InputError
 from dejavu.nested import estimate
 from dejavu.plan import AccessPlan, Dense, LowRank, Oracle, Sketch, Threshold
-from dejavu.reference.selection import sketch_scores
+from dejavu.reference.selection import highest, sketch_scores
 from dejavu.training import recipe
 from dejavu.training.allocate import Curve, mean_density, options, with_mean_density
 from dejavu.training.compensator import Regression
@@ -86,6 +86,7 @@ def test_largest_is_a_stable_sort(data: st.DataObject) -> None:
     expected = np.zeros(shape, bool)
     np.put_along_axis(expected, np.argsort(-scores, axis=1, kind="stable")[:, :k], True, axis=1)
     np.testing.assert_array_equal(largest(scores, density), expected)
+    np.testing.assert_array_equal(highest(scores[None], k)[0], expected)
 
 
 def test_compensator_finds_a_low_rank_map() -> None:

@@ -13,7 +13,8 @@ import numpy as np
 
 from dejavu.analysis.attention import attend, norm
 from dejavu.analysis.heads import HeadConcentration
-from dejavu.analysis.sets import count_at, top_mask
+from dejavu.analysis.sets import count_at
+from dejavu.reference.selection import highest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -148,7 +149,7 @@ class Blocks:
         }
         for selector, values in everything.items():
             for count in _counts(n, DENSITIES if selector == "oracle" else COMPARED):
-                yield (selector, count), top_mask(values, count)
+                yield (selector, count), highest(values, count)
 
     def _added(self, post_norm: str, layer: int, x: Array, output: Array) -> float:
         """Mean of |F(x)| / |x| over the tokens; with the norm that some models apply to F."""

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dejavu.analysis.sets import count_at, top_mask
+from dejavu.analysis.sets import count_at
 from dejavu.analysis.similarity import cosine
+from dejavu.reference.selection import highest
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -50,7 +51,7 @@ class HeadConcentration:
         if layer == 0:
             self._tokens += len(rows)
             self._chosen_of += len(head_norm)
-        chosen = top_mask(head_norm, count_at(0.5, head_norm.shape[1]))  # [t, H]
+        chosen = highest(head_norm, count_at(0.5, head_norm.shape[1]))  # [t, H]
         self._chosen[layer] += chosen.sum(axis=0)
         if not len(rows):
             return

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dejavu.analysis.sets import chance_jaccard, chance_union, count_at, jaccard, top_mask
+from dejavu.analysis.sets import chance_jaccard, chance_union, count_at, jaccard
+from dejavu.reference.selection import highest
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -31,7 +32,7 @@ class Overlap:
         self._rng = np.random.default_rng([seed, 1])
         self._per_piece = -(-_POOL // max(1, pieces))
         shape = (len(DENSITIES), self._layers)
-        self._static = [top_mask(usage, count_at(density, self._n)) for density in DENSITIES]  # each [L, n]
+        self._static = [highest(usage, count_at(density, self._n)) for density in DENSITIES]  # each [L, n]
         self._neighbours, self._pairs = np.zeros(shape, np.float64), 0
         self._against_static, self._covered, self._tokens = np.zeros(shape), np.zeros(shape), 0
         self._pool: list[list[NDArray[np.uint8]]] = [[] for _ in range(len(DENSITIES) * self._layers)]
@@ -44,7 +45,7 @@ class Overlap:
         drawn = self._rng.choice(t, min(t, self._per_piece), replace=False)
         for layer in range(self._layers):
             for i, density in enumerate(DENSITIES):
-                mask = top_mask(scores[layer], count_at(density, self._n))  # [t, n]
+                mask = highest(scores[layer], count_at(density, self._n))  # [t, n]
                 static = self._static[i][layer]  # [n]
                 self._neighbours[i, layer] += jaccard(mask[1:], mask[:-1]).sum()
                 self._against_static[i, layer] += jaccard(mask, static).sum()

@@ -1,4 +1,4 @@
-"""Selected sets: which of n neurons or heads score highest, as masks."""
+"""Selected sets, as masks: their sizes, and how far they overlap."""
 
 from __future__ import annotations
 
@@ -17,16 +17,6 @@ if TYPE_CHECKING:
 def count_at(density: float, n: int) -> int:
     """How many of `n` a density takes: at least one."""
     return Pick(density=density).count(n)
-
-
-def top_mask(scores: NDArray[np.floating], count: int) -> Mask:
-    """True for the `count` largest of each row: scores [..., n] -> [..., n]. Among equals any may win."""
-    mask = np.zeros(scores.shape, np.bool_)
-    if count >= scores.shape[-1]:
-        return ~mask
-    chosen = np.argpartition(scores, -count, axis=-1)[..., -count:]  # [..., count]
-    np.put_along_axis(mask, chosen, True, axis=-1)
-    return mask
 
 
 def jaccard(a: Mask, b: Mask) -> NDArray[np.float64]:

@@ -7,10 +7,12 @@ with the largest output norms at this token.
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
 import numpy as np
+
+from dejavu.plan import Pick
+from dejavu.reference.selection import highest
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -42,9 +44,4 @@ def largest(scores: Array, density: float) -> Mask:
 
     Among equal scores the lower index, as plans pick.
     """
-    n = scores.shape[1]
-    k = max(1, math.ceil(density * n - 1e-9))
-    kth = np.partition(scores, n - k, axis=1)[:, n - k, None]  # [t, 1]
-    above, equal = scores > kth, scores == kth
-    left = k - np.count_nonzero(above, axis=1)[:, None]
-    return np.asarray(above | (equal & (np.cumsum(equal, axis=1) <= left)))
+    return highest(scores, Pick(density=density).count(scores.shape[1]))
