@@ -18,7 +18,10 @@ from hypothesis.extra import numpy as arrays
 
 from dejavu.cli.app import run
 from dejavu.codecs import encode
+from dejavu.engine import synthetic
+from dejavu.engine.touched import plan_bytes
 from dejavu.errors import InputError
+from dejavu.models.config import ModelConfig
 from dejavu.nested import estimate
 from dejavu.plan import AccessPlan, Dense, LowRank, Oracle, Sketch, Threshold
 from dejavu.reference.selection import highest, sketch_scores
@@ -190,6 +193,28 @@ def test_cost_and_scores_of_the_finer_layers_of_int4(subject: Subject) -> None:
         products = [y @ estimate(encode(codec, matrix), 4).T for matrix in (gate, up)]
         found = scores.neurons(Sketch(bits=4, density=0.5), cast("Any", None), layer)
         np.testing.assert_array_equal(found, sketch_scores(*products, config))
+
+
+@pytest.mark.parametrize("codec", ["bf16", "int8", "int4"])
+def test_costs_are_the_bytes_that_the_engine_reads(codec: Codec) -> None:
+    config = ModelConfig("llama", 99, 1024, 8, 4, 2, 256, 160, 64, tied_head=True)
+    leading = 0 if codec == "bf16" else 4
+    runs = synthetic(config, codec, leading=leading, threads=1)
+    cost = Cost(config, codec, leading)
+    rng = np.random.default_rng(0)
+    low = LowRank(
+        a=rng.normal(size=(64, 1024)), b=rng.normal(size=(160, 64)), bias=np.zeros(160), density=0.25
+    )
+    sketches = [Sketch(bits=4, density=0.25, values=values) for values in ("exact", "leading")]
+    for selector in (Dense(), low, Threshold(density=0.25), *(sketches if leading else ())):
+        density = 1.0 if selector.kind == "dense" else 0.25
+        plan = AccessPlan.uniform("", 8, neurons=selector)
+        touched = plan_bytes(runs.packed, plan, [density] * 8, [1.0] * 8)
+        mlps = sum(cost.neurons(layer, selector, density) for layer in range(8))
+        # Where a model is cut, gate and up have their scales twice, which Cost counts for sketches alone.
+        assert touched["mlp"] + touched["predictors"] == pytest.approx(mlps, rel=0.05)
+        assert touched["attention"] == pytest.approx(8 * cost.heads(Dense(), 1.0), rel=0.01)
+    runs.close()
 
 
 def test_probe_compares_with_the_dense_model(subject: Subject) -> None:
