@@ -6,47 +6,76 @@
 
 namespace {
 
-// outputs[t] += sum over r of coefficients[t][r] * rows[r]; f32 and bf16
-template <Codec C, int R, int T>
-DEJAVU_NOINLINE void axpy_float(const RowLayout& layout, const Row* rows, const Row* next,
-                                const float* const* coefficients, float* const* outputs) {
-  F a[T][R];
-  for (int t = 0; t < T; ++t) {
-    for (int r = 0; r < R; ++r) a[t][r] = Vec::set1(coefficients[t][r]);
-  }
-  int i = 0;
-  for (; i + W <= layout.d; i += W) {
-    F w[R];
-    DEJAVU_UNROLL for (int r = 0; r < R; ++r) {
-      const size_t at = size_t(i) * kWeightBytes<C>;
-      if (at % 64 == 0) Vec::prefetch(next[r].codes + at);
-      w[r] = load_weights<C>(rows[r].codes, i);
-    }
-    DEJAVU_UNROLL for (int t = 0; t < T; ++t) {
-      F y = Vec::load(outputs[t] + i);
-      DEJAVU_UNROLL for (int r = 0; r < R; ++r) y = Vec::fma(w[r], a[t][r], y);
-      Vec::store(outputs[t] + i, y);
-    }
-  }
-  for (; i < layout.d; ++i) {
-    for (int r = 0; r < R; ++r) {
+// Weights from `first` on, of f32 and bf16.
+template <Codec C, int T>
+inline void add_last(const RowLayout& layout, const Row* rows, int n, int first, const float* const* coefficients,
+                     float* const* outputs) {
+  for (int i = first; i < layout.d; ++i) {
+    for (int r = 0; r < n; ++r) {
       const float w = load_weight<C>(rows[r].codes, i);
       for (int t = 0; t < T; ++t) outputs[t][i] += w * coefficients[t][r];
     }
   }
 }
 
-// The coefficients of 2 P rows for one block (or vector of tail groups), times the scales of its groups, as int16
-// pairs with a common step.
-template <int P, bool Block>
-struct Scaled {
-  H low[P][kHalves], high[P][kHalves];  // spread to the lanes that unzip_pairs makes
-  F step;
-};
+// outputs[t] += sum over r of coefficients[t][r] * rows[r]; f32 and bf16
+template <Codec C, int R>
+DEJAVU_NOINLINE void axpy_float(const RowLayout& layout, const Row* rows, const Row* next, const float* coefficients,
+                                float* output) {
+  F a[R];
+  for (int r = 0; r < R; ++r) a[r] = Vec::set1(coefficients[r]);
+  int i = 0;
+  for (; i + W <= layout.d; i += W) {
+    F y = Vec::load(output + i);
+    DEJAVU_UNROLL for (int r = 0; r < R; ++r) {
+      const size_t at = size_t(i) * kWeightBytes<C>;
+      if (at % 64 == 0) Vec::prefetch(next[r].codes + at);
+      y = Vec::fma(load_weights<C>(rows[r].codes, i), a[r], y);
+    }
+    Vec::store(output + i, y);
+  }
+  add_last<C, 1>(layout, rows, R, i, &coefficients, &output);
+}
+
+// The same for several tokens: a few columns of all rows at a time, whose sums stay in registers.
+template <Codec C, int T>
+DEJAVU_NOINLINE void axpy_columns(const RowLayout& layout, const Row* rows, const Row* next, int n,
+                                  const float* const* coefficients, float* const* outputs) {
+  constexpr int V = 2;  // vectors of columns
+  float by[kSumSets * kSumRows][T];
+  for (int r = 0; r < n; ++r) {
+    for (int t = 0; t < T; ++t) by[r][t] = coefficients[t][r];
+  }
+  int i = 0;
+  for (; i + V * W <= layout.d; i += V * W) {
+    F y[T][V];
+    DEJAVU_UNROLL for (int t = 0; t < T; ++t) {
+      DEJAVU_UNROLL for (int v = 0; v < V; ++v) y[t][v] = Vec::load(outputs[t] + i + v * W);
+    }
+    const size_t at = size_t(i) * kWeightBytes<C>;
+    for (int r = 0; r < n; ++r) {
+      for (size_t line = at; line < at + V * W * kWeightBytes<C>; line += 64) Vec::prefetch(next[r].codes + line);
+      F w[V];
+      DEJAVU_UNROLL for (int v = 0; v < V; ++v) w[v] = load_weights<C>(rows[r].codes, i + v * W);
+      DEJAVU_UNROLL for (int t = 0; t < T; ++t) {
+        const F a = Vec::set1(by[r][t]);
+        DEJAVU_UNROLL for (int v = 0; v < V; ++v) y[t][v] = Vec::fma(w[v], a, y[t][v]);
+      }
+    }
+    DEJAVU_UNROLL for (int t = 0; t < T; ++t) {
+      DEJAVU_UNROLL for (int v = 0; v < V; ++v) Vec::store(outputs[t] + i + v * W, y[t][v]);
+    }
+  }
+  add_last<C, T>(layout, rows, n, i, coefficients, outputs);
+}
+
+// The coefficients of 2 P rows times the scales of the groups of one block (or of a vector of tail groups), as int16
+// with a common step: one lane per group, those of two rows in it.
 template <int P>
-struct Scaled<P, false> {
-  int32_t pairs[P][W];  // by group
+struct Scaled {
+  alignas(64) int32_t pairs[P][kBlockGroups];
   F step;
+  H coefficients(int p, int half) const { return Vec::load_h((const int16_t*)(pairs[p] + half * W)); }
 };
 
 // Scales (int4: and minima) of 2 P rows, for a block or for `lanes` groups of the tail.
@@ -93,32 +122,28 @@ struct GroupScales {
 
   // The step and the pairs of `by`; false where all are zero, or too small to leave a trace.
   template <bool Ranked>
-  bool apply(const float* by, Scaled<P, Block>* out) const {
-    F products[vectors][2 * P], most = Vec::zero();
-    const auto product = [&](int v, int r) { return Vec::mul(scales[v][r], Vec::set1(by[r])); };
-    DEJAVU_UNROLL for (int v = 0; !Ranked && v < vectors; ++v) {
-      DEJAVU_UNROLL for (int r = 0; r < 2 * P; ++r) {
-        products[v][r] = product(v, r);
-        most = Vec::max(most, Vec::abs(products[v][r]));
-      }
-    }
+  bool apply(const float* by, Scaled<P>* out) const {
     float highest;
-    if constexpr (Ranked)
+    if constexpr (Ranked) {
       highest = reach(by);
-    else
+    } else {
+      F most = Vec::zero();
+      DEJAVU_UNROLL for (int v = 0; v < vectors; ++v) {
+        DEJAVU_UNROLL for (int r = 0; r < 2 * P; ++r) {
+          most = Vec::max(most, Vec::abs(Vec::mul(scales[v][r], Vec::set1(by[r]))));
+        }
+      }
       highest = Vec::maximum(most);
-    const bool any = highest > 1e-34f;
-    const F inverse = Vec::set1(any ? 32767.0f / highest : 0.0f);
+    }
+    const bool any = highest > 1e-28f;  // a large coefficient times `inverse` must not overflow
+    const float inverse = any ? 32767.0f / highest : 0.0f;
     out->step = Vec::set1(any ? highest / 32767.0f : 0.0f);
+    alignas(64) float steps[2 * P];
+    for (int r = 0; r < 2 * P; ++r) steps[r] = by[r] * inverse;
     DEJAVU_UNROLL for (int v = 0; v < vectors; ++v) {
       DEJAVU_UNROLL for (int p = 0; p < P; ++p) {
-        const auto word = [&](int r) { return Vec::mul(Ranked ? product(v, r) : products[v][r], inverse); };
-        const I pairs = Vec::pack_words(word(2 * p), word(2 * p + 1));
-        if constexpr (Block) {
-          Vec::spread_groups(pairs, &out->low[p][v], &out->high[p][v]);
-        } else {
-          Vec::store_i(out->pairs[p], pairs);
-        }
+        const auto word = [&](int r) { return Vec::mul(scales[v][r], Vec::set1(steps[r])); };
+        Vec::store_i(out->pairs[p] + v * W, Vec::pack_words(word(2 * p), word(2 * p + 1)));
       }
     }
     return any;
@@ -126,9 +151,9 @@ struct GroupScales {
 };
 
 // Coefficients of all tokens for one block, or `lanes` groups of the tail; false where none leaves a trace.
-template <Codec C, int P, int T, bool Block>
+template <Codec C, bool Block, int P, int T>
 inline bool scale_coefficients(const RowLayout& layout, const Row* rows, const float (*by)[2 * P], int g, int lanes,
-                               float* const* outputs, Scaled<P, Block>* out) {
+                               float* const* outputs, Scaled<P>* out) {
   constexpr bool ranked = T > 2 && 2 * P % W == 0;  // finding each row's highest pays with several tokens
   const GroupScales<C, P, Block> scales(layout, rows, g, lanes, ranked);
   bool any = false;
@@ -139,30 +164,32 @@ inline bool scale_coefficients(const RowLayout& layout, const Row* rows, const f
   return any;
 }
 
-// y[0, 2 W) += step * (l, r), undoing the order of unzip_pairs
-inline void add_unzipped(I l, I r, F step, float* y) {
-  F a = Vec::to_float(l), b = Vec::to_float(r);
-  Vec::zip_quads(&a, &b);
+// y[0, 2 W) += step * (even and odd in turn)
+inline void add_in_turn(I even, I odd, F step, float* y) {
+  F a = Vec::to_float(even), b = Vec::to_float(odd);
+  Vec::interleave(&a, &b);
   Vec::store(y, Vec::fma(a, step, Vec::load(y)));
   Vec::store(y + W, Vec::fma(b, step, Vec::load(y + W)));
 }
 
 // 32 elements of int8 rows: sums over row pairs in int32, then into the outputs.
 template <int P, int T>
-inline void axpy_unit(const uint8_t* const* codes, const Scaled<P, true>* scaled, float* const* outputs, size_t at) {
+inline void axpy_unit(const Row* rows, size_t byte, const Scaled<P>* scaled, float* const* outputs, size_t at) {
   for (int h = 0; h < kHalves; ++h) {
     I acc[T][2];
     DEJAVU_UNROLL for (int t = 0; t < T; ++t) acc[t][0] = acc[t][1] = Vec::zero_i();
-    for (int p = 0; p < P; ++p) {
-      H l, r;
-      Vec::unzip_pairs(Vec::load_i8_h(codes[2 * p] + h * 2 * W), Vec::load_i8_h(codes[2 * p + 1] + h * 2 * W), &l, &r);
+    DEJAVU_UNROLL for (int p = 0; p < P; ++p) {
+      const auto row = [&](int r) { return Vec::load_i8_h(rows[r].codes + byte + h * 2 * W); };
+      H even, odd;
+      Vec::pair_words(row(2 * p), row(2 * p + 1), &even, &odd);
       DEJAVU_UNROLL for (int t = 0; t < T; ++t) {
-        acc[t][0] = Vec::dot_h(acc[t][0], l, scaled[t].low[p][h]);
-        acc[t][1] = Vec::dot_h(acc[t][1], r, scaled[t].high[p][h]);
+        const H c = Vec::keep(scaled[t].coefficients(p, h));
+        acc[t][0] = Vec::dot_h(acc[t][0], even, c);
+        acc[t][1] = Vec::dot_h(acc[t][1], odd, c);
       }
     }
     DEJAVU_UNROLL for (int t = 0; t < T; ++t) {
-      add_unzipped(acc[t][0], acc[t][1], scaled[t].step, outputs[t] + at + h * 2 * W);
+      add_in_turn(acc[t][0], acc[t][1], scaled[t].step, outputs[t] + at + h * 2 * W);
     }
   }
 }
@@ -180,24 +207,24 @@ constexpr float kField[4] = {1.0f, 1.0f / 256, 1.0f / 16, 1.0f};
 
 // Quarters [Q, Q + N) of 128 elements of int4 rows.
 template <int Q, int N, int P, int T>
-inline void axpy_quarters(const uint8_t* const* codes, const Scaled<P, true>* scaled, float* const* outputs,
-                          size_t at) {
+inline void axpy_quarters(const Row* rows, size_t byte, const Scaled<P>* scaled, float* const* outputs, size_t at) {
   static_assert(P <= 8, "int32 sums could overflow");
   for (int h = 0; h < kHalves; ++h) {
     I acc[N][T][2];
     DEJAVU_UNROLL for (int q = 0; q < N; ++q) {
       DEJAVU_UNROLL for (int t = 0; t < T; ++t) acc[q][t][0] = acc[q][t][1] = Vec::zero_i();
     }
-    for (int p = 0; p < P; ++p) {
-      H l, r;
-      Vec::unzip_pairs(Vec::load_h((const int16_t*)(codes[2 * p] + h * 4 * W)),
-                       Vec::load_h((const int16_t*)(codes[2 * p + 1] + h * 4 * W)), &l, &r);
+    DEJAVU_UNROLL for (int p = 0; p < P; ++p) {
+      const auto row = [&](int r) { return Vec::load_h((const int16_t*)(rows[r].codes + byte + h * 4 * W)); };
+      H evens, odds;
+      Vec::pair_words(row(2 * p), row(2 * p + 1), &evens, &odds);
       const auto add = [&](auto quarter) {
         constexpr int q = decltype(quarter)::value;
-        const H low = field<Q + q>(l), high = field<Q + q>(r);
+        const H even = field<Q + q>(evens), odd = field<Q + q>(odds);
         DEJAVU_UNROLL for (int t = 0; t < T; ++t) {
-          acc[q][t][0] = Vec::dot_h(acc[q][t][0], low, scaled[t].low[p][h]);
-          acc[q][t][1] = Vec::dot_h(acc[q][t][1], high, scaled[t].high[p][h]);
+          const H c = Vec::keep(scaled[t].coefficients(p, h));
+          acc[q][t][0] = Vec::dot_h(acc[q][t][0], even, c);
+          acc[q][t][1] = Vec::dot_h(acc[q][t][1], odd, c);
         }
       };
       add(Count<0>());
@@ -206,8 +233,8 @@ inline void axpy_quarters(const uint8_t* const* codes, const Scaled<P, true>* sc
     }
     DEJAVU_UNROLL for (int q = 0; q < N; ++q) {
       DEJAVU_UNROLL for (int t = 0; t < T; ++t) {
-        add_unzipped(acc[q][t][0], acc[q][t][1], Vec::mul(scaled[t].step, Vec::set1(kField[Q + q])),
-                     outputs[t] + at + size_t((Q + q) * 32 + h * 2 * W));
+        add_in_turn(acc[q][t][0], acc[q][t][1], Vec::mul(scaled[t].step, Vec::set1(kField[Q + q])),
+                    outputs[t] + at + size_t((Q + q) * 32 + h * 2 * W));
       }
     }
   }
@@ -215,30 +242,29 @@ inline void axpy_quarters(const uint8_t* const* codes, const Scaled<P, true>* sc
 
 // 128 elements of int4 rows: as many quarters at once as the registers have room for their sums.
 template <int P, int T>
-inline void axpy_words(const uint8_t* const* codes, const Scaled<P, true>* scaled, float* const* outputs, size_t at) {
+inline void axpy_words(const Row* rows, size_t byte, const Scaled<P>* scaled, float* const* outputs, size_t at) {
   constexpr int N = 8 * T <= kAccumulators ? 4 : 4 * T <= kAccumulators ? 2 : 1;
-  axpy_quarters<0, N, P, T>(codes, scaled, outputs, at);
-  if constexpr (N == 1) axpy_quarters<1, N, P, T>(codes, scaled, outputs, at);
-  if constexpr (N <= 2) axpy_quarters<2, N, P, T>(codes, scaled, outputs, at);
-  if constexpr (N == 1) axpy_quarters<3, N, P, T>(codes, scaled, outputs, at);
+  axpy_quarters<0, N, P, T>(rows, byte, scaled, outputs, at);
+  if constexpr (N == 1) axpy_quarters<1, N, P, T>(rows, byte, scaled, outputs, at);
+  if constexpr (N <= 2) axpy_quarters<2, N, P, T>(rows, byte, scaled, outputs, at);
+  if constexpr (N == 1) axpy_quarters<3, N, P, T>(rows, byte, scaled, outputs, at);
 }
 
 // One group of the tail: natural order, the same coefficient everywhere.
 template <Codec C, int P, int T>
-inline void axpy_tail(const uint8_t* const* codes, int g, const Scaled<P, false>* scaled, float* const* outputs,
-                      size_t at) {
+inline void axpy_tail(const Row* rows, size_t group, int g, const Scaled<P>* scaled, float* const* outputs, size_t at) {
   for (int h = 0; h < kHalves; ++h) {
     I acc[T][2];
     DEJAVU_UNROLL for (int t = 0; t < T; ++t) acc[t][0] = acc[t][1] = Vec::zero_i();
     for (int p = 0; p < P; ++p) {
       H l, r;
       if constexpr (C == Codec::int4) {
-        const int byte = g * kGroup / 2 + h * W;
-        const H both = Vec::zip_bytes(codes[2 * p] + byte, codes[2 * p + 1] + byte);
+        const size_t byte = group + size_t(h * W);
+        const H both = Vec::zip_bytes(rows[2 * p].codes + byte, rows[2 * p + 1].codes + byte);
         l = Vec::nibble_h<0>(both), r = Vec::nibble_h<4>(both);
       } else {
-        const int byte = g * kGroup + h * 2 * W;
-        Vec::unzip_pairs(Vec::load_i8_h(codes[2 * p] + byte), Vec::load_i8_h(codes[2 * p + 1] + byte), &l, &r);
+        const size_t byte = group + size_t(h * 2 * W);
+        Vec::pair_words(Vec::load_i8_h(rows[2 * p].codes + byte), Vec::load_i8_h(rows[2 * p + 1].codes + byte), &l, &r);
       }
       DEJAVU_UNROLL for (int t = 0; t < T; ++t) {
         const H c = Vec::set1_i(scaled[t].pairs[p][g]);
@@ -253,7 +279,7 @@ inline void axpy_tail(const uint8_t* const* codes, int g, const Scaled<P, false>
         y += kGroup / 2;
         Vec::store(y, Vec::fma(Vec::to_float(acc[t][1]), scaled[t].step, Vec::load(y)));
       } else {
-        add_unzipped(acc[t][0], acc[t][1], scaled[t].step, outputs[t] + at + h * 2 * W);
+        add_in_turn(acc[t][0], acc[t][1], scaled[t].step, outputs[t] + at + h * 2 * W);
       }
     }
   }
@@ -274,13 +300,13 @@ DEJAVU_NOINLINE void axpy_grouped(const RowLayout& layout, const Row* some, cons
     rows[s][r] = some[i < n ? i : 0];
     for (int t = 0; t < T; ++t) by[s][t][r] = i < n ? coefficients[t][i] : 0.0f;
   }
-  const uint8_t* codes[2 * P];
   bool any[S];
   const int tail = layout.blocks * kBlockGroups;
   for (int g = 0; g < tail; g += kBlockGroups) {
     for (int r = 0; r < n; ++r) prefetch_scales<C>(layout, next[r], g);
-    Scaled<P, true> scaled[S][T];
-    for (int s = 0; s < S; ++s) any[s] = scale_coefficients<C, P, T>(layout, rows[s], by[s], g, W, outputs, scaled[s]);
+    Scaled<P> scaled[S][T];
+    for (int s = 0; s < S; ++s)
+      any[s] = scale_coefficients<C, true, P, T>(layout, rows[s], by[s], g, W, outputs, scaled[s]);
     const size_t first = size_t(g) * kGroup, byte = first / (C == Codec::int4 ? 2 : 1);
     for (int u = 0; u < kBlock / step_elements; ++u) {
       const size_t at = byte + size_t(u * step_bytes);
@@ -289,11 +315,10 @@ DEJAVU_NOINLINE void axpy_grouped(const RowLayout& layout, const Row* some, cons
       }
       for (int s = 0; s < S; ++s) {
         if (!any[s]) continue;
-        for (int r = 0; r < 2 * P; ++r) codes[r] = rows[s][r].codes + at;
         if constexpr (C == Codec::int4) {
-          axpy_words<P, T>(codes, scaled[s], outputs, first + size_t(u * step_elements));
+          axpy_words<P, T>(rows[s], at, scaled[s], outputs, first + size_t(u * step_elements));
         } else {
-          axpy_unit<P, T>(codes, scaled[s], outputs, first + size_t(u * step_elements));
+          axpy_unit<P, T>(rows[s], at, scaled[s], outputs, first + size_t(u * step_elements));
         }
       }
     }
@@ -303,10 +328,12 @@ DEJAVU_NOINLINE void axpy_grouped(const RowLayout& layout, const Row* some, cons
     const size_t first = size_t(g) * kGroup, byte = first / (C == Codec::int4 ? 2 : 1);
     for (int r = 0; r < n; ++r) Vec::prefetch(next[r].codes + byte);
     for (int s = 0; s < S; ++s) {
-      Scaled<P, false> scaled[T];
-      if (!scale_coefficients<C, P, T>(layout, rows[s], by[s], g, groups, outputs, scaled)) continue;
-      for (int r = 0; r < 2 * P; ++r) codes[r] = rows[s][r].codes + byte;
-      for (int i = 0; i < groups; ++i) axpy_tail<C, P, T>(codes, i, scaled, outputs, first + size_t(i * kGroup));
+      Scaled<P> scaled[T];
+      if (!scale_coefficients<C, false, P, T>(layout, rows[s], by[s], g, groups, outputs, scaled)) continue;
+      for (int i = 0; i < groups; ++i) {
+        const size_t at = first + size_t(i * kGroup);
+        axpy_tail<C, P, T>(rows[s], C == Codec::int4 ? at / 2 : at, i, scaled, outputs, at);
+      }
     }
   }
 }
@@ -316,8 +343,8 @@ inline int rows_together(int tokens) { return tokens > 1 ? kSumSets * kSumRows :
 
 // outputs[t] += sum over r < n of coefficients[t][r] * rows[r], n <= rows_together(T)
 template <Codec C, int T>
-inline void axpy_step(const RowLayout& layout, const Row* rows, const Row* next, int n, const float** coefficients,
-                      float* const* outputs) {
+inline void axpy_step(const RowLayout& layout, const Row* rows, const Row* next, int n,
+                      const float* const* coefficients, float* const* outputs) {
   if constexpr (is_grouped(C)) {
     if (n > kSumRows) {
       axpy_grouped<C, kSumRows / 2, kSumSets, T>(layout, rows, next, n, coefficients, outputs);
@@ -326,16 +353,12 @@ inline void axpy_step(const RowLayout& layout, const Row* rows, const Row* next,
     } else {
       axpy_grouped<C, kSumRows / 8, 1, 1>(layout, rows, next, n, coefficients, outputs);
     }
+  } else if constexpr (T > 1) {
+    axpy_columns<C, T>(layout, rows, next, n, coefficients, outputs);
   } else {
     int r = 0;
-    for (; r + 4 <= n; r += 4) {
-      axpy_float<C, 4, T>(layout, rows + r, next + r, coefficients, outputs);
-      for (int t = 0; t < T; ++t) coefficients[t] += 4;
-    }
-    for (; r < n; ++r) {
-      axpy_float<C, 1, T>(layout, rows + r, next + r, coefficients, outputs);
-      for (int t = 0; t < T; ++t) ++coefficients[t];
-    }
+    for (; r + 4 <= n; r += 4) axpy_float<C, 4>(layout, rows + r, next + r, coefficients[0] + r, outputs[0]);
+    for (; r < n; ++r) axpy_float<C, 1>(layout, rows + r, next + r, coefficients[0] + r, outputs[0]);
   }
 }
 

@@ -9,7 +9,7 @@ namespace {
 // Rows that are worked on together: their chains of additions hide each other's latency and share loads of x. The
 // addresses of eight, and of the eight that are fetched, would not fit the registers.
 constexpr int kDotRows = 4;
-// Tokens at once, grouped codecs: four rows by four tokens load half as often as two by eight.
+// Tokens at once: four rows by four tokens load half as often as two by eight, and four inputs stay in the cache.
 constexpr int kDotTokens = 4;
 constexpr int rows_at_once(int tokens) {
   int rows = kDotRows;
@@ -159,7 +159,7 @@ inline void dot_rows(const RowLayout& layout, At at, Ahead ahead, Place place, i
   for (int i = 0; i < n; i += kDotRows) {
     const int count = n - i < kDotRows ? n - i : kDotRows;
     for (int r = 0; r < count; ++r) rows[r] = at(i + r), next[r] = ahead(i + r);
-    each_tokens<(is_grouped(C) && Most > kDotTokens ? kDotTokens : Most)>(tokens, [&](auto together, int t) {
+    each_tokens<(Most < kDotTokens ? Most : kDotTokens)>(tokens, [&](auto together, int t) {
       constexpr int T = decltype(together)::value;
       dot_steps<C, rows_at_once(T), T>(layout, rows, next, count, inputs + t, outs + t, place, i);
     });

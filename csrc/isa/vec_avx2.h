@@ -89,7 +89,6 @@ struct Vec {
   static I set1_i(int32_t x) { return _mm256_set1_epi32(x); }
   static void store_i(int32_t* p, I x) { _mm256_storeu_si256((__m256i*)p, x); }
   static I zero_i() { return _mm256_setzero_si256(); }
-  static I add_i(I a, I b) { return _mm256_add_epi32(a, b); }
 
   static H load_h(const int16_t* p) { return _mm256_loadu_si256((const __m256i*)p); }
   static H load_i8_h(const void* p) { return _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i*)p)); }
@@ -110,19 +109,18 @@ struct Vec {
   static F pairs(const float* p) {
     return _mm256_permutevar8x32_ps(_mm256_castps128_ps256(_mm_loadu_ps(p)), _mm256_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3));
   }
-  static H load_i(const int32_t* p) { return _mm256_loadu_si256((const __m256i*)p); }
-  static void unzip_pairs(H a, H b, H* low, H* high) {
-    *low = _mm256_unpacklo_epi16(a, b);
-    *high = _mm256_unpackhi_epi16(a, b);
+  static H keep(H x) {
+    asm("" : "+x"(x));
+    return x;
   }
-  static void spread_groups(I pairs, H* low, H* high) {
-    *low = _mm256_permutevar8x32_epi32(pairs, _mm256_setr_epi32(0, 0, 1, 1, 4, 4, 5, 5));
-    *high = _mm256_permutevar8x32_epi32(pairs, _mm256_setr_epi32(2, 2, 3, 3, 6, 6, 7, 7));
+  static void pair_words(H a, H b, H* even, H* odd) {
+    *even = _mm256_blend_epi16(a, _mm256_slli_epi32(b, 16), 0xaa);
+    *odd = _mm256_blend_epi16(_mm256_srli_epi32(a, 16), b, 0xaa);
   }
-  static void zip_quads(F* low, F* high) {
-    const F first = _mm256_permute2f128_ps(*low, *high, 0x20);
-    *high = _mm256_permute2f128_ps(*low, *high, 0x31);
-    *low = first;
+  static void interleave(F* even, F* odd) {
+    const F low = _mm256_unpacklo_ps(*even, *odd), high = _mm256_unpackhi_ps(*even, *odd);
+    *even = _mm256_permute2f128_ps(low, high, 0x20);
+    *odd = _mm256_permute2f128_ps(low, high, 0x31);
   }
   static I pack_words(F low, F high) {
     const __m256i l = _mm256_cvtps_epi32(low), h = _mm256_cvtps_epi32(high);

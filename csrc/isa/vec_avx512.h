@@ -84,7 +84,6 @@ struct Vec {
   static I set1_i(int32_t x) { return _mm512_set1_epi32(x); }
   static void store_i(int32_t* p, I x) { _mm512_storeu_si512(p, x); }
   static I zero_i() { return _mm512_setzero_si512(); }
-  static I add_i(I a, I b) { return _mm512_add_epi32(a, b); }
 
   static H load_h(const int16_t* p) { return _mm512_loadu_si512(p); }
   static H load_i8_h(const void* p) { return _mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i*)p)); }
@@ -106,21 +105,20 @@ struct Vec {
     const __m512i index = _mm512_set_epi32(7, 7, 6, 6, 5, 5, 4, 4, 3, 3, 2, 2, 1, 1, 0, 0);
     return _mm512_permutexvar_ps(index, _mm512_castps256_ps512(_mm256_loadu_ps(p)));
   }
-  static H load_i(const int32_t* p) { return _mm512_loadu_si512(p); }
-  static void unzip_pairs(H a, H b, H* low, H* high) {
-    *low = _mm512_unpacklo_epi16(a, b);
-    *high = _mm512_unpackhi_epi16(a, b);
+  static H keep(H x) {
+    asm("" : "+v"(x));
+    return x;
   }
-  static void spread_groups(I pairs, H* low, H* high) {
-    *low = _mm512_permutexvar_epi32(_mm512_setr_epi32(0, 0, 1, 1, 4, 4, 5, 5, 8, 8, 9, 9, 12, 12, 13, 13), pairs);
-    *high = _mm512_permutexvar_epi32(_mm512_setr_epi32(2, 2, 3, 3, 6, 6, 7, 7, 10, 10, 11, 11, 14, 14, 15, 15), pairs);
+  static void pair_words(H a, H b, H* even, H* odd) {
+    *even = _mm512_mask_blend_epi16(0xaaaaaaaau, a, _mm512_slli_epi32(b, 16));
+    *odd = _mm512_mask_blend_epi16(0xaaaaaaaau, _mm512_srli_epi32(a, 16), b);
   }
-  static void zip_quads(F* low, F* high) {
-    const __m512i a = _mm512_setr_epi32(0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23);
-    const __m512i b = _mm512_setr_epi32(8, 9, 10, 11, 24, 25, 26, 27, 12, 13, 14, 15, 28, 29, 30, 31);
-    const F first = _mm512_permutex2var_ps(*low, a, *high);
-    *high = _mm512_permutex2var_ps(*low, b, *high);
-    *low = first;
+  static void interleave(F* even, F* odd) {
+    const __m512i a = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+    const __m512i b = _mm512_setr_epi32(8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+    const F first = _mm512_permutex2var_ps(*even, a, *odd);
+    *odd = _mm512_permutex2var_ps(*even, b, *odd);
+    *even = first;
   }
   static I pack_words(F low, F high) {
     const __m512i l = _mm512_cvtps_epi32(low), h = _mm512_cvtps_epi32(high);

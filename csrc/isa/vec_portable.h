@@ -121,11 +121,6 @@ struct Vec {
   }
   static void store_i(int32_t* p, const I& x) { memcpy(p, x.v, sizeof x.v); }
   static I zero_i() { return I{}; }
-  static I add_i(const I& a, const I& b) {
-    I r;
-    for (int i = 0; i < W; ++i) r.v[i] = a.v[i] + b.v[i];
-    return r;
-  }
 
   static H load_h(const int16_t* p) {
     H r;
@@ -162,37 +157,20 @@ struct Vec {
     return r;
   }
   static F pairs(const float* p) { DEJAVU_EACH(p[i / 2]); }
-  static I load_i(const int32_t* p) {
-    I r;
-    memcpy(r.v, p, sizeof r.v);
-    return r;
-  }
-  // Words of a and b side by side, a's in the lower half of a lane. Every four words of a fill four lanes: the first
-  // four of eight go to `low`, the other four to `high`.
-  static void unzip_pairs(const H& a, const H& b, H* low, H* high) {
+  static const H& keep(const H& x) { return x; }  // in a register: not read again from where it came
+  // Words of a and b side by side, a's in the lower half of a lane: lane i has the i-th of the even (odd) words.
+  static void pair_words(const H& a, const H& b, H* even, H* odd) {
     for (int i = 0; i < W; ++i) {
-      const int from = i / 4 * 8 + i % 4;
-      low->v[2 * i] = a.v[from], low->v[2 * i + 1] = b.v[from];
-      high->v[2 * i] = a.v[from + 4], high->v[2 * i + 1] = b.v[from + 4];
+      even->v[2 * i] = a.v[2 * i], even->v[2 * i + 1] = b.v[2 * i];
+      odd->v[2 * i] = a.v[2 * i + 1], odd->v[2 * i + 1] = b.v[2 * i + 1];
     }
   }
-  // A lane per group -> the lanes that unzip_pairs makes of words, two of which belong to each group.
-  static void spread_groups(const I& pairs, H* low, H* high) {
-    for (int i = 0; i < W; ++i) {
-      const int from = i / 4 * 4 + i % 4 / 2;
-      memcpy(&low->v[2 * i], &pairs.v[from], 4);
-      memcpy(&high->v[2 * i], &pairs.v[from + 2], 4);
-    }
-  }
-  // Undoes the order of unzip_pairs: afterwards `low` holds the first W elements, `high` the others.
-  static void zip_quads(F* low, F* high) {
+  // Even and odd elements in turn: afterwards `even` holds the first W of them, `odd` the others.
+  static void interleave(F* even, F* odd) {
     float all[2 * W];
-    for (int i = 0; i < W; ++i) {
-      all[i / 4 * 8 + i % 4] = low->v[i];
-      all[i / 4 * 8 + i % 4 + 4] = high->v[i];
-    }
-    memcpy(low->v, all, sizeof low->v);
-    memcpy(high->v, all + W, sizeof high->v);
+    for (int i = 0; i < W; ++i) all[2 * i] = even->v[i], all[2 * i + 1] = odd->v[i];
+    memcpy(even->v, all, sizeof even->v);
+    memcpy(odd->v, all + W, sizeof odd->v);
   }
   static I pack_words(const F& low, const F& high) {  // rounded to int16, low in the lower half of a lane
     I r;
