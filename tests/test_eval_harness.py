@@ -182,6 +182,25 @@ def test_generation_is_that_of_generate(lm: Any) -> None:
     assert found == [lm.llm.generate(prompt, params).text for prompt in ("the sea", "a")]
 
 
+def test_a_templated_context_has_one_bos(tmp_path: Path) -> None:
+    """What `--apply_chat_template` gives begins with the BOS that the tokenizer would add."""
+    from dejavu.evaluation.harness import DejavuLM
+
+    folder = build_tiny_chat(tmp_path, context=CONTEXT)
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(config | {"add_bos_token": True}))
+    model = DejavuLM(str(folder), codec="f32", kv_dtype="f32", cache=False)
+    messages = [{"role": "user", "content": "hi"}]
+    rendered = model.apply_chat_template(messages)
+    bare = rendered.removeprefix("<|begin|>")
+    found = model.loglikelihood([request(rendered, "abc"), request(bare, "abc")], disable_tqdm=True)
+    assert found[0] == found[1]
+    options = {"max_gen_toks": 12}
+    texts = model.generate_until([request(rendered, options), request(bare, options)], disable_tqdm=True)
+    assert texts == [model.llm.chat(messages, SamplingParams(temperature=0, max_tokens=12)).text] * 2
+    model.llm.close()
+
+
 def test_options_of_generation() -> None:
     from dejavu.evaluation.harness import sampling
 

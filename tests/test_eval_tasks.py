@@ -14,7 +14,9 @@ from dejavu.errors import InputError
 from dejavu.evaluation.encoding import Prompt, encode_item, encode_pair
 from dejavu.evaluation.suite import Share, prepare_task
 from dejavu.evaluation.tasks import PAPER, Item, Task, read_task, read_tasks
+from dejavu.tokenizer import Tokenizer
 from scripted import TOKENIZER
+from tiny_tokenizer import byte_level_metadata
 
 CHOICE = {"context": "Sky is", "choices": [" blue", " a dog"], "gold": 0}
 CONTEXTS = {"contexts": ["Ann", "Bob"], "continuation": " ran", "gold": 1}
@@ -133,6 +135,14 @@ def test_pairs_are_split_as_by_the_harness(context: str, continuation: str) -> N
     start, target = encode_pair(TOKENIZER, context, continuation)
     assert start == (tuple(first) or (TOKENIZER.bos_id,))
     assert target == tuple(whole[len(first) :])
+
+
+def test_a_context_that_begins_with_bos_gets_no_second_one() -> None:
+    tokenizer = Tokenizer.from_gguf(byte_level_metadata(add_bos_token=True))
+    for context in ("<s>the cat", "the cat"):  # a rendered chat, and a text
+        start, target = encode_pair(tokenizer, context, " sat")
+        assert (start, target) == encode_pair(tokenizer, "the cat", " sat")
+        assert start.count(1) == 1
 
 
 def test_pairs_of_one_context_share_it() -> None:

@@ -13,7 +13,7 @@ from dejavu.llm import CHUNK, LLM
 from dejavu.models.config import ModelConfig
 from dejavu.sampling import SamplingParams
 from dejavu.tokenizer import Tokenizer
-from scripted import END, GREEDY, PROMPTS, TOKENIZER, VOCAB, ScriptedExecutor, alone, chat, scripted
+from scripted import END, GREEDY, PROMPTS, TEMPLATE, TOKENIZER, VOCAB, ScriptedExecutor, alone, chat, scripted
 from tiny_tokenizer import byte_level_metadata
 
 
@@ -185,6 +185,24 @@ def test_params_for_each_prompt() -> None:
             assert result.completions == alone(prompt, params).completions
     with pytest.raises(InputError, match="4 params for 2 prompts"):
         llm.generate(PROMPTS[:2], each)
+
+
+def test_a_rendered_chat_gets_no_second_bos() -> None:
+    tokenizer = Tokenizer.from_gguf(byte_level_metadata(add_bos_token=True))
+    tokenizer.chat_template = "{{ bos_token }}" + TEMPLATE
+    llm = LLM(ScriptedExecutor(), tokenizer)
+    asked = llm.chat(chat("the cat"), GREEDY)
+    again = llm.generate(llm.render_chat(chat("the cat")), GREEDY)
+    assert (again.usage.prompt_tokens, again.text) == (asked.usage.prompt_tokens, asked.text)
+    bare = llm.generate("the cat", GREEDY)
+    assert bare.usage.prompt_tokens == len(tokenizer.encode("the cat", add_special=False)) + 1
+
+
+def test_prompts_that_begin_with_bos_as_text() -> None:
+    """Where the tokenizer adds none, what is there stays."""
+    assert TOKENIZER.encode_prompt("<s><s>the") == TOKENIZER.encode("<s><s>the")
+    with_bos = Tokenizer.from_gguf(byte_level_metadata(add_bos_token=True))
+    assert with_bos.encode_prompt("<s><s>the") == TOKENIZER.encode("<s><s>the")
 
 
 def test_a_prompt_that_just_fits() -> None:

@@ -189,7 +189,8 @@ class LLM:
         """Continue one prompt, or several together.
 
         Args:
-            prompts: the texts.
+            prompts: the texts. BOS is put in front where the model wants it, unless a text begins with it, as
+                what `render_chat` returns may.
             params: how to sample; for several prompts it may be a list, one for each.
 
         Raises:
@@ -335,8 +336,11 @@ class LLM:
         params = SamplingParams() if params is None else params
         if not isinstance(params, SamplingParams):
             raise refusal("params", params, "a SamplingParams or None")
-        tokens = self.tokenizer.encode(prompt, add_special=add_special) if prompt else []
-        if not tokens:
+        if add_special:
+            tokens = self.tokenizer.encode_prompt(prompt)
+        else:
+            tokens = self.tokenizer.encode(prompt, add_special=False)
+        if not prompt or not tokens:
             raise InputError("the prompt is empty", fix="pass a text with at least one character")
         room = self.context - len(tokens)
         if room < 1:

@@ -179,6 +179,12 @@ class Tokenizer:
         ids: list[int] = self.backend.encode(text, add_special_tokens=add_special).ids
         return ids
 
+    def encode_prompt(self, text: str) -> list[int]:
+        """`encode`, but a text that begins with the name of BOS, as rendered chats do, gets no second one."""
+        ids = self.encode(text)
+        adds_bos = self.bos_id is not None and self.encode("")[:1] == [self.bos_id]
+        return ids[1:] if adds_bos and ids[1:2] == [self.bos_id] else ids
+
     def decode(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
         """Text of a whole sequence. Bytes that are not UTF-8 become U+FFFD."""
         data = b"".join(self.token_bytes(i, skip_special=skip_special) for i in ids)

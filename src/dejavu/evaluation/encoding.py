@@ -2,7 +2,8 @@
 
 A context and its continuation are encoded as lm-evaluation-harness does it: white space that ends the context is moved to
 the front of the continuation; the context alone gives its n tokens, context and continuation together give all of them, and
-what comes after the first n belongs to the continuation. BOS is put in front where the tokenizer begins texts with it.
+what comes after the first n belongs to the continuation. BOS is put in front where the tokenizer begins texts with it and
+the context does not yet, as a rendered chat may.
 """
 
 from __future__ import annotations
@@ -50,8 +51,9 @@ def encode_pair(
 
 
 def lead_in(tokenizer: Tokenizer, tokens: Sequence[int]) -> tuple[int, ...]:
-    """`tokens` with BOS in front, where it belongs there; no tokens: BOS or EOS, whichever there is."""
-    ids = (*text_prefix(tokenizer), *tokens)
+    """`tokens` with BOS in front, where it belongs there and is not yet; no tokens: BOS or EOS, whichever there is."""
+    prefix = text_prefix(tokenizer)
+    ids = tuple(tokens) if prefix and prefix == tuple(tokens[:1]) else (*prefix, *tokens)
     known = [i for i in (tokenizer.bos_id, *tokenizer.eos_ids) if i is not None]
     return ids or tuple(known[:1])
 
