@@ -96,6 +96,33 @@ def test_what_is_no_model_is_never_replaced(kind: str, tmp_path: Path) -> None:
     assert kept.read_text() == "years of work"
 
 
+def test_a_model_with_other_things_beside_it_is_never_replaced(tmp_path: Path) -> None:
+    target, read = tmp_path / "m", half_dead().read
+    write_folder(target, CONFIG, read)
+    (target / "plan").mkdir()
+    (target / "tokenizer.json").write_text("{}")
+    write_folder(target, CONFIG, read, force=True)  # all of that was a model's
+    for other in (".git", "checkpoint-500"):
+        (target / other).mkdir()
+        (target / other / "precious").write_text("years of work")
+        with pytest.raises(InputError, match=rf"more than a model \({other}\)"):
+            write_folder(target, CONFIG, read, force=True)
+        (target / other / "precious").unlink()
+        (target / other).rmdir()
+
+
+def test_what_lies_there_when_the_model_is_written_stays(tmp_path: Path) -> None:
+    target = tmp_path / "m"
+
+    def meanwhile(_: Path) -> None:
+        target.mkdir()
+        (target / "thesis.tex").write_text("years of work")
+
+    with pytest.raises(InputError, match="exists"):
+        write_folder(target, CONFIG, half_dead().read, add_files=meanwhile)
+    assert [path.name for path in target.iterdir()] == ["thesis.tex"]
+
+
 def test_a_full_disk_leaves_nothing(tmp_path: Path) -> None:
     def full(folder: Path) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")

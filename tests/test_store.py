@@ -14,6 +14,7 @@ import pytest
 from dejavu.errors import CacheError, InputError, SourceError
 from dejavu.models import packs, store
 from dejavu.models.spec import HubSpec, PypiSpec
+from dejavu.models.staged_folder import staged_folder
 
 
 @pytest.fixture(autouse=True)
@@ -24,7 +25,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def put(spec: PypiSpec, content: bytes = b"weights") -> Path:
     folder = store.folder_of(spec)
-    with store.staged_folder(folder) as staging:
+    with staged_folder(folder, replace=lambda there: store.read_record(there) is None) as staging:
         (staging / "m.gguf").write_bytes(content)
         store.write_record(staging, spec, "m.gguf", ["m.gguf"])
     return folder / "m.gguf"
@@ -66,7 +67,7 @@ def test_what_ends_the_block_early_leaves_nothing(tmp_path: Path, error: BaseExc
     with pytest.raises(type(error)), store.atomic_write(path) as stream:  # noqa: PT012
         stream.write(b"half")
         raise error
-    with pytest.raises(type(error)), store.staged_folder(tmp_path / "folder") as staging:  # noqa: PT012
+    with pytest.raises(type(error)), staged_folder(tmp_path / "folder") as staging:  # noqa: PT012
         (staging / "half").write_bytes(b"half")
         raise error
     assert everything(tmp_path) == []
@@ -78,7 +79,7 @@ def test_errors_of_the_disk(tmp_path: Path, code: int) -> None:
         stream.write(b"half")
         raise OSError(code, os.strerror(code))
     assert "DEJAVU_CACHE" in str(caught.value)
-    with pytest.raises(CacheError), store.staged_folder(tmp_path / "folder"):
+    with pytest.raises(CacheError), staged_folder(tmp_path / "folder"):
         raise OSError(code, os.strerror(code))
     assert everything(tmp_path) == []
 
@@ -112,12 +113,98 @@ def _env() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(Path(store.__file__).parents[2])}
 
 
+KILLED = """
+import os, sys
+from pathlib import Path
+from dejavu.models.staged_folder import staged_folder
+from dejavu.models.store import atomic_write
+with staged_folder(Path(sys.argv[1]) / "folder") as staging, atomic_write(Path(sys.argv[1]) / "file") as stream:
+    (staging / "half").write_bytes(b"half")
+    os._exit(9)
+"""
+
+
+def test_what_killed_writers_left_is_removed_by_the_next(tmp_path: Path) -> None:
+    run = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], env=_env())
+    assert run.returncode == 9
+    assert len(everything(tmp_path)) == 3
+    others = [tmp_path / ".other.0123abcd.tmp", tmp_path / ".file.tmp"]
+    for other in others:
+        other.write_bytes(b"of another program")
+    with staged_folder(tmp_path / "new") as staging:
+        (staging / "half").write_bytes(b"half")
+        assert set(tmp_path.iterdir()) == {*others, staging}
+        with store.atomic_write(tmp_path / "file") as stream:  # and leaves what is being written
+            stream.write(b"whole")
+            assert (staging / "half").exists()
+    assert set(tmp_path.iterdir()) == {*others, tmp_path / "file", tmp_path / "new"}
+
+
+def test_a_temporary_that_is_taken_for_left_over_before_it_is_locked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Path] = []
+    touch = Path.touch
+
+    def taken_once(path: Path, **options: bool) -> None:
+        touch(path, **options)
+        made.append(path)
+        if len(made) == 1:
+            path.unlink()
+
+    monkeypatch.setattr(Path, "touch", taken_once)
+    with store.atomic_write(tmp_path / "file") as stream:
+        stream.write(b"whole")
+    assert (len(made), (tmp_path / "file").read_bytes()) == (2, b"whole")
+
+
+def fill(path: Path, content: str) -> None:
+    with staged_folder(path, replace=lambda _: True) as staging:
+        (staging / "file").write_text(content)
+
+
+def test_a_folder_is_replaced_by_renames(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "folder"
+    fill(path, "old")
+    rename, deleted = Path.rename, []
+
+    def no_second(source: Path, target: Path) -> Path:
+        if target == path and ".old" not in source.name and list(tmp_path.glob(".*.old")):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return rename(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", no_second)
+        with pytest.raises(CacheError):
+            fill(path, "new")
+    assert [(p.name, p.read_text()) for p in tmp_path.rglob("file")] == [("file", "old")]
+
+    def note(folder: Path, **_: bool) -> None:
+        deleted.append((path / "file").read_text())
+
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.rmtree", note)
+        fill(path, "new")
+    assert deleted == ["new"]  # nothing is deleted before the new one is there
+    fill(path, "newer")
+    assert everything(tmp_path) == [path, path / "file"]
+
+
+def test_a_folder_that_appears_meanwhile_stays(tmp_path: Path) -> None:
+    path = tmp_path / "folder"
+    with pytest.raises(InputError, match="exists"), staged_folder(path) as staging:  # noqa: PT012
+        (staging / "file").write_text("late")
+        fill(path, "early")
+    assert (path / "file").read_text() == "early"
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_unwritable_places(tmp_path: Path) -> None:
     (tmp_path / "plain").write_bytes(b"a file, not a folder")
     for folder in (tmp_path / "plain" / "x", Path("/proc/none/x")):
         with pytest.raises(CacheError, match="cannot write"), store.atomic_write(folder / "file"):
             pass
-        with pytest.raises(CacheError, match="cannot write"), store.staged_folder(folder / "folder"):
+        with pytest.raises(CacheError, match="cannot write"), staged_folder(folder / "folder"):
             pass
 
 
@@ -190,7 +277,9 @@ def test_damaged_records_are_not_models(cache: Path) -> None:
 
 def test_the_faster_process_wins(cache: Path) -> None:
     spec = PypiSpec("toy", "1")
-    with store.staged_folder(store.folder_of(spec)) as staging:
+    with staged_folder(
+        store.folder_of(spec), replace=lambda there: store.read_record(there) is None
+    ) as staging:
         (staging / "m.gguf").write_bytes(b"slow")
         store.write_record(staging, spec, "m.gguf", ["m.gguf"])
         assert store.list_models() == []

@@ -11,6 +11,7 @@ from dejavu.codecs import encode
 from dejavu.errors import InputError
 from dejavu.gguf_tokenizer_writer import tokenizer_metadata
 from dejavu.models.delta import write_delta
+from dejavu.models.folder_files import TEXT_FILES
 from dejavu.models.folder_writer import FLOAT_CODECS, write_folder
 from dejavu.models.gguf_writer import GGUF_CODECS, write_gguf
 from dejavu.models.loading import open_model
@@ -32,23 +33,6 @@ if TYPE_CHECKING:
     from dejavu.models.weights import Weights
 
 Format = Literal["safetensors", "gguf", "delta"]
-
-_TEXT_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "tokenizer.model",
-    "chat_template.jinja",
-    "chat_template.json",
-    "generation_config.json",
-    "LICENSE",
-    "LICENSE.txt",
-    "NOTICE",
-)
-"""What a folder may hold of a tokenizer, and what has to go with copies of a model."""
 
 
 @dataclass(frozen=True)
@@ -197,7 +181,7 @@ def add_text_files(model: OpenModel, folder: Path) -> None:
     if model.format == "gguf":
         Tokenizer.from_model(model).save(folder)
         return
-    for name in _TEXT_FILES:
+    for name in TEXT_FILES:
         if (model.path / name).is_file():
             shutil.copyfile(model.path / name, folder / name)
 

@@ -24,7 +24,7 @@ from dejavu.models.changed import ChangedWeights
 from dejavu.models.progress import NoProgress
 from dejavu.models.safetensors import SafeTensors
 from dejavu.models.safetensors_writer import write_safetensors
-from dejavu.models.store import staged_folder
+from dejavu.models.staged_folder import staged_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable

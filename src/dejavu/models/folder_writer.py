@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import math
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 from dejavu.errors import InputError
+from dejavu.models.folder_files import is_written
 from dejavu.models.mapped import FLOAT_BYTES
 from dejavu.models.progress import NoProgress
 from dejavu.models.safetensors import SINGLE_NAME
 from dejavu.models.safetensors_writer import write_header
-from dejavu.models.store import staged_folder
+from dejavu.models.staged_folder import staged_folder
 from dejavu.models.tensors import tensor_shapes
 from dejavu.models.writing import as_floats, assemble, check_said, family_of, output_errors, whole_shape
 
@@ -32,6 +34,8 @@ FLOAT_CODECS: dict[FloatCodec, tuple[str, str]] = {
     "f16": ("F16", "float16"),
 }
 """What the weights of a folder can be stored in -> the name in safetensors, the name in config.json."""
+
+_SHOWN = 3  # names in an error message
 
 
 def write_folder(
@@ -56,14 +60,16 @@ def write_folder(
         progress: told of the bytes written.
 
     Raises:
-        InputError: `target` exists and `force` is not given, or it is not a model's folder.
+        InputError: `target` exists and `force` is not given, or it is not a model's folder, or holds other things too.
         UnsupportedModelError: config.json cannot say what the model computes.
         NumericsError: a tensor holds NaN, infinity or, with f16, a value beyond 65504.
         CacheError: the disk is full, or the folder cannot be written.
     """
     values = config_json(config) | {"torch_dtype": FLOAT_CODECS[codec][1]}
-    _check_target(target, force=force)
-    with output_errors(), staged_folder(target) as folder:
+    replace = partial(_may_replace, force=force)
+    if target.exists() or target.is_symlink():
+        replace(target)
+    with output_errors(), staged_folder(target, replace=replace) as folder:
         (folder / "config.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
         with (folder / SINGLE_NAME).open("wb") as stream:
             _write_tensors(stream, family_of(config), config, read, codec, progress or NoProgress())
@@ -79,13 +85,20 @@ def config_json(config: ModelConfig) -> dict[str, object]:
     return values
 
 
-def _check_target(target: Path, *, force: bool) -> None:
-    if not target.exists() and not target.is_symlink():
-        return
+def _may_replace(target: Path, *, force: bool) -> bool:
+    """True; raises `InputError` for what stays as it is."""
     if not force:
         raise InputError(f"{target} exists", fix="give another place, or --force to replace it")
-    if not target.is_dir() or (any(target.iterdir()) and not (target / "config.json").is_file()):
+    names = sorted(path.name for path in target.iterdir()) if target.is_dir() else None
+    if names is None or (names and "config.json" not in names):
         raise InputError(f"{target} is not a model's folder, and stays as it is", fix="give another place")
+    if others := [name for name in names if not is_written(name)]:
+        shown = ", ".join(others[:_SHOWN]) + (f" and {len(others) - _SHOWN} more" if others[_SHOWN:] else "")
+        raise InputError(
+            f"{target} holds more than a model ({shown}), and stays as it is",
+            fix="give another place, or move that elsewhere",
+        )
+    return True
 
 
 def _write_tensors(

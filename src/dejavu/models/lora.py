@@ -23,7 +23,7 @@ from dejavu.models.changed import ChangedWeights
 from dejavu.models.mapped import FLOAT_BYTES
 from dejavu.models.safetensors import SafeTensors
 from dejavu.models.safetensors_writer import write_safetensors
-from dejavu.models.store import staged_folder
+from dejavu.models.staged_folder import staged_folder
 from dejavu.models.tensors import tensor_shapes
 from dejavu.models.weights import MappedWeights, TensorView
 from dejavu.models.writing import output_errors, whole_shape

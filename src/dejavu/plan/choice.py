@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from dejavu.errors import InputError, PlanError
 from dejavu.models.adapter_config import ADAPTER_NAME
 from dejavu.models.delta import DELTA_NAME
+from dejavu.models.folder_files import GENTLER, OWN
 from dejavu.models.store import expand_path
 from dejavu.models.writing import check_folder
 from dejavu.plan.access_plan import AccessPlan
@@ -20,10 +21,7 @@ if TYPE_CHECKING:
     from dejavu.codecs import Codec
     from dejavu.models.weights import Weights
 
-OWN = "plan"
-"""Folder of a plan in the folder of a model that was made for it."""
-GENTLER = "gentler"
-"""Folder of further plans beside it, of more neurons, by their densities."""
+__all__ = ["GENTLER", "OWN", "check_place", "choose_plan", "holds_plan", "model_files", "own_plans"]
 
 
 def choose_plan(
