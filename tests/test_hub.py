@@ -44,7 +44,8 @@ for verb, *arguments in json.loads(sys.argv[1]):
     try:
         if verb in ("resolve", "fetch"):
             path = (fetch if verb == "fetch" else resolve)(arguments[0], **(arguments[1] if arguments[1:] else {}))
-            result = sorted(p.name for p in path.iterdir()) if path.is_dir() else path.read_text()
+            files = sorted(str(p.relative_to(path)) for p in path.rglob("*") if p.is_file())
+            result = files if path.is_dir() else path.read_text()
         elif verb == "list":
             result = [[model.spec, model.bytes] for model in store.list_models()]
         else:
@@ -149,6 +150,28 @@ def test_an_adapter(tmp_path: Path, site: Loopback) -> None:
     files = dict.fromkeys(("adapter_config.json", "adapter_model.safetensors", "tokenizer.json"), b"{}")
     add_repository(site, "org/adapter", files | {"optimizer.pt": b"pickle", "adapter_model.bin": b"pickle"})
     assert run(tmp_path, site.url, [["resolve", "org/adapter"]]) == [sorted(files)]
+
+
+PLANS = {
+    f"{place}/{file}": b"{}"
+    for place in ("plan", "gentler/0.5", "gentler/0.88")
+    for file in ("plan.json", "predictors.safetensors")
+}
+STRAY = dict.fromkeys(("plan/code.py", "plan/deep/plan.json", "gentler/plan.json", "other/plan.json"), b"{}")
+
+
+def test_plans_come_with_their_model(tmp_path: Path, site: Loopback) -> None:
+    add_repository(site, "org/sparse", FOLDER | PLANS | STRAY)
+    assert run(tmp_path, site.url, [["resolve", "org/sparse"]]) == [sorted([*WANTED, *PLANS])]
+
+
+def test_a_delta_with_its_plans(tmp_path: Path, site: Loopback) -> None:
+    record = json.dumps({"schema": 2, "base": "hf:org/toy", "fingerprint": "f"}).encode()
+    files = {"delta.json": record, "delta.safetensors": b"trits"} | PLANS
+    add_repository(site, "org/delta", files | {"README.md": b"", "model.safetensors": b"other"})
+    found, listed = run(tmp_path, site.url, [["fetch", "org/delta"], ["list"]])
+    assert found == sorted(files)
+    assert [spec for spec, _ in listed] == ["hf:org/delta", "hf:org/toy"]
 
 
 def test_what_is_not_there(tmp_path: Path, site: Loopback) -> None:

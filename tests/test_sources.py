@@ -450,6 +450,30 @@ def test_folder_in_a_wheel(site: Loopback) -> None:
     assert resolve("pypi:toy") == path
 
 
+@pytest.mark.parametrize("delta", [False, True], ids=["model", "delta"])
+def test_plans_come_with_their_model(site: Loopback, delta: bool) -> None:
+    model = (
+        {"delta.json": b"{}", "delta.safetensors": b"trits"}
+        if delta
+        else {"config.json": b"{}", "model.safetensors": b"weights"}
+    )
+    plans = {
+        f"{place}/{name}": place.encode()
+        for place in ("plan", "gentler/0.5", "gentler/0.88")
+        for name in ("plan.json", "predictors.safetensors")
+    }
+    stray = dict.fromkeys(
+        ("plan/code.py", "plan/deep/plan.json", "gentler/plan.json", "sub/plan/plan.json"), b"{}"
+    )
+    members = {f"pkg/model/{name}": content for name, content in (model | plans | stray).items()}
+    offer(site, {"toy-1.0-py3-none-any.whl": make_wheel(members | {"plan/plan.json": b"{}"})})
+    path = resolve("pypi:toy==1.0")
+    found = {p.relative_to(path).as_posix(): p.read_bytes() for p in path.rglob("*") if p.is_file()}
+    del found["record.json"]
+    assert found == model | plans
+    assert list_models()[0].bytes == sum(map(len, found.values()))
+
+
 def test_several_models_in_a_wheel(site: Loopback) -> None:
     files = {"a/one.gguf": b"one", "b/two.gguf": b"two", "c/two.gguf": b"also two"}
     offer(site, {"toy-1.0-py3-none-any.whl": make_wheel(files)})

@@ -39,7 +39,6 @@ def is_written(name: str) -> bool:
 def is_plan_file(name: str) -> bool:
     """Whether a file, by its path in a model's folder, belongs to one of the model's own plans."""
     path = PurePosixPath(name)
-    places = (f"{OWN}/*", f"{GENTLER}/*/*")
-    return path.suffix in _PLAN_FILES and any(
-        len(path.parts) == place.count("/") + 1 and fnmatchcase(name, place) for place in places
-    )
+    folders = path.parts[:-1]
+    own = folders == (OWN,) or (len(folders) == 2 and folders[0] == GENTLER)
+    return own and path.suffix in _PLAN_FILES

