@@ -175,6 +175,7 @@ def test_sources_that_are_no_templates(source: str) -> None:
 
 
 LOOP = "{% set ns = namespace(x='xx', n=3, list=[1]) %}{% for i in range(99) %}BODY{% endfor %}"
+NEST = "{% set ns = namespace(a='x', b='x') %}{% for i in range(40) %}MORE{% endfor %}{{ SHOW }}"
 HOSTILE = {
     "class": "{{ ''.__class__.__mro__[1].__subclasses__() }}",
     "class of message": "{{ messages.__class__.__base__ }}",
@@ -223,6 +224,30 @@ HOSTILE = {
     "strftime": "{{ strftime_now('%999999999Y') }}",
     "bytes": "{{ (1).to_bytes(10**9, 'big') }}",
     "bytes of text": "{{ 'x'.encode().zfill(10**9) }}",
+    **{
+        f"nested {name}": NEST.replace("MORE", f"{{% set ns.a = {more} %}}").replace("SHOW", show)
+        for name, (more, show) in {
+            "lists": ("[ns.a, ns.a]", "ns.a"),
+            "tuples": ("(ns.a, ns.a)", "ns.a"),
+            "dicts": ("{1: ns.a, 2: ns.a}", "ns.a"),
+            "dict call": ("dict(a=ns.a, b=ns.a)", "ns.a"),
+            "sums": ("[ns.a] + [ns.a]", "ns.a"),
+            "products": ("[ns.a] * 2", "ns.a"),
+            "tojson": ("[ns.a, ns.a]", "ns.a | tojson"),
+            "join": ("[ns.a, ns.a]", "ns.a | join"),
+            "upper": ("[ns.a, ns.a]", "ns.a | upper"),
+            "concat": ("[ns.a, ns.a]", "'' ~ ns.a"),
+            "format": ("[ns.a, ns.a]", "'%s' % [ns.a]"),
+            "format method": ("[ns.a, ns.a]", "'{}'.format(ns.a)"),
+            "values": ("{1: ns.a, 2: ns.a}.values()", "ns.a"),
+            "comparison": ("[ns.a, ns.a] %}{% set ns.b = [ns.b, ns.b]", "ns.a == ns.b"),
+        }.items()
+    },
+    "nested arguments": "{% macro f(n) %}{% if n %}{{ f(n - 1, varargs, varargs) }}{% else %}{{ varargs }}{% endif %}"
+    "{% endmacro %}{{ f(40) }}",
+    "tojson separators": "{{ range(9999) | list | tojson(separators=('x' * 99999, ':')) }}",
+    "tojson of deep lists": "{% set ns = namespace(a=range(99999) | list) %}{% for i in range(300) %}"
+    "{% set ns.a = [ns.a] %}{% endfor %}{{ ns.a | tojson(indent=16) }}",
     "type error": "{{ 1 + 'x' }}",
     "division": "{{ 1 // 0 }}",
     "undefined": "{{ a.b.c }}",
@@ -237,6 +262,22 @@ def test_hostile_templates_end_in_a_typed_error(source: str) -> None:
         ChatTemplate(source).render([USER])
     assert time.monotonic() - started < 30
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak < 400 << 10
+
+
+def test_namespaces_do_not_show_what_they_hold() -> None:
+    source = NEST.replace("MORE", "{% set ns.a = namespace(a=ns.a, b=ns.a) %}").replace("SHOW", "[ns.a]")
+    assert ChatTemplate(source).render([USER]) == "[<Namespace>]"
+
+
+def test_lists_of_templates_that_are_no_bombs() -> None:
+    """Nested and shared, but short as text; built one by one; shown again and again."""
+    source = """{% set ns = namespace(all=[], a='x') %}{% for m in messages %}{% set ns.all = ns.all + [m] %}{% endfor %}
+    {%- for i in range(5) %}{% set ns.a = [ns.a, (ns.a, {i: ns.a})] %}{% endfor %}{% set a, b = (1, [2]) %}
+    {%- for role, n in ns.all | groupby('role') %}{{ role }} {{ n | length }} {% endfor %}
+    {{- ns.all | tojson(indent=2) | length }} {{ ns.a | tojson(separators=(',', ':')) | length }} {{ a }} {{ b }}"""
+    messages = [{"role": "user", "content": "word " * 20}] * 400
+    text = ChatTemplate(source).render(messages)
+    assert re.fullmatch(r"user 400 \d{5} \d{4} 1 \[2\]", text)
 
 
 def test_budget_is_fresh_for_each_rendering() -> None:
