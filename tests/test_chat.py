@@ -59,6 +59,7 @@ FEATURES = """\
 {% set block %}{{ messages | map(attribute='role') | join(', ') }}{% endset %}{{ block * 2 }}
 {{ messages[::-1] | selectattr('role', 'equalto', 'user') | list | length }} {{ '-'.join(['a', 'b']) }}
 {{ '{}-{}'.format(1, 'x') }} {{ range(3) | list }} {{ 7 // 2 * 3 % 4 + 2 ** 3 }} {{ undefined_thing }}
+{%- if tools is defined and documents is not undefined %}{{ tools }}{{ documents is none }}{% endif %}
 {%- if add_generation_prompt %}[ASSISTANT]{% endif %}"""
 
 
@@ -70,7 +71,7 @@ def test_renders_as_in_transformers(source: str, messages: list[dict[str, Any]],
         warnings.simplefilter("ignore")
         utils = pytest.importorskip("transformers.utils.chat_template_utils")
     expected = utils._compile_jinja_template(source).render(
-        messages=messages, add_generation_prompt=prompt, bos_token="<s>"
+        messages=messages, tools=None, documents=None, add_generation_prompt=prompt, bos_token="<s>"
     )
     template = ChatTemplate(source, bos_token="<s>", eos_token="</s>")
     assert template.render(messages, add_generation_prompt=prompt) == expected
@@ -90,6 +91,18 @@ def test_variables_and_tokens() -> None:
         "{{ bos_token }}|{{ eos_token }}|{{ tools[0].name }}|{{ missing }}", bos_token="<s>"
     )
     assert template.render([USER], tools=[{"name": "f"}]) == "<s>||f|"
+
+
+def test_variables_that_the_template_does_not_have() -> None:
+    source = """{% set own = 1 %}{% macro f(x) %}{{ x }}{% endmacro %}{% for m in messages %}{{ m.content }}{% endfor %}
+    {%- if enable_thinking is defined and enable_thinking %}{{ bos_token }}{{ f(date) }}{% endif %}"""
+    template = ChatTemplate(source, bos_token="<s>")
+    message = [{"role": "user", "content": "Hi"}]
+    assert template.render(message, enable_thinking=True, date=5, tools=[], documents=[]) == "Hi<s>5"
+    for name in ("enable_thinkin", "temperature", "own", "x"):
+        with pytest.raises(InputError, match=f"no variable {name}") as caught:
+            template.render(message, **{name: False})
+        assert caught.value.fix == "it takes: date, documents, enable_thinking, tools"
 
 
 def test_strftime_now() -> None:

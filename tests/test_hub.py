@@ -157,12 +157,23 @@ PLANS = {
     for place in ("plan", "gentler/0.5", "gentler/0.88")
     for file in ("plan.json", "predictors.safetensors")
 }
-STRAY = dict.fromkeys(("plan/code.py", "plan/deep/plan.json", "gentler/plan.json", "other/plan.json"), b"{}")
+TEMPLATE = {"additional_chat_templates/tool_use.jinja": b"tools"}
+STRAY = dict.fromkeys(
+    (
+        "additional_chat_templates/code.py",
+        "plan/code.py",
+        "plan/deep/plan.json",
+        "gentler/plan.json",
+        "other/plan.json",
+    ),
+    b"{}",
+)
 
 
 def test_plans_come_with_their_model(tmp_path: Path, site: Loopback) -> None:
-    add_repository(site, "org/sparse", FOLDER | PLANS | STRAY)
-    assert run(tmp_path, site.url, [["resolve", "org/sparse"]]) == [sorted([*WANTED, *PLANS])]
+    add_repository(site, "org/sparse", FOLDER | PLANS | TEMPLATE | STRAY)
+    found = sorted([*WANTED, *PLANS, *TEMPLATE])
+    assert run(tmp_path, site.url, [["resolve", "org/sparse"]]) == [found]
 
 
 def test_a_delta_with_its_plans(tmp_path: Path, site: Loopback) -> None:

@@ -198,6 +198,35 @@ def test_a_rendered_chat_gets_no_second_bos() -> None:
     assert bare.usage.prompt_tokens == len(tokenizer.encode("the cat", add_special=False)) + 1
 
 
+@pytest.mark.parametrize("name", ["temperature", "max_tokens", "stop"])
+def test_sampling_is_no_variable_of_a_template(name: str) -> None:
+    llm, _ = scripted()
+    for call in (llm.chat, llm.stream_chat, llm.render_chat):
+        with pytest.raises(InputError, match=f"{name} .* how to sample") as caught:
+            call(chat("the"), **{name: 5})
+        assert f"SamplingParams({name}=" in str(caught.value.fix)
+        with pytest.raises(InputError, match="no variable enable_thinkin"):
+            call(chat("the"), enable_thinkin=False)
+
+
+def test_chats_with_tools_have_a_template_of_their_own() -> None:
+    tokenizer = Tokenizer.from_gguf(byte_level_metadata())
+    tokenizer.chat_template = TEMPLATE
+    tokenizer.named_templates = {"tool_use": "{{ tools | length }}{{ size }} tools", "rag": "{{ documents }}"}
+    llm = LLM(ScriptedExecutor(), tokenizer)
+    assert (
+        llm.render_chat(chat("the"))
+        == llm.render_chat(chat("the"), tools=None)
+        == "user:the<|end|>assistant:"
+    )
+    assert llm.render_chat(chat("the"), tools=[{}, {}], size=" small") == "2 small tools"
+    assert llm.render_chat(chat("the"), tools=[]) == "0 tools"
+    tokenizer.chat_template = None
+    with pytest.raises(InputError, match="no chat template"):
+        llm.render_chat(chat("the"))
+    assert llm.render_chat(chat("the"), tools=[]) == "0 tools"
+
+
 def test_prompts_that_begin_with_bos_as_text() -> None:
     """Where the tokenizer adds none, what is there stays."""
     assert TOKENIZER.encode_prompt("<s><s>the") == TOKENIZER.encode("<s><s>the")

@@ -19,6 +19,8 @@ from tokenizers import models, pre_tokenizers
 from dejavu.byte_level import BYTE_OF, PRE_TOKENIZERS
 from dejavu.detokenizer import Detokenizer
 from dejavu.errors import InputError, ModelFormatError, SourceError, UnsupportedModelError
+from dejavu.gguf_tokenizer_writer import tokenizer_metadata
+from dejavu.models.folder_files import TEXT_FILES, copy_texts
 from dejavu.models.gguf import GgufFile
 from dejavu.tokenizer import Tokenizer
 from tiny_tokenizer import CORPUS, TRAINED, byte_level_metadata
@@ -305,6 +307,35 @@ def test_eos_of_config_and_named_templates(tmp_path: Path) -> None:
     )
     tokenizer = Tokenizer.from_folder(tmp_path)
     assert (tokenizer.eos_ids, tokenizer.chat_template) == ((5,), "d")
+
+
+def test_named_templates_of_all_forms(tmp_path: Path) -> None:
+    named = {"tool_use": "t", "rag": "r"}
+    entries = [{"name": name, "template": source} for name, source in {"default": "d", **named}.items()]
+    write(tmp_path, tokenizer__json=TRAINED.to_str(), tokenizer_config__json={"chat_template": entries})
+    listed = Tokenizer.from_folder(tmp_path)
+    listed.save(tmp_path / "saved")
+    write(tmp_path, tokenizer_config__json={"chat_template": "old"}, chat_template__jinja="d")
+    more = tmp_path / "additional_chat_templates"
+    more.mkdir()
+    for name, source in named.items():
+        (more / f"{name}.jinja").write_text(source)
+    values = {f"tokenizer.chat_template.{name}": source for name, source in named.items()}
+    gguf = byte_level_metadata() | values | {"tokenizer.chat_template": "d"}
+    written = tokenizer_metadata(Tokenizer.from_gguf(gguf), TRAINED.get_vocab_size())
+    for tokenizer in (
+        listed,
+        Tokenizer.from_folder(tmp_path / "saved"),
+        Tokenizer.from_folder(tmp_path),
+        Tokenizer.from_gguf(gguf),
+        Tokenizer.from_gguf(written),
+    ):
+        assert (tokenizer.chat_template, tokenizer.named_templates) == ("d", named)
+    copy_texts(tmp_path, tmp_path / "saved", TEXT_FILES)
+    assert Tokenizer.from_folder(tmp_path / "saved").named_templates == named
+    write(tmp_path, tokenizer_config__json={"chat_template": entries[1:]})
+    (tmp_path / "chat_template.jinja").unlink()
+    assert Tokenizer.from_folder(tmp_path).chat_template is None
 
 
 def test_flags_overrule_the_post_processor(tmp_path: Path) -> None:

@@ -11,14 +11,17 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from jinja2 import TemplateError
+from jinja2.meta import find_undeclared_variables
 
 from dejavu.arguments import refusal
 from dejavu.errors import DejavuError, InputError, ModelFormatError
-from dejavu.sandbox import Sandbox, budget, metered
+from dejavu.sandbox import Sandbox, budget, meter
 
 _MESSAGE = '{"role": "user", "content": "Hello"}'
 """For messages of errors."""
 _MAX_SOURCE = 1 << 18  # characters; the longest templates in use have about 20,000
+_ANY = frozenset(("tools", "documents"))
+"""Variables that transformers gives to every template."""
 
 
 class ChatTemplate:
@@ -28,6 +31,9 @@ class ChatTemplate:
         source: jinja2, with the functions and variables that Hugging Face's templates expect.
         bos_token: text of the token that begins texts.
         eos_token: text of the token that ends them.
+
+    Attributes:
+        variables: names that the source uses and does not set.
 
     Raises:
         ModelFormatError: the source is not a template.
@@ -42,7 +48,9 @@ class ChatTemplate:
             )
         environment = Sandbox()
         try:
-            tree = metered(environment.parse(source))
+            tree = environment.parse(source)
+            self.variables = find_undeclared_variables(tree) - environment.globals.keys()
+            meter(tree)
             tree.set_environment(environment)
             code = environment.compile(tree)
             self._template = environment.template_class.from_code(
@@ -61,17 +69,24 @@ class ChatTemplate:
                 ``{"type": "text", "text": "Hello"}``, which become the lines of one text. Beside "tool_calls" there may be
                 none.
             add_generation_prompt: end where the assistant's answer begins.
-            variables: passed on to the template, for example `tools` or `enable_thinking`.
+            variables: passed on to the template, for example `enable_thinking`; those that it does not use are refused,
+                but for `tools` and `documents`, which any template may be given and are None otherwise.
 
         Raises:
-            InputError: the messages are malformed, or the template refuses them.
+            InputError: the messages are malformed, the template refuses them, or it has no such variable.
             ModelFormatError: the template fails or does not end within its budget.
         """
         plain = _plain_messages(messages)
+        if unknown := sorted(variables.keys() - self.variables - _ANY):
+            known = sorted((self.variables | _ANY) - {"messages", "add_generation_prompt", *self._tokens})
+            raise InputError(
+                f"the chat template has no variable {unknown[0]}", fix=f"it takes: {', '.join(known)}"
+            )
+        values = dict.fromkeys(_ANY) | self._tokens | variables
         try:
             with budget(_size(plain)):
                 return self._template.render(
-                    messages=plain, add_generation_prompt=add_generation_prompt, **(self._tokens | variables)
+                    messages=plain, add_generation_prompt=add_generation_prompt, **values
                 )
         except DejavuError:
             raise

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Literal, cast
@@ -11,7 +10,7 @@ from dejavu.codecs import encode
 from dejavu.errors import InputError
 from dejavu.gguf_tokenizer_writer import tokenizer_metadata
 from dejavu.models.delta import write_delta
-from dejavu.models.folder_files import TEXT_FILES
+from dejavu.models.folder_files import TEXT_FILES, copy_texts
 from dejavu.models.folder_writer import FLOAT_CODECS, write_folder
 from dejavu.models.gguf_writer import GGUF_CODECS, write_gguf
 from dejavu.models.loading import open_model
@@ -181,9 +180,7 @@ def add_text_files(model: OpenModel, folder: Path) -> None:
     if model.format == "gguf":
         Tokenizer.from_model(model).save(folder)
         return
-    for name in TEXT_FILES:
-        if (model.path / name).is_file():
-            shutil.copyfile(model.path / name, folder / name)
+    copy_texts(model.path, folder, TEXT_FILES)
 
 
 def _metadata(model: OpenModel) -> dict[str, MetadataValue]:

@@ -44,6 +44,8 @@ class BuiltTokenizer:
     eos_ids: tuple[int, ...]
     """The first is the one that the file names as EOS."""
     chat_template: str | None
+    named_templates: dict[str, str]
+    """Further ones, such as "tool_use"."""
 
 
 def build_from_gguf(metadata: Mapping[str, Any]) -> BuiltTokenizer:
@@ -97,10 +99,12 @@ class _Builder:
         others = [self.token_id("eot", None), self.token_id("eom", None)]
         others += [i for name, i in self.vocab.items() if name in END_OF_TURN and self.types[i] == _CONTROL]
         ends = [i for i in (eos, *others) if i is not None]
-        template = self.metadata.get("tokenizer.chat_template")
-        return BuiltTokenizer(
-            backend, bos, tuple(dict.fromkeys(ends)), template if isinstance(template, str) else None
-        )
+        key = "tokenizer.chat_template"
+        texts = {name: text for name, text in self.metadata.items() if isinstance(text, str)}
+        named = {
+            name.removeprefix(f"{key}."): text for name, text in texts.items() if name.startswith(f"{key}.")
+        }
+        return BuiltTokenizer(backend, bos, tuple(dict.fromkeys(ends)), texts.get(key), named)
 
     def byte_level(self, pre: PreTokenizer) -> Tokenizer:
         merges = []

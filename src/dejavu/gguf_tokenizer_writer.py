@@ -58,6 +58,10 @@ def tokenizer_metadata(tokenizer: Tokenizer, vocab_size: int) -> dict[str, Metad
     metadata = {f"tokenizer.ggml.{key}": value for key, value in values.items()}
     if tokenizer.chat_template is not None:
         metadata["tokenizer.chat_template"] = tokenizer.chat_template
+    if tokenizer.named_templates:
+        metadata["tokenizer.chat_templates"] = list(tokenizer.named_templates)
+    for name, source in tokenizer.named_templates.items():
+        metadata[f"tokenizer.chat_template.{name}"] = source
     if build_from_gguf(metadata).backend.encode(_PROBE).ids != tokenizer.backend.encode(_PROBE).ids:
         raise UnsupportedModelError(
             "GGUF cannot say how this tokenizer works: what is read back gives other tokens",

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from os import PathLike
     from types import TracebackType
 
-    from dejavu.chat import ChatTemplate
+    from dejavu.chat_prompts import ChatPrompts
     from dejavu.codecs import Codec
     from dejavu.engine.break_even import BreakEven
     from dejavu.executor import Executor, KvDtype
@@ -226,11 +226,10 @@ class LLM:
             messages: all of the chat so far, each with a "role" and a "content" (see `ChatTemplate.render`).
             params: how to sample.
             conversation: from `conversation()`; keeps what was computed for earlier turns.
-            variables: for the chat template, for example `tools`.
+            variables: as for `render_chat`.
 
         Raises:
-            InputError: the model has no chat template, the template refuses the messages, or they leave no
-                room in the context.
+            InputError: as `render_chat`, or the messages leave no room in the context.
         """
         return self._finish([self._chat_request(messages, params, conversation, variables)])[0]
 
@@ -252,10 +251,15 @@ class LLM:
     def render_chat(self, messages: Iterable[Message], **variables: Any) -> str:
         """The prompt that the chat template makes of `messages`.
 
+        Args:
+            messages: the chat.
+            variables: for the chat template; with `tools` it is the model's "tool_use" template, where there is one.
+
         Raises:
-            InputError: the model has no chat template, the messages are malformed, or the template refuses them.
+            InputError: the model has no chat template, the messages are malformed, the template refuses them, or it has no
+                such variable.
         """
-        return self._chat_template.render(messages, **variables)
+        return self._chat_prompts.render(messages, **variables)
 
     def close(self) -> None:
         """Give threads and memory back."""
@@ -382,13 +386,10 @@ class LLM:
         return self._request(prompt, params, add_special=False, conversation=conversation)
 
     @cached_property
-    def _chat_template(self) -> ChatTemplate:
-        from dejavu.chat import ChatTemplate
+    def _chat_prompts(self) -> ChatPrompts:
+        from dejavu.chat_prompts import ChatPrompts
 
-        source = self.tokenizer.chat_template
-        if source is None:
-            raise InputError("this model has no chat template", fix="use generate or stream with a prompt")
-        return ChatTemplate(source, bos_token=self.tokenizer.bos_token, eos_token=self.tokenizer.eos_token)
+        return ChatPrompts(self.tokenizer)
 
 
 def _context(wanted: int | None, most: int) -> int:

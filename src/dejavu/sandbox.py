@@ -120,10 +120,9 @@ def _parts(container: Any) -> Iterable[object]:
     return itertools.chain(container, container.values()) if isinstance(container, Mapping) else container
 
 
-def metered(tree: nodes.Template) -> nodes.Template:
+def meter(tree: nodes.Template) -> None:
     """Pass what loops go through, what is shown or joined, and containers that are made, through filters that charge."""
-    _Meter().visit(tree)  # in place
-    return tree
+    _Meter().visit(tree)
 
 
 class _Meter(NodeTransformer):

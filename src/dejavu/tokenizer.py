@@ -14,12 +14,15 @@ from tokenizers import Tokenizer as Backend
 from dejavu.byte_level import BYTE_OF, GPT2, QWEN2
 from dejavu.errors import DejavuError, InputError, ModelFormatError, SourceError, UnsupportedModelError
 from dejavu.gguf_tokenizer import build_from_gguf, byte_level_bpe, surround
+from dejavu.models.folder_files import more_templates
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
     from dejavu.models.loading import OpenModel
 
+_DEFAULT = "default"
+"""Name of the chat template that is used where no other is meant."""
 _MAX_JSON = 256 << 20  # bytes; the largest tokenizer.json in use is about 35 MB
 
 
@@ -31,6 +34,7 @@ class Tokenizer:
         bos_id: the token that begins texts, if the model has one.
         eos_ids: tokens that end a text or a turn; the first is the model's EOS.
         chat_template: jinja2 source.
+        named_templates: further ones by their names, such as "tool_use".
 
     Attributes:
         byte_level: tokens are spelled in the alphabet of `dejavu.byte_level`, else as SentencePiece does.
@@ -43,6 +47,7 @@ class Tokenizer:
         bos_id: int | None = None,
         eos_ids: Iterable[int] = (),
         chat_template: str | None = None,
+        named_templates: Mapping[str, str] | None = None,
     ) -> None:
         backend.no_truncation()
         backend.no_padding()
@@ -50,6 +55,7 @@ class Tokenizer:
         self.bos_id = bos_id
         self.eos_ids = tuple(eos_ids)
         self.chat_template = chat_template
+        self.named_templates = dict(named_templates or {})
         self.byte_level, self._strip = _decoder_kind(backend)
         self._added = {i: (t.content, t.special) for i, t in backend.get_added_tokens_decoder().items()}
         self._bytes: dict[int, bytes] = {}
@@ -59,15 +65,19 @@ class Tokenizer:
         """Build from the metadata of a GGUF file. See `build_from_gguf` for what is raised."""
         built = build_from_gguf(metadata)
         return cls(
-            built.backend, bos_id=built.bos_id, eos_ids=built.eos_ids, chat_template=built.chat_template
+            built.backend,
+            bos_id=built.bos_id,
+            eos_ids=built.eos_ids,
+            chat_template=built.chat_template,
+            named_templates=built.named_templates,
         )
 
     @classmethod
     def from_folder(cls, path: Path | str) -> Tokenizer:
         """Read a folder in Hugging Face layout: tokenizer.json, or vocab.json with merges.txt.
 
-        Special tokens and the chat template come from tokenizer_config.json, special_tokens_map.json,
-        chat_template.jinja, generation_config.json and config.json, those that there are.
+        Special tokens and the chat templates come from tokenizer_config.json, special_tokens_map.json,
+        chat_template.jinja, additional_chat_templates, generation_config.json and config.json, those that there are.
 
         Raises:
             ModelFormatError: files are missing or damaged.
@@ -95,11 +105,13 @@ class Tokenizer:
             ends = _read_json(path / "config.json").get("eos_token_id")
         listed = ends if isinstance(ends, list) else [ends]
         eos_ids = [eos, *(i for i in listed if isinstance(i, int))]
+        templates = _read_chat_templates(path, names)
         return cls(
             backend,
             bos_id=bos,
             eos_ids=dict.fromkeys(i for i in eos_ids if i is not None),
-            chat_template=_read_chat_template(path, names),
+            chat_template=templates.pop(_DEFAULT, None),
+            named_templates=templates,
         )
 
     @classmethod
@@ -113,10 +125,15 @@ class Tokenizer:
     def save(self, folder: Path | str) -> None:
         """Write tokenizer.json and its companions; `from_folder` reads them back."""
         folder = Path(folder)
+        template: object = self.chat_template
+        if self.named_templates:
+            default = {} if self.chat_template is None else {_DEFAULT: self.chat_template}
+            named = (default | self.named_templates).items()
+            template = [{"name": name, "template": source} for name, source in named]
         config = {
             "bos_token": self.bos_token,
             "eos_token": self.eos_token,
-            "chat_template": self.chat_template,
+            "chat_template": template,
             "tokenizer_class": "PreTrainedTokenizerFast",
         }
         folder.mkdir(parents=True, exist_ok=True)
@@ -336,13 +353,18 @@ def _read_vocab_and_merges(path: Path, names: Mapping[str, Any]) -> Backend:
     return backend
 
 
-def _read_chat_template(path: Path, names: Mapping[str, Any]) -> str | None:
+def _read_chat_templates(path: Path, names: Mapping[str, Any]) -> dict[str, str]:
+    """By their names."""
+    found = _read_json(path / "chat_template.json").get("chat_template", names.get("chat_template"))
+    if isinstance(found, list):
+        found = {entry.get("name"): entry.get("template") for entry in found if isinstance(entry, dict)}
+    elif not isinstance(found, dict):
+        found = {} if found is None else {_DEFAULT: found}
     if (path / "chat_template.jinja").is_file():
-        return _read_text(path / "chat_template.jinja")
-    template = _read_json(path / "chat_template.json").get("chat_template", names.get("chat_template"))
-    if isinstance(template, list):  # several named ones
-        named = {t.get("name"): t.get("template") for t in template if isinstance(t, dict)}
-        template = named.get("default")
-    if not isinstance(template, (str, type(None))):
-        raise _wrong("chat_template", template, "a text")
-    return template
+        found = {_DEFAULT: _read_text(path / "chat_template.jinja")}
+    for file in more_templates(path):
+        found[file.stem] = _read_text(file)
+    for name, source in found.items():
+        if not isinstance(name, str) or not isinstance(source, str):
+            raise _wrong("chat_template", source, "a text")
+    return found

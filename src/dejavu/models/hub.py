@@ -9,7 +9,7 @@ from dejavu.errors import CacheError, DejavuError, SourceError
 from dejavu.models.adapter_config import ADAPTER_NAME
 from dejavu.models.delta import ARRAYS_NAME as DELTA_ARRAYS
 from dejavu.models.delta import DELTA_NAME
-from dejavu.models.folder_files import is_plan_file
+from dejavu.models.folder_files import is_inner_file
 from dejavu.models.lora import ARRAYS_NAME
 from dejavu.models.store import fetching_is_off, folder_of, is_disk_error, not_stored, write_record
 
@@ -110,7 +110,7 @@ def _choose(spec: HubSpec, names: list[str]) -> list[str]:
     if DELTA_NAME in top and DELTA_ARRAYS in top:
         weights = [DELTA_ARRAYS]
     if weights:
-        beside = [name for name in names if is_plan_file(name) or (name in top and name.endswith(_SUFFIXES))]
+        beside = [name for name in names if is_inner_file(name) or (name in top and name.endswith(_SUFFIXES))]
         return sorted(weights + beside)
     if len(ggufs) == 1:
         return ggufs

