@@ -249,6 +249,24 @@ def test_vocabulary_must_fit_the_model() -> None:
         BYTE_LEVEL.check_fits(BYTE_LEVEL.vocab_size - 1)
 
 
+def test_added_tokens_that_the_model_does_not_embed() -> None:
+    """Many models have them, such as <pad>; only a text that holds one is refused."""
+    backend = Backend.from_str(TRAINED.to_str())
+    size = backend.get_vocab_size()
+    backend.add_special_tokens(["<pad>", "<mask>"])
+    tokenizer = Tokenizer(backend, bos_id=1, eos_ids=[0])
+    assert tokenizer.encode("the <pad>")[-1] == size
+    tokenizer.check_fits(size)
+    assert tokenizer.encode("the <s>") == TRAINED.encode("the <s>").ids
+    with pytest.raises(InputError, match=f"holds '<pad>', token {size}; the model embeds {size}"):
+        tokenizer.encode("the <pad>")
+    with pytest.raises(ModelFormatError, match=f"embeds {size - 1}"):
+        tokenizer.check_fits(size - 1)
+    copy = Tokenizer.from_gguf(tokenizer_metadata(tokenizer, size))
+    assert copy.vocab_size == size
+    assert copy.encode("the cat <s>") == TRAINED.encode("the cat <s>").ids
+
+
 def test_ids_without_token_stand_for_nothing() -> None:
     assert BYTE_LEVEL.token_bytes(10**6) == b""
     assert BYTE_LEVEL.token_bytes(-1) == b""

@@ -79,8 +79,9 @@ def _tokens(tokenizer: Tokenizer, model: dict[str, Any], vocab_size: int) -> dic
         is_byte = not tokenizer.byte_level and len(token) == 6 and token.startswith("<0x")
         types[i] = _BYTE if is_byte else _NORMAL
     for i, added in tokenizer.backend.get_added_tokens_decoder().items():
-        tokens[i] = added.content
-        types[i] = _CONTROL if added.special else _USER_DEFINED
+        if i < vocab_size:  # the others are in no text that the model can read
+            tokens[i] = added.content
+            types[i] = _CONTROL if added.special else _USER_DEFINED
     values: dict[str, Any] = {"tokens": tokens, "token_type": types}
     unknown = model["vocab"].get(model.get("unk_token"))
     if unknown is not None:

@@ -57,7 +57,7 @@ class LLM:
         load_s: seconds that loading took, for the timings.
 
     Raises:
-        ModelFormatError: the tokenizer has more tokens than the model.
+        ModelFormatError: the tokenizer has more tokens than the model (see `Tokenizer.check_fits`).
         UnsupportedModelError: the model's context has no room for an answer.
         InputError: `context` or `max_batch` is out of range.
         PlanError: the plan does not fit the model, or the executor cannot carry it out.

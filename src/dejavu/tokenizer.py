@@ -59,6 +59,7 @@ class Tokenizer:
         self.byte_level, self._strip = _decoder_kind(backend)
         self._added = {i: (t.content, t.special) for i, t in backend.get_added_tokens_decoder().items()}
         self._bytes: dict[int, bytes] = {}
+        self._embedded: int | None = None  # tokens that the model knows, as far as that was said
 
     @classmethod
     def from_gguf(cls, metadata: Mapping[str, Any]) -> Tokenizer:
@@ -116,7 +117,7 @@ class Tokenizer:
 
     @classmethod
     def from_model(cls, model: OpenModel) -> Tokenizer:
-        """The tokenizer of an open model. Raises `ModelFormatError` if it has more tokens than the model."""
+        """The tokenizer of an open model. Raises `ModelFormatError` if it has more tokens (see `check_fits`)."""
         gguf = model.format == "gguf"
         tokenizer = cls.from_gguf(model.metadata) if gguf else cls.from_folder(model.path)
         tokenizer.check_fits(model.config.vocab_size)
@@ -170,12 +171,17 @@ class Tokenizer:
         return self.backend.id_to_token(self.eos_ids[0]) if self.eos_ids else None
 
     def check_fits(self, vocab_size: int) -> None:
-        """Raise `ModelFormatError` if there are more tokens than the model has embeddings."""
-        if self.vocab_size > vocab_size:
+        """Raise `ModelFormatError` if there are more tokens than the model has embeddings.
+
+        Tokens that were added to the tokenizer alone, as many models have them, are no reason; `encode` refuses them then.
+        """
+        more = self.vocab_size > vocab_size
+        if more and max(self.vocabulary.values() - self._added.keys(), default=-1) >= vocab_size:
             raise ModelFormatError(
                 f"the tokenizer has {self.vocab_size} tokens, the model embeds {vocab_size}",
                 fix="use the tokenizer that belongs to this model",
             )
+        self._embedded = vocab_size
 
     def encode(self, text: str, *, add_special: bool = True) -> list[int]:
         """Token ids of `text`. Names of special tokens in the text become these tokens.
@@ -185,7 +191,8 @@ class Tokenizer:
             add_special: add BOS and EOS where the model wants them.
 
         Raises:
-            InputError: the text holds half a surrogate pair, so it has no UTF-8 form.
+            InputError: the text holds half a surrogate pair, so it has no UTF-8 form, or a token that the model does not
+                embed.
         """
         try:
             text.encode()
@@ -194,6 +201,12 @@ class Tokenizer:
                 f"the text is not valid Unicode: {error}", fix="remove the lone surrogate"
             ) from None
         ids: list[int] = self.backend.encode(text, add_special_tokens=add_special).ids
+        if self._embedded is not None and max(ids, default=0) >= self._embedded:
+            token = max(ids)
+            raise InputError(
+                f"the text holds {self.backend.id_to_token(token)!r}, token {token}; the model embeds {self._embedded}",
+                fix="leave it out of the text",
+            )
         return ids
 
     def encode_prompt(self, text: str) -> list[int]:
