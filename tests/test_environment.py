@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import pytest
+
 from dejavu.environment import describe_machine, folder_bytes, physical_cores, usable_cpus, versions
 from dejavu.units import human_bytes, human_count
 
@@ -53,6 +55,38 @@ def test_hyper_threads_count_once(tmp_path: Path) -> None:
         write(tmp_path / f"sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list", siblings)
     assert physical_cores({0, 1, 2, 3}, tmp_path) == 2
     assert physical_cores({0, 2}, tmp_path) == 1
+
+
+@pytest.mark.parametrize(
+    ("line", "files", "cores"),
+    [
+        ("0::/", {"cpu.max": "200000 100000\n"}, 2),
+        ("0::/", {"cpu.max": "max 100000\n"}, 8),
+        ("0::/", {"cpu.max": "150000 100000\n"}, 1),
+        ("0::/", {"cpu.max": "50000 100000\n"}, 1),
+        ("0::/", {"cpu.max": "9900000 100000\n"}, 8),
+        ("0::/", {"cpu.max": "nonsense"}, 8),
+        (
+            "0::/a/b",
+            {"cpu.max": "300000 100000", "a/cpu.max": "500000 100000", "a/b/cpu.max": "max 100000"},
+            3,
+        ),
+        (
+            "0::/a",
+            {"a/cpu.max": "400000 100000", "b/cpu.max": "100000 100000", "../cpu.max": "100000 100000"},
+            4,
+        ),
+        ("0::/../other", {"cpu.max": "200000 100000"}, 2),
+        ("5:cpu,cpuacct:/", {"cpu/cpu.cfs_quota_us": "300000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 3),
+        ("5:cpuacct,cpu:/a", {"cpu/a/cpu.cfs_quota_us": "-1", "cpu/a/cpu.cfs_period_us": "100000"}, 8),
+        ("6:cpuset:/", {"cpu/cpu.cfs_quota_us": "100000", "cpu/cpu.cfs_period_us": "100000"}, 8),
+    ],
+)
+def test_a_quota_counts_in_whole_cores(line: str, files: dict[str, str], cores: int, tmp_path: Path) -> None:
+    write(tmp_path / "proc/self/cgroup", f"3:memory:/x\n{line}\n")
+    for name, text in files.items():
+        write(tmp_path / "sys/fs/cgroup" / name, text)
+    assert physical_cores(set(range(8)), tmp_path) == cores
 
 
 def test_versions_and_folder(tmp_path: Path) -> None:

@@ -6,6 +6,10 @@ import os
 import platform
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 _PACKAGES = ("dejavu-llm", "numpy", "tokenizers", "huggingface-hub", "jinja2", "gguf", "typer", "rich")
 
@@ -31,7 +35,7 @@ class Machine:
     logical_cpus: int
     """Logical CPUs that this process may run on."""
     physical_cores: int
-    """Cores behind them: hyper-threads of a core count once."""
+    """Cores behind them, as far as a quota reaches: hyper-threads of a core count once."""
     caches: tuple[CacheLevel, ...]
     memory_bytes: int
     memory_available_bytes: int
@@ -62,12 +66,34 @@ def usable_cpus() -> set[int]:
 
 
 def physical_cores(cpus: set[int], root: Path = Path("/")) -> int:
-    """Number of cores behind logical CPUs `cpus`; their number where the system does not say."""
+    """Number of cores behind logical CPUs `cpus` (of CPUs, where the system does not say), as far as a quota reaches.
+
+    A container's quota (``docker --cpus=2``) counts in whole cores, at least one: more threads would wait for each other.
+    """
     cores = set()
     for cpu in cpus:
         siblings = _read(root / f"sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
         cores.add(siblings or str(cpu))
-    return len(cores)
+    return max(1, int(min([len(cores), *_quotas(root)])))
+
+
+def _quotas(root: Path) -> Iterator[float]:
+    """CPUs' worth of time that each control group (cgroup, v1 and v2) of this process may use; none: no limit."""
+    for line in _read(root / "proc/self/cgroup").splitlines():
+        controllers, _, path = line.partition(":")[2].partition(":")
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        top = root / "sys/fs/cgroup" / ("cpu" if controllers else "")
+        group = top.joinpath(*(part for part in path.split("/") if part != ".."))
+        for folder in (group, *group.parents):  # those outside a container are not seen
+            if controllers:
+                limit = [_read(folder / f"cpu.cfs_{name}_us") for name in ("quota", "period")]
+            else:
+                limit = _read(folder / "cpu.max").split()
+            if len(limit) == 2 and all(value.isdecimal() and int(value) for value in limit):
+                yield int(limit[0]) / int(limit[1])
+            if folder == top:
+                break
 
 
 def versions() -> dict[str, str]:
