@@ -169,6 +169,10 @@ def test_on_the_command_line(
     capsys.readouterr()
 
 
+def interrupted(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
 def test_plans_come_along(
     base: Path, adapted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -186,6 +190,11 @@ def test_plans_come_along(
         assert names == ["own", "more"]
         found = AccessPlan.load(tmp_path / converted / "plan")
         assert found.evidence["measured_on"] == own.model
+    for more in (["--format", "delta", "--base", str(base)], []):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(AccessPlan, "save", interrupted)
+            assert run([*command[:3], str(tmp_path / "again"), *more]) == 130
+        assert not list(tmp_path.glob("*again*"))  # no model without its plans
     (tmp_path / "model" / "plan" / "predictors.safetensors").unlink()
     command[3] = str(tmp_path / "again")
     assert run([*command, "--format", "delta", "--base", str(base)]) == PlanError.exit_code

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Literal, cast
 
 from dejavu.codecs import encode
+from dejavu.environment import folder_bytes
 from dejavu.errors import InputError
 from dejavu.gguf_tokenizer_writer import tokenizer_metadata
 from dejavu.models.delta import write_delta
@@ -20,6 +22,7 @@ from dejavu.plan.choice import own_plans
 from dejavu.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
     from pathlib import Path
 
     import numpy as np
@@ -30,6 +33,7 @@ if TYPE_CHECKING:
     from dejavu.models.loading import OpenModel
     from dejavu.models.progress import Progress
     from dejavu.models.weights import Weights
+    from dejavu.plan import AccessPlan
 
 Format = Literal["safetensors", "gguf", "delta"]
 
@@ -56,6 +60,9 @@ def convert(
 ) -> Converted:
     """Write the model at `source` to `target`, whole or not at all, with its tokenizer and chat template.
 
+    A folder gets the model's own plans, too. Their evidence gains ``measured_on``, the fingerprint of the weights that the
+    figures are of: the new ones are nearly the same.
+
     Args:
         source: what `dejavu.models.sources.resolve` returned.
         target: a folder (safetensors) or a file (gguf).
@@ -67,7 +74,7 @@ def convert(
     Raises:
         InputError: an unknown codec, a name that says another format, or something lies at `target`.
         UnsupportedModelError: the format cannot say what the model or its tokenizer computes.
-        ModelFormatError, NumericsError: the model is damaged.
+        ModelFormatError, NumericsError, PlanError: the model, or a plan of it, is damaged.
         CacheError: the disk is full, or the place cannot be written.
     """
     chosen: Format = format or ("gguf" if _named_gguf(target) else "safetensors")
@@ -88,7 +95,7 @@ def convert(
                 model.config,
                 model.weights.read,
                 codec=cast("FloatCodec", codec),
-                add_files=partial(add_text_files, model),
+                add_files=partial(_add_files, model, own_plans(source)),
                 force=force,
                 progress=progress,
             )
@@ -104,14 +111,15 @@ def convert(
             )
     finally:
         model.close()
-    files = target.iterdir() if target.is_dir() else (target,)
-    return Converted(target, chosen, codec, sum(file.stat().st_size for file in files))
+    return Converted(target, chosen, codec, _size(target))
 
 
 def convert_to_delta(
     source: Path, target: Path, base: str, base_path: Path, *, progress: Progress | None = None
 ) -> Converted:
-    """Write what makes the model at `source` of its base, in under two bits per weight; see `dejavu.models.delta`.
+    """Write what makes the model at `source` of its base, in under two bits per weight, and its plans (as `convert` does).
+
+    See `dejavu.models.delta`.
 
     Where all plans of the model read the leading bits of gate and up and no others, the delta aims at the middle of what
     these leave open: what it then misses seldom leads to other bits.
@@ -129,6 +137,7 @@ def convert_to_delta(
         DejavuError: as `convert`.
     """
     _check_name(target, "delta")
+    plans = own_plans(source)
     original, adapted = open_model(base_path), open_model(source)
     try:
         if original.weights.fingerprint == adapted.weights.fingerprint:
@@ -136,18 +145,25 @@ def convert_to_delta(
                 f"{source} is the base itself, and a delta of it holds nothing",
                 fix="give the adapted model, and with --base what it was adapted from",
             )
-        bits = _leading_alone(source)
+        bits = _leading_alone(plans.values())
         read = partial(_middle, adapted.weights, bits) if bits else None
-        write_delta(target, original.weights, adapted.weights, name=base, read=read, progress=progress)
+        write_delta(
+            target,
+            original.weights,
+            adapted.weights,
+            name=base,
+            read=read,
+            add_files=partial(_add_plans, plans),
+            progress=progress,
+        )
     finally:
         original.close()
         adapted.close()
-    return Converted(target, "delta", "ternary", sum(file.stat().st_size for file in target.iterdir()))
+    return Converted(target, "delta", "ternary", _size(target))
 
 
-def _leading_alone(source: Path) -> int:
+def _leading_alone(plans: Collection[AccessPlan]) -> int:
     """How many leading bits of int8 gate and up are all that a model's plans read; 0: it has none, or they read more."""
-    plans = own_plans(source).values()
     neurons = {layer.neurons for plan in plans for layer in plan.layers}
     found = {n.bits if isinstance(n, Sketch) and n.values == "leading" else 0 for n in neurons}
     alone = len(found) == 1 and all(plan.evidence.get("codec") == "int8" for plan in plans)
@@ -175,12 +191,35 @@ def _check_name(target: Path, format: Format) -> None:
         )
 
 
+def _size(target: Path) -> int:
+    return folder_bytes(target) if target.is_dir() else target.stat().st_size
+
+
 def add_text_files(model: OpenModel, folder: Path) -> None:
     """Write the tokenizer of a model and what else belongs to it, but its configuration, to a folder."""
     if model.format == "gguf":
         Tokenizer.from_model(model).save(folder)
+    else:
+        copy_texts(model.path, folder, TEXT_FILES)
+
+
+def _add_files(model: OpenModel, plans: Mapping[Path, AccessPlan], folder: Path) -> None:
+    add_text_files(model, folder)
+    _add_plans(plans, folder)
+
+
+def _add_plans(plans: Mapping[Path, AccessPlan], folder: Path) -> None:
+    """Plans of the model that was converted, by their places, for the weights in `folder`."""
+    if not plans:
         return
-    copy_texts(model.path, folder, TEXT_FILES)
+    written = open_model(folder)
+    try:
+        for place, plan in plans.items():
+            evidence = {"measured_on": plan.model, **plan.evidence}
+            moved = dataclasses.replace(plan, model=written.weights.fingerprint, evidence=evidence)
+            moved.save(folder / place)
+    finally:
+        written.close()
 
 
 def _metadata(model: OpenModel) -> dict[str, MetadataValue]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,7 +13,6 @@ from dejavu.cli.output import print_json
 
 if TYPE_CHECKING:
     from dejavu.conversion import Converted
-    from dejavu.plan import AccessPlan
 
 
 class FormatName(str, Enum):
@@ -69,11 +67,9 @@ def convert(
     from dejavu.conversion import convert_to_delta
     from dejavu.errors import InputError
     from dejavu.models.loading import fetch
-    from dejavu.plan.choice import own_plans
 
     progress = make_progress(quiet=json)
     path = fetch(model, offline=offline or None, progress=progress)
-    plans = own_plans(path)
     if (format is FormatName.delta) != (base is not None):
         raise InputError("--format delta and --base MODEL belong together")
     if base is not None:
@@ -83,7 +79,6 @@ def convert(
             )
         origin = fetch(base, offline=offline or None, progress=progress)
         delta = convert_to_delta(path, out, base, origin, progress=progress)
-        _add_plans(out, plans)
         _print(model, delta, json)
         return
     result = run(
@@ -94,27 +89,7 @@ def convert(
         force=force,
         progress=progress,
     )
-    _add_plans(out, plans)
     _print(model, result, json)
-
-
-def _add_plans(target: Path, plans: dict[Path, AccessPlan]) -> None:
-    """Plans of the model that was converted: `target` holds nearly the same weights under another fingerprint.
-
-    Their evidence gains ``measured_on``, the fingerprint of the weights that the figures are of.
-    """
-    from dejavu.models.loading import open_model
-
-    if not plans or not target.is_dir():
-        return
-    opened = open_model(target)
-    try:
-        for place, plan in plans.items():
-            evidence = {"measured_on": plan.model, **plan.evidence}
-            moved = dataclasses.replace(plan, model=opened.weights.fingerprint, evidence=evidence)
-            moved.save(target / place)
-    finally:
-        opened.close()
 
 
 def _print(model: str, result: Converted, json: bool) -> None:

@@ -53,6 +53,7 @@ def write_delta(
     *,
     name: str,
     read: Callable[[str], NDArray[np.float32]] | None = None,
+    add_files: Callable[[Path], None] | None = None,
     progress: Progress | None = None,
 ) -> None:
     """Write what makes `adapted` of `base` to the folder `target`, whole or not at all.
@@ -63,6 +64,7 @@ def write_delta(
         adapted: the same model with other matrices in its layers.
         name: of the base, as `sources.resolve` takes it, on any machine.
         read: gives a tensor of `adapted`, or what will do as well; None: its own `read`.
+        add_files: writes further files into the folder that it is given, where the delta is complete by then.
         progress: told of the weights compared.
 
     Raises:
@@ -98,6 +100,8 @@ def write_delta(
         (folder / DELTA_NAME).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
         with (folder / ARRAYS_NAME).open("wb") as stream:
             write_safetensors(stream, arrays)
+        if add_files is not None:
+            add_files(folder)
 
 
 def encode(difference: NDArray[np.float32]) -> tuple[NDArray[np.uint8], NDArray[np.float16]]:
