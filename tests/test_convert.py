@@ -118,6 +118,25 @@ def test_transformers_reads_the_folder(tmp_path: Path) -> None:
     assert relative_error(logits(tmp_path / "copy"), theirs) <= 1e-5
 
 
+def test_all_that_ends_a_text_survives(model: Path, tmp_path: Path) -> None:
+    """From both files of a folder; beyond three places only what is known by its text (here <|end|>)."""
+
+    def convert_with(config_ends: list[int], generation_ends: list[int]) -> set[int]:
+        config = json.loads((model / "config.json").read_text()) | {"eos_token_id": config_ends}
+        (model / "config.json").write_text(json.dumps(config))
+        (model / "generation_config.json").write_text(json.dumps({"eos_token_id": generation_ends}))
+        convert(model, tmp_path / "m.gguf", force=True)
+        return set(Tokenizer.from_gguf(GgufFile(tmp_path / "m.gguf").metadata).eos_ids)
+
+    assert convert_with([0, 7], [0]) == {0, 7}
+    assert convert_with([9], [0, 7]) == {0, 7, 9}
+    with pytest.raises(UnsupportedModelError, match="no place for all 4"):
+        convert_with([7, 8, 9], [0])
+    names = json.loads((model / "tokenizer_config.json").read_text()) | {"eos_token": "<s>"}
+    (model / "tokenizer_config.json").write_text(json.dumps(names))
+    assert convert_with([0, 8], [0, 9]) == {1, 0, 8, 9}
+
+
 def test_a_sentencepiece_tokenizer_survives_both_ways(tmp_path: Path) -> None:
     tokenizer = Tokenizer.from_gguf(spm_metadata())
     tokenizer.save(tmp_path)

@@ -235,5 +235,6 @@ def _metadata(model: OpenModel) -> dict[str, MetadataValue]:
         )
         found = {key: value for key, value in model.metadata.items() if key.startswith(kept)}
         return cast("dict[str, MetadataValue]", found)
-    metadata = tokenizer_metadata(Tokenizer.from_model(model), model.config.vocab_size)
+    config = model.config
+    metadata = tokenizer_metadata(Tokenizer.from_model(model), config.vocab_size, config.eos_token_ids)
     return {"general.name": model.path.resolve().name, **metadata}

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from dejavu.byte_level import PRE_TOKENIZERS
 from dejavu.errors import UnsupportedModelError
-from dejavu.gguf_tokenizer import build_from_gguf, byte_level_bpe
+from dejavu.gguf_tokenizer import END_OF_TURN, build_from_gguf, byte_level_bpe
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
     from tokenizers import Tokenizer as Backend
 
     from dejavu.models.gguf_header import MetadataValue
@@ -25,15 +27,19 @@ _PROBE = (
 """Text on which tokenizers that cut or merge differently disagree."""
 
 
-def tokenizer_metadata(tokenizer: Tokenizer, vocab_size: int) -> dict[str, MetadataValue]:
+def tokenizer_metadata(
+    tokenizer: Tokenizer, vocab_size: int, ends: Iterable[int] = ()
+) -> dict[str, MetadataValue]:
     """Entries ``tokenizer.*`` from which `build_from_gguf` makes the same tokenizer.
 
     Args:
         tokenizer: byte-level BPE, or BPE that stands for SentencePiece.
         vocab_size: rows of the embedding; tokens are filled up to it.
+        ends: what ends a text beside the tokenizer's own `eos_ids`, by the model's configuration.
 
     Raises:
-        UnsupportedModelError: GGUF has no name for how this one cuts text, or what is read back gives other tokens.
+        UnsupportedModelError: GGUF has no name for how this one cuts text, no place for all that ends one, or what is
+            read back gives other tokens.
     """
     state = json.loads(tokenizer.backend.to_str())
     model = state["model"]
@@ -51,9 +57,10 @@ def tokenizer_metadata(tokenizer: Tokenizer, vocab_size: int) -> dict[str, Metad
         values["add_space_prefix"] = first.startswith("▁")
     now = tokenizer.backend.encode("").ids
     values["add_bos_token"] = now[:1] == [tokenizer.bos_id]
-    values["add_eos_token"] = now[values["add_bos_token"] :][-1:] == list(tokenizer.eos_ids[:1])
-    ends = dict(zip(("eos", "eot", "eom"), tokenizer.eos_ids, strict=False))
-    named = {"bos": tokenizer.bos_id, **ends}
+    last = now[values["add_bos_token"] :][-1:]
+    values["add_eos_token"] = bool(last) and last == list(tokenizer.eos_ids[:1])
+    ends = [i for i in dict.fromkeys((*tokenizer.eos_ids, *ends)) if i < vocab_size]
+    named = {"bos": tokenizer.bos_id, **_end_names(ends, values)}
     values |= {f"{name}_token_id": i for name, i in named.items() if i is not None}
     metadata = {f"tokenizer.ggml.{key}": value for key, value in values.items()}
     if tokenizer.chat_template is not None:
@@ -62,7 +69,13 @@ def tokenizer_metadata(tokenizer: Tokenizer, vocab_size: int) -> dict[str, Metad
         metadata["tokenizer.chat_templates"] = list(tokenizer.named_templates)
     for name, source in tokenizer.named_templates.items():
         metadata[f"tokenizer.chat_template.{name}"] = source
-    if build_from_gguf(metadata).backend.encode(_PROBE).ids != tokenizer.backend.encode(_PROBE).ids:
+    built = build_from_gguf(metadata)
+    if lost := [values["tokens"][i] for i in ends if i not in built.eos_ids]:
+        raise UnsupportedModelError(
+            f"GGUF has no place for all {len(ends)} tokens that end a text of this model: {', '.join(lost)} would be lost",
+            fix="convert to safetensors",
+        )
+    if built.backend.encode(_PROBE).ids != tokenizer.backend.encode(_PROBE).ids:
         raise UnsupportedModelError(
             "GGUF cannot say how this tokenizer works: what is read back gives other tokens",
             fix="convert to safetensors",
@@ -88,6 +101,14 @@ def _tokens(tokenizer: Tokenizer, model: dict[str, Any], vocab_size: int) -> dic
         types[unknown] = _UNKNOWN
         values["unknown_token_id"] = unknown
     return values
+
+
+def _end_names(ends: list[int], values: Mapping[str, Any]) -> dict[str, int]:
+    """End tokens by GGUF's three names for them: the EOS first, then those that a reader does not know by their texts."""
+    known = [i for i in ends if values["tokens"][i] in END_OF_TURN and values["token_type"][i] == _CONTROL]
+    first, others = ends[:1], ends[1:]
+    others.sort(key=lambda i: i in known)
+    return dict(zip(("eos", "eot", "eom"), (*first, *others), strict=False))
 
 
 def _pre_tokenizer(backend: Backend, model: dict[str, Any]) -> str:
