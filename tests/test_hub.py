@@ -57,18 +57,18 @@ for verb, *arguments in json.loads(sys.argv[1]):
 
 
 def add_repository(
-    site: Loopback, name: str, files: dict[str, bytes], listed: dict[str, bytes] | None = None
+    site: Loopback, name: str, files: dict[str, bytes], listed: dict[str, bytes] | None = None, sha: str = SHA
 ) -> None:
     siblings = [{"rfilename": file} for file in listed or files]
-    info = {"id": name, "sha": SHA, "siblings": siblings, "private": False, "tags": [], "downloads": 0}
+    info = {"id": name, "sha": sha, "siblings": siblings, "private": False, "tags": [], "downloads": 0}
     tree = [{"type": "file", "path": file, "size": len(body), "oid": file} for file, body in files.items()]
     api = f"/api/models/{name}"
     for path in (api, f"{api}/revision/main", f"{api}/revision/v1"):
         site.pages[path] = Page(json.dumps(info).encode(), "application/json")
-    site.pages[f"{api}/tree/{SHA}"] = Page(json.dumps(tree).encode(), "application/json")
+    site.pages[f"{api}/tree/{sha}"] = Page(json.dumps(tree).encode(), "application/json")
     for file, body in files.items():
-        headers = {"ETag": f'"{file.replace("/", "-")}"', "X-Repo-Commit": SHA}
-        site.pages[f"/{name}/resolve/{SHA}/{file}"] = Page(body, "application/octet-stream", headers=headers)
+        headers = {"ETag": f'"{sha[:4]}-{file.replace("/", "-")}"', "X-Repo-Commit": sha}
+        site.pages[f"/{name}/resolve/{sha}/{file}"] = Page(body, "application/octet-stream", headers=headers)
 
 
 @pytest.fixture
@@ -200,6 +200,19 @@ def test_what_is_not_there(tmp_path: Path, site: Loopback) -> None:
         assert answer.startswith("SourceError")
         assert says in answer
     assert answers[-1] == []
+
+
+def test_refresh(tmp_path: Path, site: Loopback) -> None:
+    (before,) = run(tmp_path, site.url, [["resolve", "org/single"]])
+    add_repository(site, "org/single", {"m.gguf": b"newer"}, sha=SHA[::-1])
+    calls: list[list[Any]] = [
+        ["resolve", "org/single"],
+        ["resolve", "org/single", {"refresh": True}],
+        ["list"],
+    ]
+    stale, after, listed = run(tmp_path, site.url, calls)
+    assert (before, stale, after) == ("single", "single", "newer")
+    assert listed == [["hf:org/single", 5]]
 
 
 def test_hostile_listing(tmp_path: Path, site: Loopback) -> None:

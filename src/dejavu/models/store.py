@@ -180,16 +180,20 @@ def fetching_is_off() -> bool:
 
 
 def not_stored(spec: HubSpec | PypiSpec, *, by_variable: bool) -> SourceError:
+    """`fetching_forbidden`, for a model that is not stored."""
+    return fetching_forbidden(f"{spec} is not stored", spec, by_variable=by_variable)
+
+
+def fetching_forbidden(message: str, spec: HubSpec | PypiSpec, *, by_variable: bool) -> SourceError:
     """The error for a model that would have to be fetched while that is off.
 
     Args:
+        message: why it would have to be.
         spec: the model.
         by_variable: HF_HUB_OFFLINE forbids it, and not (only) the caller.
     """
     how = "unset HF_HUB_OFFLINE" if by_variable else "leave --offline (in Python: offline=True) out"
-    return SourceError(
-        f"{spec} is not stored, and fetching is off", fix=f"{how} and go online: dejavu pull {spec}"
-    )
+    return SourceError(f"{message}, and fetching is off", fix=f"{how} and go online: dejavu pull {spec}")
 
 
 def find_stored(spec: HubSpec | PypiSpec) -> StoredModel | None:
