@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -14,6 +15,7 @@ import pytest
 
 from dejavu.cli.app import run
 from dejavu.evaluation import suite
+from dejavu.evaluation.journal import Journal
 from dejavu.models.loading import open_model
 from dejavu.plan import AccessPlan, Threshold
 from dejavu.reference import ReferenceExecutor
@@ -425,6 +427,15 @@ def test_says_that_nothing_was_scored(dejavu: Dejavu, folder: Path) -> None:
     some = dejavu("--tasks", "long,cloze")
     assert "(nothing scored)" in some.out
     assert "nothing was scored" not in some.err
+
+
+def test_results_are_on_the_disk_when_they_are_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, synced = tmp_path / "x.items.jsonl", []
+    with Journal(path) as journal:
+        journal.add("run", "task", [(1, {"a": 1})])
+        monkeypatch.setattr("os.fsync", lambda fd: synced.append(os.fstat(fd).st_size))
+        journal.add("run", "task", [(2, {"a": 2}), (3, {"a": 3})])
+        assert synced == [path.stat().st_size]
 
 
 def test_damaged_or_unwritable_journal(dejavu: Dejavu, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from typing import TYPE_CHECKING, Any, TextIO
 
 from dejavu.errors import CacheError, InputError
@@ -89,6 +90,7 @@ class Journal:
                 self._stream = self._stream or self._open(self._path)
                 self._stream.writelines(map(_line, values))
                 self._stream.flush()
+                os.fsync(self._stream.fileno())
         self._found |= {tuple(value[name] for name in _KEY): value for value in values}
 
     def _open(self, path: Path) -> TextIO:
