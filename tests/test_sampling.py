@@ -337,6 +337,12 @@ def test_a_bias_that_is_given_twice_is_refused(entries: list[str]) -> None:
         parse_logit_bias(entries)
 
 
+def test_the_same_text_several_times_is_refused() -> None:
+    with pytest.raises(InputError, match="n is 2; it must be 1 with temperature 0"):
+        SamplingParams(n=2, temperature=0)
+    assert SamplingParams(n=1, temperature=0).n == SamplingParams(n=2, temperature=0.1).n - 1 == 1
+
+
 def test_a_number_that_is_too_long_to_write() -> None:
     with pytest.raises(InputError, match="n is a number of very many digits; it must be a whole number"):
         SamplingParams(n=10**5000)

@@ -34,7 +34,7 @@ class SamplingParams:
     """
 
     n: int = 1
-    """Completions per prompt, which differ: above 1 the temperature must be, too. The prompt is computed once."""
+    """Completions per prompt, computed together from one prompt; more than one only with a temperature above 0."""
     temperature: float = 1.0
     """Divides the logits; 0 takes the most likely token (the lowest id of equals)."""
     top_k: int = 0
@@ -88,6 +88,8 @@ class SamplingParams:
             object.__setattr__(self, name, value)
         if self.top_p == 0:
             raise refusal("top_p", self.top_p, "above 0")
+        if self.n > 1 and self.temperature == 0:
+            raise refusal("n", self.n, "1 with temperature 0, where all completions would be the same")
         most = self.max_tokens or self.min_tokens
         if self.min_tokens > most:
             raise refusal("min_tokens", self.min_tokens, f"at most max_tokens, {most}")
