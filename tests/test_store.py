@@ -131,6 +131,7 @@ def test_what_killed_writers_left_is_removed_by_the_next(tmp_path: Path) -> None
     others = [tmp_path / ".other.0123abcd.tmp", tmp_path / ".file.tmp"]
     for other in others:
         other.write_bytes(b"of another program")
+    os.mkfifo(tmp_path / ".pipe.dejavu-0123abcd.tmp")  # opening one may wait without end
     with staged_folder(tmp_path / "new") as staging:
         (staging / "half").write_bytes(b"half")
         assert set(tmp_path.iterdir()) == {*others, staging}

@@ -72,7 +72,7 @@ def _lock(path: Path, *, wait: bool) -> int | None:
     """A descriptor that holds the lock of `path`; None: another one does, or the file system has no locks."""
     descriptor = None
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)  # a pipe may bear any name
         fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         _unlock(descriptor)
