@@ -51,17 +51,6 @@ NestedMlp nested_view(const RowLayout& layout, int dots, int count, int leading,
   return mlp;
 }
 
-template <typename Body>
-void each_bundle(int count, int threads, Body body) {
-  const auto work = [&](int thread) {
-    const Range mine = share(count, 1, thread, threads);
-    for (int i = mine.begin; i < mine.end; ++i) body(i);
-  };
-  if (threads == 1) return work(0);
-  Pool pool(threads);
-  pool.run(work);
-}
-
 }  // namespace
 
 void bind_parts(nb::module_& m) {
@@ -91,7 +80,7 @@ void bind_parts(nb::module_& m) {
         std::memset(lead.data(), 0, lead.shape(0));
         std::memset(rest.data(), 0, rest.shape(0));
         // Sixteen at a time: threads must not write to the same tile.
-        each_bundle((from.count + kTileRows - 1) / kTileRows, threads, [&](int tile) {
+        share_out((from.count + kTileRows - 1) / kTileRows, threads, [&](int tile) {
           for (int i = tile * kTileRows; i < from.count && i < (tile + 1) * kTileRows; ++i) split_bundle(from, i, mlp);
         });
       },
@@ -108,7 +97,7 @@ void bind_parts(nb::module_& m) {
         same_bytes(lead.shape(0), to.bytes(), "lead");
         nb::gil_scoped_release release;
         std::memset(lead.data(), 0, lead.shape(0));
-        each_bundle(from.count, threads, [&](int i) { leading_parts(from, i, to); });
+        share_out(from.count, threads, [&](int i) { leading_parts(from, i, to); });
       },
       nb::arg("packed").noconvert(), nb::arg("d"), nb::arg("rows"), nb::arg("leading"), nb::arg("lead").noconvert(),
       nb::arg("threads") = 1, "The leading bits of packed bundles of int8 rows.");

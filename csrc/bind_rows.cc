@@ -118,23 +118,13 @@ void bind_rows(nb::module_& m) {
           nb::gil_scoped_release release;
           const float* src = weights.data();
           uint8_t* dst = out.data();
-          auto pack_share = [&](int thread) {
-            const Range r = share(count, 1, thread, threads);
-            if (r.begin == r.end) return;
-            const size_t at = size_t(r.begin) * size_t(rows) * size_t(d);
-            const int result =
-                int(pack_bundles(all.layout, src + at, rows, r.end - r.begin, dst + all.stride * size_t(r.begin)));
+          share_out(count, threads, [&](int i) {
+            const float* bundle = src + size_t(i) * size_t(rows) * size_t(d);
+            const int result = int(pack_bundles(all.layout, bundle, rows, 1, dst + all.stride * size_t(i)));
             int seen = worst.load();
             while (result > seen && !worst.compare_exchange_weak(seen, result)) {
             }
-          };
-          if (threads > 1) {
-            Pool pool(threads);
-            pool.run(pack_share);
-          } else {
-            threads = 1;
-            pack_share(0);
-          }
+          });
         }
         if (worst == int(PackResult::not_finite)) throw std::domain_error("weights hold NaN or infinity");
         if (worst == int(PackResult::out_of_range)) throw std::domain_error("a scale does not fit float16");
