@@ -1,5 +1,6 @@
 #include "batch.h"
 
+#include <algorithm>
 #include <cstring>
 #include <numeric>
 
@@ -14,11 +15,11 @@ void Engine::forward(const int32_t* tokens, const std::vector<Segment>& segments
   pool_.run([&](int thread) { BatchThread(*this, thread).run(); });
   for (const Segment& s : segments) s.cache->advance(s.count);
   if (!batch_->plan) return;
-  counters.tokens += batch_->total;
+  counters_.tokens += batch_->total;
   for (const Counters& touched : batch_->touched) {
     for (size_t i = 0; i < size_t(c_.layers); ++i) {
-      counters.neurons[i] += touched.neurons[i];
-      counters.heads[i] += touched.heads[i];
+      counters_.neurons[i] += touched.neurons[i];
+      counters_.heads[i] += touched.heads[i];
     }
   }
 }
@@ -27,7 +28,7 @@ void Engine::forward(const int32_t* tokens, const std::vector<Segment>& segments
 void Engine::Batch::start(Engine& e, const int32_t* tokens_, const std::vector<Segment>& segments_, bool sparse,
                           Logits which_, float* logits_, const Capture& capture_) {
   tokens = tokens_, segments = &segments_, which = which_, logits = logits_, capture = capture_;
-  plan = sparse ? e.plan_.get() : nullptr;
+  plan = sparse ? e.planned_.plan.get() : nullptr;
   position.clear(), length.clear(), cache.clear();
   int longest = 0;
   for (const Segment& s : segments_) {
@@ -65,6 +66,10 @@ void Engine::Batch::start(Engine& e, const int32_t* tokens_, const std::vector<S
   const size_t loaded = size_t(hd) * (key_columns > kCacheBlock ? key_columns : kCacheBlock);
   const size_t attention_packed = (products.a_bytes(kPiece, hd) + 63) / 64 * 64 + products.a_bytes(kPiece, longest);
   const size_t rows_packed = products.packed_bytes(widest);
+  size_t joined = 0;  // bytes of rows that are put together from their parts
+  for (const Layer& layer : e.layers_) {
+    if (layer.parts.cut()) joined = std::max(joined, size_t(kPiece) * mlp_layout(layer).code_bytes);
+  }
   for (Worker& w : e.workers_) {
     w.normed.get(width * size_t(gemm.nr));
     w.branch.get(4 * width + e.partial_floats_);
@@ -73,6 +78,7 @@ void Engine::Batch::start(Engine& e, const int32_t* tokens_, const std::vector<S
     w.scores.get(size_t(kPiece) * size_t(round_up(longest, kCacheBlock)));
     w.c0.get(size_t(kPiece) * ld);
     w.c1.get(size_t(kPiece) * ld);
+    w.joined.get(joined / sizeof(float));
   }
   if (plan) start_plan(e);
 }
@@ -86,14 +92,13 @@ void Engine::Batch::start_plan(Engine& e) {
   }
   neuron_masks.resize(size_t(slots) * T * ff);
   head_masks.resize(size_t(slots) * T * size_t(c.heads));
-  hidden.get(T * ff), gate.get(T * ff), stand_in.get(T * size_t(e.widest_rank_) + 16);
-  touched.assign(e.workers_.size(), Counters());
-  const size_t rank = size_t(e.widest_rank_);
-  for (size_t i = 0; i < e.workers_.size(); ++i) {
-    touched[i].neurons.resize(size_t(c.layers)), touched[i].heads.resize(size_t(c.layers));
-    Worker& w = e.workers_[i];
+  hidden.get(T * ff), gate.get(T * ff), stand_in.get(T * size_t(e.planned_.widest_rank) + 16);
+  touched.assign(e.workers_.size(), Counters(c.layers));
+  const size_t rank = size_t(e.planned_.widest_rank);
+  for (Worker& w : e.workers_) {
     w.predictor.get(3 * (ff + size_t(c.heads) + 16) + 3 * widest + rank + 64);
     w.picking.get(2 * (vocab > ff ? vocab : ff) + 2 * size_t(c.heads) + 16);
+    w.along.get(e.along_floats(1));
     // Two forms of an input, or one of a predictor's hidden values.
     w.scratch.get((2 * (e.layout_.input_bytes() + RowLayout(Codec::int8, c.d).input_bytes()) +
                    RowLayout(Codec::int8, int(rank)).input_bytes()) /

@@ -77,11 +77,11 @@ void Engine::BatchThread::sketched_logits() {
   best.k = b.plan->head.exact;
   float* room = w.picking.get(0);
   int32_t* list = reinterpret_cast<int32_t*>(room + c.vocab);
-  std::vector<char> along(e.along_bytes());
+  float *along = w.along.get(0), *along_room = along + e.along_bytes() / sizeof(float);
   for (int r = mine_here.begin; r < mine_here.end; ++r) {
     float* out = b.logits + size_t(r) * size_t(c.vocab);
-    e.prepare_sketched(logits_input(r), scratch, along.data());
-    e.leading_logits({0, e.head_lead_.tiles()}, scratch, along.data(), out);
+    e.prepare_sketched(logits_input(r), scratch, along, along_room);
+    e.leading_logits({0, e.planned_.lead.tiles()}, scratch, along, out);
     const int n = pick(e.k_, best, out, c.vocab, room, list);
     e.exact_logits(list, n, scratch, out);
     e.finish_logits(out, 0, c.vocab);

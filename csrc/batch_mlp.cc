@@ -54,7 +54,7 @@ void Engine::BatchThread::hidden(int i, int n0, int n, bool keep_gate) {
   const auto multiply = [&](int part, const float* bias, float* out) {
     const RowLayout& layout = mlp_layout(layer);
     const NestedMlp& parts = layer.parts;
-    uint8_t* joined = reinterpret_cast<uint8_t*>(w.joined.get(size_t(kPiece) * layout.code_bytes / sizeof(float)));
+    uint8_t* joined = reinterpret_cast<uint8_t*>(w.joined.get(0));
     for (int r = 0; parts.cut() && r < n; ++r) {
       uint8_t* codes = joined + size_t(r) * layout.code_bytes;
       join_parts(parts, n0 + r, part, codes);

@@ -25,13 +25,14 @@ float length_of(const float* v, int n) {
 void Engine::BatchThread::choose(int i, bool heads) {
   const LayerPlan& layer = b.plan->layers[size_t(i)];
   const Selector& own = heads ? layer.heads : layer.neurons;
-  const std::vector<int>& targets = (heads ? e.head_targets_ : e.neuron_targets_)[size_t(i)];
+  const std::vector<int>& targets = (heads ? e.planned_.head_targets : e.planned_.neuron_targets)[size_t(i)];
   for (int t = mine.begin; t < mine.end; ++t) {
     if (own.rule != Rule::dense && !late(own) && own.source(i) == i) choose_for(i, heads, t);
     for (int target : targets) choose_for(target, heads, t);
     if (heads || !layer.compensated) continue;
     const LowRank& stand_in = layer.compensator;
-    e.hidden_of(stand_in, {0, stand_in.rank}, prepare_one(i, false, t).second, row(b.stand_in, t, e.widest_rank_));
+    e.hidden_of(stand_in, {0, stand_in.rank}, prepare_one(i, false, t).second,
+                row(b.stand_in, t, e.planned_.widest_rank));
   }
 }
 
@@ -137,7 +138,7 @@ void Engine::BatchThread::mask_neurons(int i, int token) {
 // out += what stands in for the neurons that were not chosen; natural order.
 void Engine::BatchThread::compensate(const LowRank& stand_in, int token, float* out) {
   float* sum = w.predictor.get(0);
-  e.output_of(stand_in, {0, c.d}, row(b.stand_in, token, e.widest_rank_), scratch, sum);
+  e.output_of(stand_in, {0, c.d}, row(b.stand_in, token, e.planned_.widest_rank), scratch, sum);
   k.add(out, sum, c.d);
 }
 

@@ -4,6 +4,7 @@
 #include <nanobind/stl/unique_ptr.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
 #include <cstring>
 #include <memory>
 #include <stdexcept>
@@ -85,29 +86,55 @@ struct NativeEngine {
   Engine engine;
 };
 
+// The caches of a call, which nobody else may touch while it runs without Python's lock.
+class InUse {
+ public:
+  InUse() = default;
+  InUse(const InUse&) = delete;
+  ~InUse() {
+    for (Cache* cache : caches_) cache->in_use = false;
+  }
+  void add(const Engine& engine, Cache* cache) {
+    if (!cache) throw std::invalid_argument("a cache is None");
+    if (!engine.owns(*cache)) {
+      throw std::invalid_argument("a cache is of another model: only the executor that made it can use it");
+    }
+    if (std::count(caches_.begin(), caches_.end(), cache)) {
+      throw std::invalid_argument("a cache can be in a batch once");
+    }
+    check_free(*cache);
+    caches_.push_back(cache);
+    cache->in_use = true;
+  }
+  static void check_free(const Cache& cache) {
+    if (cache.in_use) throw std::invalid_argument("another thread is using the cache");
+  }
+
+ private:
+  std::vector<Cache*> caches_;
+};
+
 void check_token(const Engine& engine, int64_t token, const Cache& cache, int count) {
   const Config& c = engine.config();
   if (token < 0 || token >= c.vocab) {
     throw std::invalid_argument("token " + std::to_string(token) + " is outside the vocabulary of " +
                                 std::to_string(c.vocab));
   }
-  if (cache.length() + count > c.max_context) {
-    throw std::invalid_argument("position " + std::to_string(cache.length() + count) + " is beyond the context of " +
-                                std::to_string(c.max_context));
+  if (count > c.max_context - cache.length()) {
+    throw std::invalid_argument("position " + std::to_string(long(cache.length()) + count) +
+                                " is beyond the context of " + std::to_string(c.max_context));
   }
 }
 
 // The rows of the batch that each cache gets; throws where tokens and counts do not fit.
 std::vector<Segment> parse_segments(const Engine& engine, const Array<const int32_t, 1>& tokens,
-                                    const std::vector<Cache*>& caches, const std::vector<int>& counts) {
+                                    const std::vector<Cache*>& caches, const std::vector<int>& counts, InUse& in_use) {
   if (caches.size() != counts.size() || caches.empty()) throw std::invalid_argument("one count per cache is needed");
   std::vector<Segment> segments;
   size_t row = 0;
   for (size_t i = 0; i < counts.size(); ++i) {
-    for (size_t j = 0; j < i; ++j) {
-      if (caches[i] == caches[j]) throw std::invalid_argument("a cache can be in a batch once");
-    }
-    if (counts[i] < 1 || !caches[i] || size_t(counts[i]) > tokens.shape(0) - row) {
+    in_use.add(engine, caches[i]);
+    if (counts[i] < 1 || size_t(counts[i]) > tokens.shape(0) - row) {
       throw std::invalid_argument("counts do not add up to the tokens");
     }
     for (int t = 0; t < counts[i]; ++t) check_token(engine, tokens.data()[row + size_t(t)], *caches[i], counts[i]);
@@ -122,6 +149,13 @@ void check_logits(const Engine& engine, const Array<float, 2>& logits, size_t ro
   if (logits.shape(0) != rows || int(logits.shape(1)) != engine.config().vocab) {
     throw std::invalid_argument("logits is not [rows, vocab]");
   }
+}
+
+// What waits for a pass that runs must let that pass have the lock when it ends.
+template <typename Body>
+auto without_gil(Body body) {
+  nb::gil_scoped_release release;
+  return body();
 }
 
 // The array called `name`, or null where it holds no tokens; throws where it is not [layers, tokens, width].
@@ -145,12 +179,16 @@ void bind_engine(nb::module_& m) {
       .def(
           "truncate",
           [](Cache& c, int length) {
+            InUse::check_free(c);
             if (length < 0 || length > c.length())
               throw std::invalid_argument("length is outside what the cache holds");
             c.truncate(length);
           },
           nb::arg("length"))
-      .def("fork", &Cache::fork);
+      .def("fork", [](const Cache& c) {
+        InUse::check_free(c);
+        return c.fork();
+      });
 
   nb::class_<NativeEngine>(m, "Engine", "The native executor over one buffer of packed weights.")
       .def(
@@ -158,7 +196,6 @@ void bind_engine(nb::module_& m) {
           [](NativeEngine* self, const nb::dict& config, const std::string& codec, const std::string& head_codec,
              Array<const uint8_t, 1> buffer, const nb::dict& sections, int leading, int threads,
              const std::string& isa) {
-            if (threads < 1 || threads > 1024) throw std::invalid_argument("threads is out of range");
             if (leading != 0 && leading != 3 && leading != 4) throw std::invalid_argument("leading is out of range");
             Sections views;
             for (auto [key, value] : sections) {
@@ -178,21 +215,19 @@ void bind_engine(nb::module_& m) {
       .def_prop_ro("isa", [](const NativeEngine& e) { return std::string(isa_name(e.engine.isa())); })
       .def_prop_ro("threads", [](const NativeEngine& e) { return e.engine.threads(); })
       .def(
-          "new_cache",
-          [](const NativeEngine& e, const std::string& kv) {
-            const Config& c = e.engine.config();
-            return std::make_unique<Cache>(parse_kv(kv), c.layers, c.kv_heads, c.head_dim);
-          },
+          "new_cache", [](const NativeEngine& e, const std::string& kv) { return e.engine.new_cache(parse_kv(kv)); },
           nb::arg("kv"))
       .def(
           "set_plan",
           [](NativeEngine& e, const std::optional<nb::dict>& plan) {
-            e.engine.set_plan(plan ? parse_plan(*plan, e.engine.config()) : nullptr);
+            std::unique_ptr<Plan> parsed = plan ? parse_plan(*plan, e.engine.config()) : nullptr;
+            nb::gil_scoped_release release;
+            e.engine.set_plan(std::move(parsed));
           },
           nb::arg("plan").none(), "The access plan of the next calls, or None: dense.")
       .def("counters",
            [](const NativeEngine& e) {
-             const Counters& c = e.engine.counters;
+             const Counters c = without_gil([&] { return e.engine.counters(); });
              nb::dict found;
              found["tokens"] = c.tokens, found["neurons"] = c.neurons, found["heads"] = c.heads;
              found["recomputed"] = c.recomputed, found["decoded"] = c.decoded, found["mlp_seconds"] = c.mlp_seconds;
@@ -201,10 +236,10 @@ void bind_engine(nb::module_& m) {
              found["seconds"] = seconds;
              return found;
            })
-      .def("reset_counters", [](NativeEngine& e) { e.engine.reset_counters(); })
+      .def("reset_counters", [](NativeEngine& e) { without_gil([&] { e.engine.reset_counters(); }); })
       .def_prop_rw(
-          "barrier_cost", [](const NativeEngine& e) { return e.engine.barrier_cost; },
-          [](NativeEngine& e, long cost) { e.engine.barrier_cost = cost; })
+          "barrier_cost", [](const NativeEngine& e) { return without_gil([&] { return e.engine.barrier_cost(); }); },
+          [](NativeEngine& e, long cost) { without_gil([&] { e.engine.set_barrier_cost(cost); }); })
       .def(
           "decode",
           [](NativeEngine& e, Array<const int32_t, 1> tokens, const std::vector<Cache*>& caches, bool sparse,
@@ -212,16 +247,12 @@ void bind_engine(nb::module_& m) {
             if (caches.empty() || caches.size() != tokens.shape(0)) {
               throw std::invalid_argument("one token per cache is needed");
             }
+            InUse in_use;
             for (size_t i = 0; i < caches.size(); ++i) {
-              if (!caches[i]) throw std::invalid_argument("a cache is None");
+              in_use.add(e.engine, caches[i]);
               check_token(e.engine, tokens.data()[i], *caches[i], 1);
-              for (size_t j = 0; j < i; ++j) {
-                if (caches[i] == caches[j]) throw std::invalid_argument("a cache can be in a batch once");
-              }
             }
-            if (logits.shape(0) != caches.size() || int(logits.shape(1)) != e.engine.config().vocab) {
-              throw std::invalid_argument("logits is not [tokens, vocab]");
-            }
+            check_logits(e.engine, logits, caches.size());
             nb::gil_scoped_release release;
             e.engine.decode(tokens.data(), caches.data(), int(caches.size()), sparse, logits.data());
           },
@@ -232,7 +263,8 @@ void bind_engine(nb::module_& m) {
           [](NativeEngine& e, Array<const int32_t, 1> tokens, const std::vector<Cache*>& caches,
              const std::vector<int>& counts, bool sparse, const std::string& which, Array<float, 2> logits) {
             const Logits kind = which == "last" ? Logits::last : which == "all" ? Logits::all : Logits::none;
-            const std::vector<Segment> segments = parse_segments(e.engine, tokens, caches, counts);
+            InUse in_use;
+            const std::vector<Segment> segments = parse_segments(e.engine, tokens, caches, counts, in_use);
             if (kind != Logits::none) {
               check_logits(e.engine, logits, kind == Logits::all ? tokens.shape(0) : segments.size());
             }
@@ -248,7 +280,8 @@ void bind_engine(nb::module_& m) {
           [](NativeEngine& e, Array<const int32_t, 1> tokens, std::vector<Cache*> caches, std::vector<int> counts,
              const nb::dict& arrays, Array<float, 2> logits, bool sparse) {
             const Config& c = e.engine.config();
-            const std::vector<Segment> segments = parse_segments(e.engine, tokens, caches, counts);
+            InUse in_use;
+            const std::vector<Segment> segments = parse_segments(e.engine, tokens, caches, counts, in_use);
             if (logits.shape(0)) check_logits(e.engine, logits, tokens.shape(0));
             const auto find = [&](const char* name, int width) {
               return captured(arrays, name, c.layers, tokens.shape(0), width);

@@ -6,8 +6,8 @@
 
 namespace dejavu {
 
-Cache::Cache(KvType type, int layers, int kv_heads, int head_dim)
-    : type_(type), layers_(layers), kv_heads_(kv_heads), head_dim_(head_dim) {
+Cache::Cache(KvType type, int layers, int kv_heads, int head_dim, uint64_t owner)
+    : type_(type), owner_(owner), layers_(layers), kv_heads_(kv_heads), head_dim_(head_dim) {
   size_t piece = size_t(kCacheBlock) * size_t(head_dim) * kv_element_size(type);
   if (type == KvType::int8) piece += size_t(kCacheBlock) * sizeof(float);
   piece_bytes_ = (piece + 63) / 64 * 64;
@@ -29,9 +29,16 @@ void Cache::truncate(int length) {
 
 void Cache::track(int buffer, size_t input_bytes) {
   if (tracking()) return;
-  buffer_ = buffer, input_bytes_ = input_bytes, input_lines_ = (input_bytes + sizeof(Line) - 1) / sizeof(Line);
+  input_bytes_ = input_bytes, input_lines_ = (input_bytes + sizeof(Line) - 1) / sizeof(Line);
   have_.assign(size_t(layers_) * size_t(kv_heads_), length_);
   inputs_.resize(size_t(layers_) * size_t(buffer) * input_lines_);
+  buffer_ = buffer;  // last: where there is no memory, it does not track
+}
+
+void Cache::stop_tracking() {
+  buffer_ = 0;
+  have_.clear();
+  std::vector<Line>().swap(inputs_);
 }
 
 int Cache::complete(int layer, int head, int length) {
@@ -46,7 +53,7 @@ void Cache::keep_input(int layer, int position, const void* input) {
 }
 
 std::unique_ptr<Cache> Cache::fork() const {
-  auto copy = std::make_unique<Cache>(type_, layers_, kv_heads_, head_dim_);
+  auto copy = std::make_unique<Cache>(type_, layers_, kv_heads_, head_dim_, owner_);
   copy->length_ = length_;
   copy->blocks_ = blocks_;
   copy->blocks_.resize(size_t(block_count(length_)));

@@ -1,6 +1,7 @@
 // Keys and values of one sequence, in blocks of 128 positions that several sequences may share.
 #pragma once
 
+#include <cstdint>
 #include <memory>
 #include <vector>
 
@@ -12,13 +13,16 @@ inline constexpr int kCacheBlock = 128;
 
 class Cache {
  public:
-  Cache(KvType type, int layers, int kv_heads, int head_dim);
+  // `owner`: the number of the engine whose keys and values they are, see Engine::owns
+  Cache(KvType type, int layers, int kv_heads, int head_dim, uint64_t owner = 0);
 
   KvType type() const { return type_; }
+  uint64_t owner() const { return owner_; }
   int length() const { return length_; }
-  size_t bytes() const { return blocks_.size() * block_bytes_; }
+  size_t bytes() const { return blocks_.size() * block_bytes_ + inputs_.size() * sizeof(Line); }
   void truncate(int length);            // 0 <= length <= length()
   std::unique_ptr<Cache> fork() const;  // shares blocks; a shared block is copied before it is written
+  bool in_use = false;                  // by a call that runs without Python's lock; under which it is set and read
 
   // Makes room for `count` more positions, all blocks that they touch being this sequence's own. Throws std::bad_alloc.
   void reserve(int count);
@@ -29,7 +33,7 @@ class Cache {
   void track(int buffer, size_t input_bytes);  // starts with nothing missing; no effect if already tracking
   int tracked() const { return buffer_; }      // the buffer, or 0
   bool tracking() const { return buffer_ > 0; }
-  void stop_tracking() { buffer_ = 0; }
+  void stop_tracking();
   int missing(int layer, int head, int length) const { return length - have_[size_t(layer * kv_heads_ + head)]; }
   int complete(int layer, int head, int length);  // all up to `length` are there now; returns how many were missing
   void keep_input(int layer, int position, const void* input);
@@ -60,6 +64,7 @@ class Cache {
   std::shared_ptr<void> new_block() const;
 
   KvType type_;
+  uint64_t owner_;
   int layers_, kv_heads_, head_dim_;
   int length_ = 0, buffer_ = 0;
   size_t input_bytes_ = 0, input_lines_ = 0;

@@ -17,28 +17,35 @@ double seconds_since(Clock::time_point start) { return std::chrono::duration<dou
 
 void Engine::decode(const int32_t* tokens, Cache* const* caches, int n, bool sparse, float* logits) {
   std::lock_guard<std::mutex> lock(mutex_);
+  sparse = sparse && planned_.plan;
+  make_room(caches, n, sparse);
   for (int first = 0; first < n; first += kMaxTokens) {
-    const int count = n - first < kMaxTokens ? n - first : kMaxTokens;
-    Step step{tokens + first, caches + first, count, sparse && plan_,
-              logits ? logits + size_t(first) * size_t(c_.vocab) : nullptr};
-    decode_step(step);
+    const int count = std::min(n - first, kMaxTokens);
+    const Step step{tokens + first, caches + first, count, sparse,
+                    logits ? logits + size_t(first) * size_t(c_.vocab) : nullptr};
+    pool_.run([&](int thread) { Decoder(*this, step, thread).run(); });
+    counters_.decoded += count;
+    if (sparse) counters_.tokens += count;
+    for (int t = 0; t < count; ++t) step.caches[t]->advance(1);
   }
 }
 
-void Engine::decode_step(const Step& s) {
-  const size_t n = size_t(s.n), hd = size_t(c_.head_dim), heads = size_t(c_.heads), ff = size_t(c_.ff);
-  const size_t widest = size_t(c_.d > c_.embed_dim ? c_.d : c_.embed_dim) + kGroup;
-  const bool recompute = s.sparse && plan_->recompute;
-  size_t room = 0;
-  for (int t = 0; t < s.n; ++t) {
-    Cache& cache = *s.caches[t];
-    if (!recompute || cache.tracked() != plan_->buffer) catch_up(cache);
-    if (recompute) cache.track(plan_->buffer, layout_.input_bytes());
+void Engine::make_room(Cache* const* caches, int count, bool sparse) {
+  const Plan* plan = sparse ? planned_.plan.get() : nullptr;
+  const bool recompute = plan && plan->recompute;
+  size_t positions = 0;
+  for (int t = 0; t < count; ++t) {
+    Cache& cache = *caches[t];
+    if (!recompute || cache.tracked() != plan->buffer) catch_up(cache);
+    if (recompute) cache.track(plan->buffer, layout_.input_bytes());
     cache.reserve(1);
-    room = std::max(room, size_t(cache.block_count(cache.length() + 1)) * kCacheBlock);
+    positions = std::max(positions, size_t(cache.block_count(cache.length() + 1)) * kCacheBlock);
   }
+  const size_t n = size_t(std::min(count, kMaxTokens)), hd = size_t(c_.head_dim), heads = size_t(c_.heads);
+  const size_t ff = size_t(c_.ff), rank = size_t(planned_.widest_rank);
+  const size_t widest = size_t(c_.d > c_.embed_dim ? c_.d : c_.embed_dim) + kGroup;
   q_.get(n * heads * hd);
-  if (s.sparse) mixed_.get(n * heads * hd);
+  if (sparse) mixed_.get(n * heads * hd);
   if (threads() > 1) {
     mixed_parts_.get(size_t(threads()) * kMaxTokens * heads * hd);
     log_sums_.get(size_t(threads()) * kMaxTokens * heads);
@@ -51,18 +58,18 @@ void Engine::decode_step(const Step& s) {
     w.branch.get(partial_floats_ + 2 * widest);
     const size_t prepared = (layout_.input_bytes() + head_.layout.input_bytes() + widest * sizeof(float)) / 4 + 16;
     w.input.get(n * ((prepared + 15) / 16 * 16));
-    w.scratch.get(2 * prepared + ff * 2 + 4 * widest + RowLayout(Codec::int8, widest_rank_).input_bytes() / 4);
+    w.scratch.get(2 * prepared + ff * 2 + 4 * widest + RowLayout(Codec::int8, int(rank)).input_bytes() / 4);
     w.head.get(n * hd * size_t(std::max(2 * c_.kv_heads, kMostHeads)) + 16);
-    w.scores.get(room * kMostHeads);
+    w.scores.get(positions * kMostHeads);
     w.rope.get(n * size_t(c_.rope_dim) * 2 + 16);
-    w.predictor.get(size_t(widest_rank_) + 3 * widest + size_t(c_.rope_dim) + 64);
+    w.predictor.get(rank + 3 * widest + size_t(c_.rope_dim) + 64);
     w.picking.get(2 * std::max(ff, size_t(c_.vocab)) + 3 * heads + 16);
+    w.along.get(along_floats(int(n)));
     w.chosen.resize(n * ff);
+    w.heads.reserve(n * heads);
+    w.units.reserve(std::max(ff, std::max(heads, 2 * size_t(c_.kv_heads))));
+    w.masks.reserve(ff);
   }
-  pool_.run([&](int thread) { Decoder(*this, s, thread).run(); });
-  counters.decoded += s.n;
-  if (s.sparse) counters.tokens += s.n;
-  for (int t = 0; t < s.n; ++t) s.caches[t]->advance(1);
 }
 
 Engine::Decoder::Decoder(Engine& engine, const Step& step, int thread_)
@@ -73,7 +80,7 @@ Engine::Decoder::Decoder(Engine& engine, const Step& step, int thread_)
       w(engine.workers_[size_t(thread_)]),
       c(engine.c_),
       rows(engine.k_.rows[int(engine.layout_.codec)]),
-      plan(step.sparse ? engine.plan_.get() : nullptr) {
+      plan(step.sparse ? engine.planned_.plan.get() : nullptr) {
   const size_t widest = size_t(c.d > c.embed_dim ? c.d : c.embed_dim) + kGroup;
   const size_t prepared = (e.layout_.input_bytes() + e.head_.layout.input_bytes() + widest * sizeof(float)) / 4 + 16;
   for (int t = 0; t < s.n; ++t) {
@@ -117,7 +124,7 @@ void Engine::Decoder::run() {
       fetch_attention(i + 1);
       finish(e.mlp_partials_, nullptr, layer.down_bias, layer.mlp_post_norm, layer.mlp_norm, layer.mlp_norm_bias);
     }
-    if (thread == 0) e.counters.mlp_seconds[size_t(i)] += seconds_since(start);
+    if (thread == 0) e.counters_.mlp_seconds[size_t(i)] += seconds_since(start);
   }
   enter(Part::head);
   if (s.logits) logits();
@@ -126,7 +133,7 @@ void Engine::Decoder::run() {
 
 void Engine::Decoder::enter(Part next) {
   if (thread == 0) {
-    e.counters.seconds[int(part)] += seconds_since(since);
+    e.counters_.seconds[int(part)] += seconds_since(since);
     since = Clock::now();
   }
   part = next;
@@ -204,7 +211,7 @@ void Engine::Decoder::fetch(const Tiles& t, Range tiles) const {
 // What this thread reads first of layer i's attention, or of the head behind the last layer.
 void Engine::Decoder::fetch_attention(int i) const {
   if (i == c.layers) {
-    if (plan && plan->head.bits) return fetch(e.head_lead_, share(e.head_lead_.tiles(), 1, thread, threads));
+    if (plan && plan->head.bits) return fetch(e.planned_.lead, share(e.planned_.lead.tiles(), 1, thread, threads));
     const Bundles& b = e.head_;
     const Range mine = share(b.count, 1, thread, threads);
     if (s.logits && mine.begin < mine.end) fetch(b, mine.begin, 0, mine.end - mine.begin, b.stride);
@@ -258,18 +265,19 @@ void Engine::Decoder::axpy(const Bundles& b, int bundle, int first, int n, const
 void Engine::Decoder::logits() {
   const RowKernels& head_rows = e.k_.rows[int(e.head_.layout.codec)];
   const bool sketched = plan && plan->head.bits && plan->head.exact < c.vocab;
-  std::vector<char> along(sketched ? size_t(s.n) * e.along_bytes() : 0);
+  char* along = reinterpret_cast<char*>(w.along.get(0));
+  float* along_room = reinterpret_cast<float*>(along + size_t(s.n) * e.along_bytes());
   float* out[kMaxTokens] = {};
   for (int t = 0; t < s.n; ++t) {
     out[t] = s.logits + size_t(t) * size_t(c.vocab);
     const float* last = e.head_input(x[t], w.branch.get(0), w.branch.get(0) + c.d);
     if (sketched) {
-      e.prepare_sketched(last, input[t], along.data() + size_t(t) * e.along_bytes());
+      e.prepare_sketched(last, input[t], along + size_t(t) * e.along_bytes(), along_room);
     } else {
       head_rows.prepare(e.head_.layout, last, input[t]);
     }
   }
-  if (sketched) return sketched_logits(along.data(), out);
+  if (sketched) return sketched_logits(along, out);
   const Range mine = share(e.head_.count, 1, thread, threads);
   const int first = mine.begin * kPlainRows, n = least(mine.end * kPlainRows, c.vocab) - first;
   float* to[kMaxTokens];
@@ -280,7 +288,7 @@ void Engine::Decoder::logits() {
 
 // All rows of the head by their leading bits, the best of them exactly. `input` is prepared.
 void Engine::Decoder::sketched_logits(const char* along, float* const* out) {
-  const Range mine = share(e.head_lead_.tiles(), 1, thread, threads);
+  const Range mine = share(e.planned_.lead.tiles(), 1, thread, threads);
   for (int t = 0; t < s.n; ++t) e.leading_logits(mine, input[t], along + size_t(t) * e.along_bytes(), out[t]);
   barrier();
   Selector best;

@@ -16,7 +16,7 @@ void Engine::Decoder::attend_all(int i) {
   if (oracle) {
     const Range mine = share(heads, 1, thread, threads);
     for (int t = 0; t < s.n; ++t) {
-      float* norms = e.head_scores_.get(0) + size_t(i * kMaxTokens + t) * size_t(heads);
+      float* norms = e.planned_.head_scores.get(0) + size_t(i * kMaxTokens + t) * size_t(heads);
       for (int h = mine.begin; h < mine.end; ++h) {
         const size_t at = size_t(t * heads + h) * size_t(hd);
         float* mixed = e.mixed_.get(0) + at;
@@ -102,7 +102,7 @@ bool Engine::Decoder::parts_pay(int i) const {
   const int count = int(w.units.size());
   long most = 0;
   for (int k = 0; k < threads; ++k) most = std::max(most, cost(share(count, 1, k, threads)));
-  return (most * threads - cost({0, count})) * c.head_dim > e.barrier_cost * threads;
+  return (most * threads - cost({0, count})) * c.head_dim > e.barrier_cost_ * threads;
 }
 
 // What the chosen heads give over this thread's share of the positions.

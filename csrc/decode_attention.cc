@@ -13,10 +13,10 @@ void Engine::Decoder::attention(int i) {
   w.heads.assign(size_t(s.n * heads), 1);
   if (plan) {
     enter(Part::predicting);
-    for (int target : e.neuron_targets_[size_t(i > 0 ? i - 1 : 0)]) {
+    for (int target : e.planned_.neuron_targets[size_t(i > 0 ? i - 1 : 0)]) {
       if (i > 0 && plan->layers[size_t(target)].neurons.rule == Rule::low_rank) score_hidden(target, false);
     }
-    for (int target : e.head_targets_[size_t(i)]) score(target, true);
+    for (int target : e.planned_.head_targets[size_t(i)]) score(target, true);
     choose_heads(i);
     enter(Part::attention);
     if (thread == 0 && plan->recompute) {
@@ -59,13 +59,13 @@ void Engine::Decoder::attention(int i) {
   barrier();
 
   if (plan) {
-    for (int target : e.head_targets_[size_t(i)]) {
+    for (int target : e.planned_.head_targets[size_t(i)]) {
       if (plan->layers[size_t(target)].heads.rule == Rule::low_rank) score_hidden(target, true);
     }
     if (plan->recompute && thread == 0) {
       for (int t = 0; t < s.n; ++t) {
         for (int g = 0; g < groups; ++g) {
-          if (group_needed(i, t, g)) e.counters.recomputed += s.caches[t]->complete(i, g, position[t] + 1) - 1;
+          if (group_needed(i, t, g)) e.counters_.recomputed += s.caches[t]->complete(i, g, position[t] + 1) - 1;
         }
       }
     }
@@ -90,7 +90,7 @@ void Engine::Decoder::pick_heads(int i) {
   const Selector& selector = plan->layers[size_t(i)].heads;
   const int heads = c.heads;
   if (selector.rule == Rule::dense) {
-    if (thread == 0) e.counters.heads[size_t(i)] += int64_t(heads) * s.n;
+    if (thread == 0) e.counters_.heads[size_t(i)] += int64_t(heads) * s.n;
     return;
   }
   float *scratch = w.picking.get(0), *values = scratch + heads;
@@ -102,7 +102,7 @@ void Engine::Decoder::pick_heads(int i) {
     if (selector.rule == Rule::fixed) {
       found = selector.indices.data(), n = int(selector.indices.size());
     } else {
-      const float* scores = e.head_scores_.get(0) + size_t(i * kMaxTokens + t) * size_t(heads);
+      const float* scores = e.planned_.head_scores.get(0) + size_t(i * kMaxTokens + t) * size_t(heads);
       if (selector.rule == Rule::random) {
         for (int h = 0; h < heads; ++h) values[h] = random_score(selector.seed, i + kRandomHeads, position[t], h);
         scores = values;
@@ -110,7 +110,7 @@ void Engine::Decoder::pick_heads(int i) {
       n = pick(e.k_, selector, scores, heads, scratch, list);
     }
     for (int j = 0; j < n; ++j) w.heads[size_t(t * heads + found[j])] = 1;
-    if (thread == 0) e.counters.heads[size_t(i)] += n;
+    if (thread == 0) e.counters_.heads[size_t(i)] += n;
   }
 }
 
@@ -211,7 +211,7 @@ void Engine::late_keys_or_values(Worker& w, Cache& cache, int i, int group, bool
                                  const void* now) const {
   const RowKernels& rows = k_.rows[int(layout_.codec)];
   const int hd = c_.head_dim;
-  float *out = w.late.get(size_t(kMaxTokens * hd + c_.rope_dim) + 64), *rope = nullptr;
+  float *out = w.late.get(0), *rope = nullptr;
   for (int p0 = begin; p0 < end; p0 += kMaxTokens) {
     const int n = end - p0 < kMaxTokens ? end - p0 : kMaxTokens;
     const void* in[kMaxTokens];

@@ -11,7 +11,7 @@ void Engine::Decoder::mlp(int i, float* const* output) {
   const Selector* selector = plan ? &plan->layers[size_t(i)].neurons : nullptr;
   if (plan) {
     enter(Part::predicting);
-    for (int target : e.neuron_targets_[size_t(i)]) score(target, false);
+    for (int target : e.planned_.neuron_targets[size_t(i)]) score(target, false);
     choose_neurons(i);
   }
   enter(Part::mlp);
@@ -29,7 +29,7 @@ void Engine::Decoder::choose_neurons(int i) {
   const int own = e.own_neurons();
   apart = false;
   if (selector.rule == Rule::dense) {
-    if (thread == 0) e.counters.neurons[size_t(i)] += int64_t(own) * s.n;
+    if (thread == 0) e.counters_.neurons[size_t(i)] += int64_t(own) * s.n;
     return;
   }
   if (selector.rule != Rule::fixed && selector.rule != Rule::random && selector.source(i) == i) {
@@ -42,8 +42,8 @@ void Engine::Decoder::choose_neurons(int i) {
     }
     barrier();
   }
-  float* scores = e.neuron_scores_.get(0) + size_t(i) * kMaxTokens * size_t(c.ff);
-  float* scratch = w.picking.get(size_t(c.ff));
+  float* scores = e.planned_.neuron_scores.get(0) + size_t(i) * kMaxTokens * size_t(c.ff);
+  float* scratch = w.picking.get(0);
   for (int t = 0; t < s.n; ++t) {
     int n;
     if (selector.rule == Rule::fixed) {
@@ -58,7 +58,7 @@ void Engine::Decoder::choose_neurons(int i) {
       }
       n = pick(e.k_, selector, from, own, scratch, chosen[t]);
     }
-    if (thread == 0) e.counters.neurons[size_t(i)] += n;
+    if (thread == 0) e.counters_.neurons[size_t(i)] += n;
     for (int j = own; j < c.ff; ++j) chosen[t][n++] = j;
     chosen_count[t] = n;
   }
@@ -69,10 +69,10 @@ void Engine::Decoder::choose_apart(int i) {
   const Selector& selector = plan->layers[size_t(i)].neurons;
   const int own = e.own_neurons();
   const Range mine = share(own, kScoredTogether, thread, threads);
-  const float* scores = e.neuron_scores_.get(0) + size_t(i) * kMaxTokens * size_t(c.ff);
-  int n = pick(e.k_, selector, scores + mine.begin, mine.end - mine.begin, w.picking.get(size_t(c.ff)), chosen[0]);
+  const float* scores = e.planned_.neuron_scores.get(0) + size_t(i) * kMaxTokens * size_t(c.ff);
+  int n = pick(e.k_, selector, scores + mine.begin, mine.end - mine.begin, w.picking.get(0), chosen[0]);
   for (int j = 0; j < n; ++j) chosen[0][j] += mine.begin;
-  __atomic_fetch_add(&e.counters.neurons[size_t(i)], int64_t(n), __ATOMIC_RELAXED);
+  __atomic_fetch_add(&e.counters_.neurons[size_t(i)], int64_t(n), __ATOMIC_RELAXED);
   const Range added = share(c.ff - own, 1, thread, threads);
   for (int j = added.begin; j < added.end; ++j) chosen[0][n++] = own + j;
   chosen_count[0] = n;
@@ -197,7 +197,7 @@ void Engine::Decoder::neuron_dots(const Layer& layer, const Selector& selector, 
   int from = 0;
   if (led || selector.rule == Rule::oracle || (selector.rule == Rule::threshold && first == 0)) {
     const size_t at = size_t(t) * size_t(c.ff);
-    const float *gate = e.gate_.get(0) + at, *up = e.up_.get(0) + at;
+    const float *gate = e.planned_.gate.get(0) + at, *up = e.planned_.up.get(0) + at;
     for (; from < n && ids[from] < own; ++from) {
       for (int r = 0; r < rows; ++r) out[from * rows + r] = (gate_first && r == 0 ? gate : up)[ids[from]];
     }
@@ -254,15 +254,15 @@ void Engine::Decoder::score(int target, bool heads) {
     }
     if (selector.rule == Rule::low_rank) {
       const LowRank& predictor = selector.low_rank;
-      Buffer& all = heads ? e.head_hidden_ : e.neuron_hidden_;
-      float* hidden = all.get(0) + size_t(target * kMaxTokens + t) * size_t(e.widest_rank_);
+      Buffer& all = heads ? e.planned_.head_hidden : e.planned_.neuron_hidden;
+      float* hidden = all.get(0) + size_t(target * kMaxTokens + t) * size_t(e.planned_.widest_rank);
       void* other = (char*)room + (e.layout_.input_bytes() + 63) / 64 * 64;
       e.hidden_of(predictor, share(predictor.rank, kPlainRows, thread, threads), e.to_input8(prepared, other), hidden);
     } else {
       const Range mine = share(e.own_neurons(), kScoredTogether, thread, threads);
-      float* scores = e.neuron_scores_.get(0) + size_t(target * kMaxTokens + t) * size_t(c.ff);
+      float* scores = e.planned_.neuron_scores.get(0) + size_t(target * kMaxTokens + t) * size_t(c.ff);
       const size_t at = size_t(t) * size_t(c.ff);
-      e.score_neurons(layer, selector, mine, prepared, e.gate_.get(0) + at, e.up_.get(0) + at, scores);
+      e.score_neurons(layer, selector, mine, prepared, e.planned_.gate.get(0) + at, e.planned_.up.get(0) + at, scores);
     }
   }
 }
@@ -274,8 +274,9 @@ void Engine::Decoder::score_hidden(int target, bool heads) {
   const int units = heads ? c.heads : e.own_neurons(), width = heads ? c.heads : c.ff;
   for (int t = 0; t < s.n; ++t) {
     const size_t row = size_t(target * kMaxTokens + t);
-    const float* hidden = (heads ? e.head_hidden_ : e.neuron_hidden_).get(0) + row * size_t(e.widest_rank_);
-    float* scores = (heads ? e.head_scores_ : e.neuron_scores_).get(0) + row * size_t(width);
+    const float* hidden =
+        (heads ? e.planned_.head_hidden : e.planned_.neuron_hidden).get(0) + row * size_t(e.planned_.widest_rank);
+    float* scores = (heads ? e.planned_.head_scores : e.planned_.neuron_scores).get(0) + row * size_t(width);
     e.output_of(predictor, share(units, kTileRows, thread, threads), hidden, w.scratch.get(0), scores);
   }
 }

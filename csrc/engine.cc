@@ -1,5 +1,7 @@
 #include "engine.h"
 
+#include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstring>
 #include <new>
@@ -58,6 +60,11 @@ class Reader {
   const Sections& sections_;
 };
 
+uint64_t next_number() {
+  static std::atomic<uint64_t> last{0};
+  return ++last;
+}
+
 int plain_bundles(int rows) { return (rows + kPlainRows - 1) / kPlainRows; }
 
 // Whether of `apart` leading bits so many can be read. Of four of int8 some can be left unused.
@@ -82,12 +89,14 @@ float* Engine::Buffer::get(size_t floats) {
 Engine::Engine(const Config& config, Codec codec, Codec head_codec, const Sections& sections, int leading, int threads,
                Isa isa)
     : c_(config),
+      number_(next_number()),
       isa_(isa),
       k_(kernels(isa)),
       gemm_(codec == Codec::f32 ? gemm_f32(isa) : gemm_bf16(isa)),
       layout_(codec, config.d),
       pool_(threads),
       workers_(size_t(threads)),
+      counters_(config.layers),
       batch_(new Batch) {
   // batch.cc hands the products pieces of 32 rows, and adds them up in depths of 32.
   if (32 % gemm_.mr || 32 % gemm_.kr) throw std::logic_error("32 is not a whole number of this product's tiles");
@@ -150,14 +159,19 @@ Engine::Engine(const Config& config, Codec codec, Codec head_codec, const Sectio
   }
 
   partial_floats_ = layout_.output_stride();
+  for (Worker& w : workers_) w.late.get(size_t(kMaxTokens * hd + c_.rope_dim) + 64);
   set_plan(nullptr);
+}
+
+std::unique_ptr<Cache> Engine::new_cache(KvType type) const {
+  return std::make_unique<Cache>(type, c_.layers, c_.kv_heads, c_.head_dim, number_);
 }
 
 void Engine::set_plan(std::unique_ptr<Plan> plan) {
   std::lock_guard<std::mutex> lock(mutex_);
-  neuron_targets_.assign(size_t(c_.layers), {});
-  head_targets_.assign(size_t(c_.layers), {});
-  widest_rank_ = 0;
+  Planned next;
+  next.neuron_targets.resize(size_t(c_.layers));
+  next.head_targets.resize(size_t(c_.layers));
   for (int i = 0; plan && i < c_.layers; ++i) {
     const LayerPlan& layer = plan->layers[size_t(i)];
     if (layer.neurons.rule == Rule::sketch) {
@@ -165,35 +179,49 @@ void Engine::set_plan(std::unique_ptr<Plan> plan) {
       if (!own.nested) throw std::invalid_argument("the plan selects by sketches, but the model was not packed nested");
       check_bits(own.parts.cut(), own.parts.cut() ? own.parts.lead.bits : 4, layer.neurons.bits);
     }
-    widest_rank_ = layer.compensator.rank > widest_rank_ ? layer.compensator.rank : widest_rank_;
+    next.widest_rank = std::max(next.widest_rank, layer.compensator.rank);
     for (const bool heads : {false, true}) {
       const Selector& selector = heads ? layer.heads : layer.neurons;
-      const int rank = selector.low_rank.rank;
-      widest_rank_ = rank > widest_rank_ ? rank : widest_rank_;
+      next.widest_rank = std::max(next.widest_rank, selector.low_rank.rank);
       const bool ahead = selector.rule == Rule::low_rank || selector.rule == Rule::sketch;
       if (ahead && selector.source(i) < i) {
-        (heads ? head_targets_ : neuron_targets_)[size_t(selector.source(i))].push_back(i);
+        (heads ? next.head_targets : next.neuron_targets)[size_t(selector.source(i))].push_back(i);
       }
     }
   }
-  if (plan && plan->head.bits) sketch_head(plan->head);
-  plan_ = std::move(plan);
-  const size_t layers = plan_ ? size_t(c_.layers) * kMaxTokens : 0, ff = size_t(c_.ff);
-  widest_rank_ = (widest_rank_ + 15) / 16 * 16;
-  neuron_scores_.get(layers * ff + 16);
-  head_scores_.get(layers * size_t(c_.heads) + 16);
-  neuron_hidden_.get(layers * size_t(widest_rank_) + 16);
-  head_hidden_.get(layers * size_t(widest_rank_) + 16);
-  gate_.get(kMaxTokens * ff + 16);
-  up_.get(kMaxTokens * ff + 16);
-  reset_counters();
+  next.plan = std::move(plan);
+  sketch_head(next);
+  const size_t layers = next.plan ? size_t(c_.layers) * kMaxTokens : 0, ff = size_t(c_.ff);
+  next.widest_rank = (next.widest_rank + 15) / 16 * 16;
+  next.neuron_scores.get(layers * ff + 16);
+  next.head_scores.get(layers * size_t(c_.heads) + 16);
+  next.neuron_hidden.get(layers * size_t(next.widest_rank) + 16);
+  next.head_hidden.get(layers * size_t(next.widest_rank) + 16);
+  next.gate.get(kMaxTokens * ff + 16);
+  next.up.get(kMaxTokens * ff + 16);
+  Counters none(c_.layers);
+  planned_ = std::move(next);  // nothing fails any more
+  counters_ = std::move(none);
+}
+
+Counters Engine::counters() const {
+  std::lock_guard<std::mutex> lock(mutex_);
+  return counters_;
 }
 
 void Engine::reset_counters() {
-  counters = Counters();
-  counters.neurons.assign(size_t(c_.layers), 0);
-  counters.heads.assign(size_t(c_.layers), 0);
-  counters.mlp_seconds.assign(size_t(c_.layers), 0.0);
+  std::lock_guard<std::mutex> lock(mutex_);
+  counters_ = Counters(c_.layers);
+}
+
+long Engine::barrier_cost() const {
+  std::lock_guard<std::mutex> lock(mutex_);
+  return barrier_cost_;
+}
+
+void Engine::set_barrier_cost(long cost) {
+  std::lock_guard<std::mutex> lock(mutex_);
+  barrier_cost_ = cost;
 }
 
 Engine::~Engine() = default;

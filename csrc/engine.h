@@ -54,6 +54,8 @@ inline constexpr int kParts = 6;
 
 // What ran since the counters were last set to zero.
 struct Counters {
+  explicit Counters(int layers) : neurons(size_t(layers)), heads(size_t(layers)), mlp_seconds(size_t(layers)) {}
+
   int64_t tokens = 0, decoded = 0;      // by the plan; decoded one by one, by a plan or dense
   std::vector<int64_t> neurons, heads;  // per layer: touched, summed over tokens
   int64_t recomputed = 0;               // pairs of K and V that were computed late
@@ -88,16 +90,22 @@ class Engine {
   Isa isa() const { return isa_; }
   int threads() const { return pool_.size(); }
 
-  // Throws std::invalid_argument when the plan does not fit the model. Null: dense.
+  // Keys and values depend on the model and on how it is packed: a cache works with the engine that made it.
+  std::unique_ptr<Cache> new_cache(KvType type) const;
+  bool owns(const Cache& cache) const { return cache.owner() == number_; }
+
+  // These wait for the pass that runs, if one does.
+  // Throws std::invalid_argument when the plan does not fit the model; then the plan before it stays. Null: dense.
   void set_plan(std::unique_ptr<Plan> plan);
-  Counters counters;
+  Counters counters() const;
   void reset_counters();
   // What one more barrier costs, in multiplications of a head by a number of a position's key and value: attention goes
-  // by positions where that saves more. Measured. Below zero: wherever there are several threads, and no oracle. Not to
-  // be changed while it decodes.
-  long barrier_cost = 128 * 1000;
+  // by positions where that saves more. Measured. Below zero: wherever there are several threads, and no oracle.
+  long barrier_cost() const;
+  void set_barrier_cost(long cost);
 
-  // One token of each of `n` sequences. `logits` [n, vocab], or null. `sparse`: by the plan.
+  // One token of each of `n` sequences. `logits` [n, vocab], or null. `sparse`: by the plan. Where there is no memory,
+  // no sequence gets its token.
   void decode(const int32_t* tokens, Cache* const* caches, int n, bool sparse, float* logits);
   // Many tokens. `logits` [segments or tokens, vocab] as `which` says. `sparse`: each token by the plan, which saves
   // nothing here, but gives what decoding would.
@@ -115,7 +123,7 @@ class Engine {
   };
   struct Worker {
     Buffer x, normed, branch, input, head, scores, rope, scratch, packed, c0, c1;
-    Buffer predictor, picking, late, joined;
+    Buffer predictor, picking, late, joined, along;
     std::vector<int32_t> chosen;  // [tokens, neurons]
     std::vector<uint8_t> heads;   // [tokens, heads] 1: chosen
     std::vector<int32_t> units;
@@ -129,15 +137,36 @@ class Engine {
     float* logits;
   };
   struct Decoder;  // decoder.h
-  void decode_step(const Step& step);
+  // All that decoding these needs: a step itself cannot fail.
+  void make_room(Cache* const* caches, int n, bool sparse);
   void put_key_or_value(Cache& cache, int layer, int group, bool values, int position, const float* rope,
                         float* row) const;
   // K or V of a group at positions [begin, end), from the inputs that the cache kept; the last one's may be `now`.
   void late_keys_or_values(Worker& w, Cache& cache, int layer, int group, bool values, int begin, int end,
                            const void* now = nullptr) const;
   void catch_up(Cache& cache);  // computes all that `recompute` left out, and ends it
-  struct Batch;                 // batch.h
-  struct BatchThread;           // batch.h
+
+  // A plan and what it needs, made whole before it takes the place of the one before.
+  struct Planned {
+    std::unique_ptr<Plan> plan;  // null: dense
+    // Per layer: the later layers whose scores are computed from this one's input.
+    std::vector<std::vector<int>> neuron_targets, head_targets;
+    int widest_rank = 0;
+    // Shared by the threads while the sets of a step are found; scores and hidden values per layer, because look-ahead
+    // computes them before the layer's turn. [layers, tokens, units]
+    Buffer neuron_scores, head_scores, neuron_hidden, head_hidden;
+    Buffer gate, up;  // [tokens, neurons]
+    // Of a sketch of the head: the leading bits of its rows, and of what they miss along the directions; what they miss
+    // of the mean, for every row; the mean along the directions. The leading bits outlive the plan that wanted them.
+    Tiles lead, missing;
+    Bundles directions;
+    std::shared_ptr<float> lead_bytes;
+    Buffer missing_bytes, direction_bytes, shift;
+    std::vector<float> along_mean;
+  };
+
+  struct Batch;        // batch.h
+  struct BatchThread;  // batch.h
 
   // Pieces that both passes share. Vectors have d floats in natural order unless they say otherwise.
   void norm(const float* x, const float* weight, const float* bias, float* out) const;
@@ -179,12 +208,16 @@ class Engine {
   void score_neurons(const Layer& layer, const Selector& selector, Range range, const void* input, float* gate,
                      float* up, float* scores) const;
   // head_sketch.cc. What a plan with such a sketch needs, from the head's rows:
-  void sketch_head(const HeadSketch& sketch);
+  void sketch_head(Planned& planned);
   Tiles tiles_of(const Bundles& rows, int bits, Buffer& memory);
-  void along_directions(const float* x, float* out) const;
-  // One token's input x [embed_dim], and what it has along the sketch's directions, for the two that follow.
-  void prepare_sketched(const float* x, void* input, void* along) const;
-  size_t along_bytes() const { return head_missing_.count ? head_missing_.layout.input_bytes() : 0; }
+  // One token's input x [embed_dim], and what it has along the sketch's directions, for the two that follow; `room` is
+  // for as many floats as there are directions.
+  void prepare_sketched(const float* x, void* input, void* along, float* room) const;
+  size_t along_bytes() const { return planned_.missing.count ? planned_.missing.layout.input_bytes() : 0; }
+  // Floats for the above of so many tokens, the room behind them.
+  size_t along_floats(int tokens) const {
+    return size_t(tokens) * along_bytes() / sizeof(float) + planned_.along_mean.size() + 16;
+  }
   // Logits of tiles `range` of the head by their leading bits; and exact ones of the listed rows.
   void leading_logits(Range range, const void* input, const void* along, float* logits) const;
   void exact_logits(const int32_t* rows, int n, const void* input, float* logits) const;
@@ -193,6 +226,7 @@ class Engine {
   int own_neurons() const { return c_.ff - c_.refined; }
 
   const Config c_;
+  const uint64_t number_;  // of no other engine of this process
   const Isa isa_;
   const Kernels& k_;
   const Gemm& gemm_;
@@ -200,15 +234,9 @@ class Engine {
   std::vector<int32_t> natural_;  // stored order -> natural order
   std::vector<Layer> layers_;
   Bundles embed_, head_, proj_in_, proj_out_;
-  // Under a plan with a sketch of the head: the leading bits of its rows, and of what they miss along the directions;
-  // what they miss of the mean, for every row; the mean along the directions.
-  Tiles head_lead_, head_missing_;
-  Bundles head_directions_;
-  Buffer head_lead_bytes_, head_missing_bytes_, head_direction_bytes_, head_shift_;
-  std::vector<float> head_along_mean_;
   const float *positions_, *embed_norm_, *embed_norm_bias_, *final_norm_, *final_norm_bias_, *head_bias_;
   Pool pool_;
-  std::mutex mutex_;  // one forward pass at a time
+  mutable std::mutex mutex_;  // one forward pass at a time
   std::vector<Worker> workers_;
   // Per thread one accumulator of a branch's output; attention and MLP alternate, so that a thread may start the next
   // branch while others still read the last.
@@ -217,14 +245,9 @@ class Engine {
   Buffer q_, mixed_;
   // Of attention whose positions are shared out: what the heads give over each thread's, and the log sums.
   Buffer mixed_parts_, log_sums_;  // [threads, tokens, heads, head_dim], [threads, tokens, heads]
-  // Shared by the threads while the sets of a step are found; scores and hidden values per layer, because look-ahead
-  // computes them before the layer's turn. [layers, tokens, units]
-  Buffer neuron_scores_, head_scores_, neuron_hidden_, head_hidden_;
-  Buffer gate_, up_;  // [tokens, neurons]
-  int widest_rank_ = 0;
-  std::unique_ptr<Plan> plan_;
-  // Per layer: the later layers whose scores are computed from this one's input.
-  std::vector<std::vector<int>> neuron_targets_, head_targets_;
+  Planned planned_;
+  Counters counters_;
+  long barrier_cost_ = 128 * 1000;
   std::unique_ptr<Batch> batch_;
 
  public:

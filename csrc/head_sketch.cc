@@ -25,48 +25,49 @@ Tiles Engine::tiles_of(const Bundles& rows, int bits, Buffer& memory) {
   return tiles;
 }
 
-void Engine::sketch_head(const HeadSketch& sketch) {
+void Engine::sketch_head(Planned& planned) {
+  planned.lead = planned_.lead, planned.lead_bytes = planned_.lead_bytes;
+  if (!planned.plan || !planned.plan->head.bits) return;
+  const HeadSketch& sketch = planned.plan->head;
   if (head_.layout.codec != Codec::int8) {
     throw std::invalid_argument("the plan reads the vocabulary by leading bits, which only int8 rows have");
   }
   const int stored = sketch.bits == 3 ? 3 : 4;
-  if (head_lead_.bits != stored) head_lead_ = tiles_of(head_, stored, head_lead_bytes_);
-  head_missing_ = {};
-  head_directions_ = {};
-  if (sketch.along) {
-    const RowLayout layout(Codec::int8, sketch.along);
-    head_missing_ = tiles_of(Bundles(layout, head_.rows, head_.count, sketch.missing.data()), 4, head_missing_bytes_);
-    float* place = head_direction_bytes_.get(sketch.directions.size() / sizeof(float));
-    std::memcpy(place, sketch.directions.data(), sketch.directions.size());
-    head_directions_ = Bundles(RowLayout(Codec::f32, c_.embed_dim), sketch.along, 1, reinterpret_cast<uint8_t*>(place));
+  if (planned.lead.bits != stored) {
+    Buffer memory;
+    planned.lead = tiles_of(head_, stored, memory);
+    planned.lead_bytes = std::move(memory.data);
   }
-  head_along_mean_.assign(size_t(sketch.along), 0.0f);
+  if (sketch.along) {
+    const Bundles missing(RowLayout(Codec::int8, sketch.along), head_.rows, head_.count, sketch.missing.data());
+    planned.missing = tiles_of(missing, 4, planned.missing_bytes);
+    float* place = planned.direction_bytes.get(sketch.directions.size() / sizeof(float));
+    std::memcpy(place, sketch.directions.data(), sketch.directions.size());
+    planned.directions =
+        Bundles(RowLayout(Codec::f32, c_.embed_dim), sketch.along, 1, reinterpret_cast<uint8_t*>(place));
+  }
+  planned.along_mean.assign(size_t(sketch.along), 0.0f);
   if (sketch.mean.empty()) return;
-  if (sketch.along) along_directions(sketch.mean.data(), head_along_mean_.data());
+  if (sketch.along) {
+    k_.rows[int(Codec::f32)].dot(planned.directions, 0, 0, sketch.along, sketch.mean.data(), planned.along_mean.data());
+  }
   const RowKernels& rows = k_.rows[int(head_.layout.codec)];
   std::vector<char> input(head_.layout.input_bytes());
   std::vector<float> leading(size_t(c_.vocab));
-  float *shift = head_shift_.get(size_t(c_.vocab)), *out = leading.data();
+  float *shift = planned.shift.get(size_t(c_.vocab)), *out = leading.data();
   rows.prepare(head_.layout, sketch.mean.data(), input.data());
   rows.dot(head_, 0, 0, c_.vocab, input.data(), shift);
-  k_.tile_dot(head_lead_, sketch.bits, nullptr, 0, c_.vocab, input.data(), &out);
+  k_.tile_dot(planned.lead, sketch.bits, nullptr, 0, c_.vocab, input.data(), &out);
   for (int v = 0; v < c_.vocab; ++v) shift[v] -= leading[size_t(v)];
 }
 
-void Engine::along_directions(const float* x, float* out) const {
-  const RowKernels& rows = k_.rows[int(Codec::f32)];
-  std::vector<char> input(head_directions_.layout.input_bytes());
-  rows.prepare(head_directions_.layout, x, input.data());
-  rows.dot(head_directions_, 0, 0, head_directions_.rows, input.data(), out);
-}
-
-void Engine::prepare_sketched(const float* x, void* input, void* along) const {
+void Engine::prepare_sketched(const float* x, void* input, void* along, float* room) const {
   k_.rows[int(Codec::int8)].prepare(head_.layout, x, input);
-  if (!head_missing_.count) return;
-  std::vector<float> apart(head_along_mean_.size());
-  along_directions(x, apart.data());
-  for (size_t j = 0; j < apart.size(); ++j) apart[j] -= head_along_mean_[j];
-  k_.rows[int(Codec::int8)].prepare(head_missing_.layout, apart.data(), along);
+  if (!planned_.missing.count) return;
+  const int n = planned_.directions.rows;
+  k_.rows[int(Codec::f32)].dot(planned_.directions, 0, 0, n, x, room);
+  for (int j = 0; j < n; ++j) room[j] -= planned_.along_mean[size_t(j)];
+  k_.rows[int(Codec::int8)].prepare(planned_.missing.layout, room, along);
 }
 
 void Engine::leading_logits(Range range, const void* input, const void* along, float* logits) const {
@@ -75,10 +76,10 @@ void Engine::leading_logits(Range range, const void* input, const void* along, f
     const int first = tile * kTileRows, last = std::min(tile + kTilesAtOnce, range.end) * kTileRows;
     const int n = std::min(last, c_.vocab) - first;
     float *out = logits + first, *more = part;
-    k_.tile_dot(head_lead_, plan_->head.bits, nullptr, tile, n, input, &out);
-    if (!plan_->head.mean.empty()) k_.add(out, head_shift_.data.get() + first, n);
-    if (!head_missing_.count) continue;
-    k_.tile_dot(head_missing_, 4, nullptr, tile, n, along, &more);
+    k_.tile_dot(planned_.lead, planned_.plan->head.bits, nullptr, tile, n, input, &out);
+    if (!planned_.plan->head.mean.empty()) k_.add(out, planned_.shift.data.get() + first, n);
+    if (!planned_.missing.count) continue;
+    k_.tile_dot(planned_.missing, 4, nullptr, tile, n, along, &more);
     k_.add(out, more, n);
   }
 }
