@@ -150,7 +150,7 @@ void bind_parts(nb::module_& m) {
   m.def(
       "tile_dot",
       [](const std::string& isa, Bytes lead, int rows, int leading, int count, int bits, Array<const int32_t, 1> list,
-         int begin, int end, Array<const float, 1> x, Array<float, 2> out) {
+         int begin, int end, Array<const float, 1> x, Array<float, 2> out, int first) {
         const RowLayout layout = layout_of("int8", int(x.shape(0)), rows);
         if (count < 0 || rows > 2) throw std::invalid_argument("count or rows out of range");
         const Tiles tiles(layout.d, leading_bits(leading), rows, count, lead.data());
@@ -164,19 +164,21 @@ void bind_parts(nb::module_& m) {
           if (list.data()[i] < 0 || list.data()[i] >= tiles.tiles()) throw std::invalid_argument("tile out of range");
         }
         const int n = listed ? listed * kTileRows : end - begin;
-        if (out.shape(0) != size_t(rows) || out.shape(1) != size_t(n)) {
+        const int asked = int(out.shape(0));
+        if (first < 0 || asked < 1 || asked > rows - first || out.shape(1) != size_t(n)) {
           throw std::invalid_argument("out has another size");
         }
         const Kernels& k = kernels(parse_isa(isa));
         std::vector<char> input(layout.input_bytes());
         k.rows[int(Codec::int8)].prepare(layout, x.data(), input.data());
-        float* const outs[2] = {out.data(), out.data() + (rows - 1) * n};
-        k.tile_dot(tiles, bits, listed ? list.data() : nullptr, begin / kTileRows, n, input.data(), outs);
+        float* const outs[2] = {out.data(), out.data() + (asked - 1) * n};
+        k.tile_dot(tiles, bits, first, asked, listed ? list.data() : nullptr, begin / kTileRows, n, input.data(), outs);
       },
       nb::arg("isa"), nb::arg("lead").noconvert(), nb::arg("rows"), nb::arg("leading"), nb::arg("count"),
       nb::arg("bits"), nb::arg("list").noconvert(), nb::arg("begin"), nb::arg("end"), nb::arg("x").noconvert(),
-      nb::arg("out").noconvert(),
-      "x times all rows of the neurons [begin, end), or of the listed tiles, by `bits` leading bits: [rows, n].");
+      nb::arg("out").noconvert(), nb::arg("first") = 0,
+      "x times rows first, first + 1, ... of the neurons [begin, end), or of the listed tiles, by `bits` leading bits: "
+      "[asked rows, n].");
 }
 
 }  // namespace dejavu

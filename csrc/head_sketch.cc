@@ -57,7 +57,7 @@ void Engine::sketch_head(Planned& planned) {
   float *shift = planned.shift.get(size_t(c_.vocab)), *out = leading.data();
   rows.prepare(head_.layout, sketch.mean.data(), input.data());
   rows.dot(head_, 0, 0, c_.vocab, input.data(), shift);
-  k_.tile_dot(planned.lead, sketch.bits, nullptr, 0, c_.vocab, input.data(), &out);
+  k_.tile_dot(planned.lead, sketch.bits, 0, 1, nullptr, 0, c_.vocab, input.data(), &out);
   for (int v = 0; v < c_.vocab; ++v) shift[v] -= leading[size_t(v)];
 }
 
@@ -76,10 +76,10 @@ void Engine::leading_logits(Range range, const void* input, const void* along, f
     const int first = tile * kTileRows, last = std::min(tile + kTilesAtOnce, range.end) * kTileRows;
     const int n = std::min(last, c_.vocab) - first;
     float *out = logits + first, *more = part;
-    k_.tile_dot(planned_.lead, planned_.plan->head.bits, nullptr, tile, n, input, &out);
+    k_.tile_dot(planned_.lead, planned_.plan->head.bits, 0, 1, nullptr, tile, n, input, &out);
     if (!planned_.plan->head.mean.empty()) k_.add(out, planned_.shift.data.get() + first, n);
     if (!planned_.missing.count) continue;
-    k_.tile_dot(planned_.missing, 4, nullptr, tile, n, along, &more);
+    k_.tile_dot(planned_.missing, 4, 0, 1, nullptr, tile, n, along, &more);
     k_.add(out, more, n);
   }
 }

@@ -90,10 +90,10 @@ inline constexpr int kMostHeads = 4;
 struct Kernels {
   const char* name;
   RowKernels rows[kCodecCount];
-  // outs[r][i] = row r of neuron 16 * begin + i . x by its leading `bits`, i < n; x as int8 rows take it. With a list
-  // of tiles, sixteen neurons of each.
-  void (*tile_dot)(const Tiles&, int bits, const int32_t* list, int begin, int n, const void* input,
-                   float* const* outs);
+  // outs[r][i] = row first + r of neuron 16 * begin + i . x by its leading `bits`, r < rows, i < n; x as int8 rows take
+  // it. With a list of tiles, sixteen neurons of each.
+  void (*tile_dot)(const Tiles&, int bits, int first, int rows, const int32_t* list, int begin, int n,
+                   const void* input, float* const* outs);
 
   void (*rms_norm)(const float* x, const float* weight, float eps, int n, float* out);
   void (*layer_norm)(const float* x, const float* weight, const float* bias, float eps, int n,

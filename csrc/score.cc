@@ -33,7 +33,7 @@ void Engine::output_of(const LowRank& map, Range range, const float* hidden, voi
   if (n <= 0) return;
   float* to = output + range.begin;
   k_.rows[int(Codec::int8)].prepare(b.layout, hidden, room);
-  k_.tile_dot(b, LeadingRows::kBits, nullptr, range.begin / kTileRows, n, room, &to);
+  k_.tile_dot(b, LeadingRows::kBits, 0, 1, nullptr, range.begin / kTileRows, n, room, &to);
   k_.add(to, map.bias.data() + range.begin, n);
 }
 
@@ -62,11 +62,11 @@ void Engine::leading_dots(const Layer& layer, int first, int rows, const int32_t
       if (count == kTiles) break;
       tiles[count++] = tile;
     }
-    k_.tile_dot(lead, lead.bits, tiles, 0, count * kTileRows, input, outs);
+    k_.tile_dot(lead, lead.bits, first, rows, tiles, 0, count * kTileRows, input, outs);
     for (int at = 0; i < end; ++i) {
       while (tiles[at] != neurons[i] / kTileRows) ++at;
       for (int r = 0; r < rows; ++r) {
-        out[i * rows + r] = found[first + r][at * kTileRows + neurons[i] % kTileRows];
+        out[i * rows + r] = found[r][at * kTileRows + neurons[i] % kTileRows];
       }
     }
   }
@@ -92,7 +92,8 @@ void Engine::score_neurons(const Layer& layer, const Selector& selector, Range r
     float* out = scores + begin;
     if (sketch && layer.parts.cut()) {
       float* const by_row[] = {(c_.gated ? gate : up) + begin, up + begin};
-      k_.tile_dot(layer.parts.lead, selector.bits, nullptr, begin / kTileRows, n, input, by_row);
+      k_.tile_dot(layer.parts.lead, selector.bits, 0, layer.parts.lead.rows, nullptr, begin / kTileRows, n, input,
+                  by_row);
     } else {
       if (sketch) {
         const Bundles& whole = layer.parts.whole;

@@ -253,6 +253,36 @@ def test_leading_bits_of_plain_rows(leading: int) -> None:
     np.testing.assert_array_equal(lead, np.concatenate(tiles))
 
 
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("leading", [3, 4])
+def test_some_rows_of_tiles(isa: str, leading: int) -> None:
+    """Alone, gate and up are what they are together."""
+    case, x = Nested("int8", 86, 2, 576, leading), inputs(576)
+    both = case.tile_dot(isa, leading, x, 0, 86)
+    listed = case.tile_dot(isa, leading, x, listed=(3, 0))
+    sections = (case.lead, case.dots, case.leading, case.neurons)
+    for row in (0, 1):
+        out = np.full((1, 86), POISON)
+        _core.tile_dot(isa, *sections, leading, np.zeros(0, np.int32), 0, 86, x, out, row)
+        np.testing.assert_array_equal(out[0], both[:, row])
+        out = np.full((1, 32), POISON)
+        _core.tile_dot(isa, *sections, leading, np.array([3, 0], np.int32), 0, 0, x, out, row)
+        np.testing.assert_array_equal(out[0], listed[:, row])
+    for first, asked in ((1, 2), (-1, 1), (2, 1), (0, 3)):
+        with pytest.raises(ValueError, match="another size"):
+            _core.tile_dot(
+                isa,
+                *sections,
+                leading,
+                np.zeros(0, np.int32),
+                0,
+                86,
+                x,
+                np.zeros((asked, 86), np.float32),
+                first,
+            )
+
+
 def test_wrong_sizes_are_refused_before_memory_is_read() -> None:
     case = Nested("int8", 3, 2, 64)
     x, one = np.zeros(64, np.float32), np.array([0])

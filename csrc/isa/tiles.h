@@ -48,10 +48,10 @@ inline void add_quads(const uint8_t* const* groups, int h, const uint8_t* high, 
   }
 }
 
-// outs[r][0, left[r]) = the dots of the R tiles at `tiles` with x; meanwhile those behind each are fetched.
+// outs[r][0, left[r]) = the dots of the R tiles at `tiles` with x; meanwhile what lies `ahead` of each is fetched.
 template <int Stored, int Bits, int R>
-DEJAVU_NOINLINE void dot_tiles(const Tiles& t, const uint8_t* const* tiles, const GroupedInput& x, float* const* outs,
-                               const int* left) {
+DEJAVU_NOINLINE void dot_tiles(const Tiles& t, size_t ahead, const uint8_t* const* tiles, const GroupedInput& x,
+                               float* const* outs, const int* left) {
   using Form = TileForm<Stored, Bits>;
   const size_t scales_at = t.scales_at();
   alignas(64) float found[R][kTileRows];
@@ -64,8 +64,8 @@ DEJAVU_NOINLINE void dot_tiles(const Tiles& t, const uint8_t* const* tiles, cons
       I by_high[R], by_low[R];
       DEJAVU_UNROLL for (int r = 0; r < R; ++r) {
         groups[r] = tiles[r] + codes;
-        for (int line = 0; h == 0 && line < Stored; ++line) Vec::prefetch(groups[r] + t.tile_bytes + line * 64);
-        if (h == 0 && g % 2 == 0) Vec::prefetch(tiles[r] + t.tile_bytes + scales);
+        for (int line = 0; h == 0 && line < Stored; ++line) Vec::prefetch(groups[r] + ahead + line * 64);
+        if (h == 0 && g % 2 == 0) Vec::prefetch(tiles[r] + ahead + scales);
         by_high[r] = by_low[r] = Vec::zero_i();
       }
       add_quads<Stored, Bits, R>(groups, h, x.high + g * kGroup, x.low + g * kGroup, by_high, by_low);
@@ -82,37 +82,40 @@ DEJAVU_NOINLINE void dot_tiles(const Tiles& t, const uint8_t* const* tiles, cons
 }
 
 template <int Stored, int Bits>
-inline void all_tiles(const Tiles& t, const int32_t* list, int begin, int n, const void* input, float* const* outs) {
+inline void all_tiles(const Tiles& t, int first, int rows, const int32_t* list, int begin, int n, const void* input,
+                      float* const* outs) {
   const GroupedInput x(t.layout, input);
   const int tiles = (n + kTileRows - 1) / kTileRows;
   const Streams order(tiles);
+  const size_t ahead = t.tile_bytes * size_t(rows == t.rows ? 1 : t.rows);  // the next tile that is read
   for (int i = 0; i < tiles;) {
     const int together = i < order.whole ? kTilesTogether : 1;
-    for (int row = 0; row < t.rows; ++row) {
+    for (int row = 0; row < rows; ++row) {
       const uint8_t* places[kTilesTogether];
       int left[kTilesTogether];
       float* to[kTilesTogether];
       for (int k = 0; k < together; ++k) {
         const int at = order(i + k), rest = n - at * kTileRows;
-        places[k] = t.tile(list ? list[at] : begin + at, row);
+        places[k] = t.tile(list ? list[at] : begin + at, first + row);
         left[k] = rest < kTileRows ? rest : kTileRows;
         to[k] = outs[row] + size_t(at) * kTileRows;
       }
       if (together == kTilesTogether) {
-        dot_tiles<Stored, Bits, kTilesTogether>(t, places, x, to, left);
+        dot_tiles<Stored, Bits, kTilesTogether>(t, ahead, places, x, to, left);
       } else {
-        dot_tiles<Stored, Bits, 1>(t, places, x, to, left);
+        dot_tiles<Stored, Bits, 1>(t, ahead, places, x, to, left);
       }
     }
     i += together;
   }
 }
 
-void tile_dot(const Tiles& t, int bits, const int32_t* list, int begin, int n, const void* input, float* const* outs) {
-  if (t.bits == 3) return all_tiles<3, 3>(t, list, begin, n, input, outs);
-  if (bits == 4) return all_tiles<4, 4>(t, list, begin, n, input, outs);
-  if (bits == 3) return all_tiles<4, 3>(t, list, begin, n, input, outs);
-  all_tiles<4, 2>(t, list, begin, n, input, outs);
+void tile_dot(const Tiles& t, int bits, int first, int rows, const int32_t* list, int begin, int n, const void* input,
+              float* const* outs) {
+  if (t.bits == 3) return all_tiles<3, 3>(t, first, rows, list, begin, n, input, outs);
+  if (bits == 4) return all_tiles<4, 4>(t, first, rows, list, begin, n, input, outs);
+  if (bits == 3) return all_tiles<4, 3>(t, first, rows, list, begin, n, input, outs);
+  all_tiles<4, 2>(t, first, rows, list, begin, n, input, outs);
 }
 
 }  // namespace
