@@ -84,7 +84,7 @@ void Engine::BatchThread::sketched_logits() {
     e.leading_logits({0, e.planned_.lead.tiles()}, scratch, along, out);
     const int n = pick(e.k_, best, out, c.vocab, room, list);
     e.exact_logits(list, n, scratch, out);
-    e.finish_logits(out, 0, c.vocab);
+    e.cap_logits(out, c.vocab);
   }
 }
 

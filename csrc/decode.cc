@@ -302,7 +302,7 @@ void Engine::Decoder::sketched_logits(const char* along, float* const* out) {
   }
   barrier();
   const int first = mine.begin * kTileRows, end = least(mine.end * kTileRows, c.vocab);
-  for (int t = 0; t < s.n; ++t) e.finish_logits(out[t] + first, first, end - first);
+  for (int t = 0; t < s.n; ++t) e.cap_logits(out[t] + first, end - first);
 }
 
 }  // namespace dejavu

@@ -384,6 +384,10 @@ const float* Engine::head_input(const float* x, float* normed, float* projected)
 // `logits` points at the first of n logits that belong to rows [first, first + n) of the head.
 void Engine::finish_logits(float* logits, int first, int n) const {
   if (head_bias_) k_.add(logits, head_bias_ + first, n);
+  cap_logits(logits, n);
+}
+
+void Engine::cap_logits(float* logits, int n) const {
   if (c_.logit_softcap > 0) k_.softcap(logits, c_.logit_softcap, n);
 }
 

@@ -186,6 +186,7 @@ class Engine {
   void to_natural(const float* stored, float* out) const;  // an axpy accumulator, minima added
   const float* head_input(const float* x, float* normed, float* projected) const;
   void finish_logits(float* logits, int first, int n) const;
+  void cap_logits(float* logits, int n) const;
   const RowKernels& mlp_rows(const Layer& layer) const { return k_.rows[int(mlp_layout(layer).codec)]; }
   bool local_rope(int layer) const { return !c_.local_inv_freq.empty() && c_.windowed[size_t(layer)]; }
 
@@ -218,7 +219,8 @@ class Engine {
   size_t along_floats(int tokens) const {
     return size_t(tokens) * along_bytes() / sizeof(float) + planned_.along_mean.size() + 16;
   }
-  // Logits of tiles `range` of the head by their leading bits; and exact ones of the listed rows.
+  // Logits of tiles `range` of the head by their leading bits, and exact ones of the listed rows: biased, as the best
+  // are picked by them, not capped.
   void leading_logits(Range range, const void* input, const void* along, float* logits) const;
   void exact_logits(const int32_t* rows, int n, const void* input, float* logits) const;
 

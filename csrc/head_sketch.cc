@@ -78,6 +78,7 @@ void Engine::leading_logits(Range range, const void* input, const void* along, f
     float *out = logits + first, *more = part;
     k_.tile_dot(planned_.lead, planned_.plan->head.bits, 0, 1, nullptr, tile, n, input, &out);
     if (!planned_.plan->head.mean.empty()) k_.add(out, planned_.shift.data.get() + first, n);
+    if (head_bias_) k_.add(out, head_bias_ + first, n);
     if (!planned_.missing.count) continue;
     k_.tile_dot(planned_.missing, 4, 0, 1, nullptr, tile, n, along, &more);
     k_.add(out, more, n);
@@ -89,7 +90,7 @@ void Engine::exact_logits(const int32_t* rows, int n, const void* input, float* 
   for (int i = 0; i < n; i += kRowsAtOnce) {
     const int count = std::min(n - i, kRowsAtOnce);
     k_.rows[int(head_.layout.codec)].dot_picked(head_, rows + i, count, input, found);
-    for (int r = 0; r < count; ++r) logits[rows[i + r]] = found[r];
+    for (int r = 0; r < count; ++r) logits[rows[i + r]] = found[r] + (head_bias_ ? head_bias_[rows[i + r]] : 0.0f);
   }
 }
 

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from changed import Changed
 from dejavu.codecs import CODECS, Codec, embed_codec, roundtrip
 from dejavu.errors import InputError, NumericsError
 from dejavu.executor import KV_DTYPES, KvDtype
@@ -21,7 +22,7 @@ from tiny_models import CASES, prompt, relative_error
 from tolerances import TOLERANCES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -31,22 +32,6 @@ if TYPE_CHECKING:
 
 TOKENS = prompt(CASES["llama"])
 SAME = TOLERANCES["chunked_vs_whole"]
-
-
-class Changed:
-    """Weights with some tensors replaced."""
-
-    def __init__(self, weights: Any, tensors: dict[str, Array]) -> None:
-        self._weights, self._tensors = weights, tensors
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._weights, name)
-
-    def names(self) -> Collection[str]:
-        return self._weights.names()  # type: ignore[no-any-return]
-
-    def read(self, name: str, start: int = 0, stop: int | None = None) -> Array:
-        return self._tensors[name] if name in self._tensors else self._weights.read(name, start, stop)
 
 
 @pytest.fixture

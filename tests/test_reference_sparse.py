@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from changed import Changed
 from dejavu.codecs import embed_codec, encode
 from dejavu.errors import PlanError
 from dejavu.models.loading import open_model
@@ -44,19 +45,6 @@ if TYPE_CHECKING:
 
 FAMILIES = ["llama", "llama-biases", "llama-relu", "qwen3", "gemma2", "opt", "opt-350m", "bloom", "neox"]
 SAME = TOLERANCES["chunked_vs_whole"]
-
-
-class Changed:
-    """Weights with some tensors replaced."""
-
-    def __init__(self, weights: Any, tensors: dict[str, Array]) -> None:
-        self._weights, self._tensors = weights, tensors
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._weights, name)
-
-    def read(self, name: str, start: int = 0, stop: int | None = None) -> Array:
-        return self._tensors[name] if name in self._tensors else self._weights.read(name, start, stop)
 
 
 def load(folder: Path, codec: Any = "f32", changed: dict[str, Array] | None = None, **config: Any) -> Any:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
+from changed import Changed
 from dejavu import _core
 from dejavu.engine import NativeExecutor
 from dejavu.engine.packed import pack_in_memory
@@ -282,6 +283,26 @@ def test_vocabulary_sketch(
         missing=0.1 * random.standard_normal((c.vocab_size, min(along, c.embed_dim))),
     )
     check(native, reference, plan_of(native, "dense", vocabulary=sketch), name, codec)
+
+
+@pytest.mark.parametrize("softcap", [0.0, 3.0])
+def test_the_best_logits_are_picked_with_their_biases(softcap: float, tiny_folder: Folder) -> None:
+    model = open_model(tiny_folder("llama-head-dim"))
+    config = dataclasses.replace(model.config, biases=("head",), logit_softcap=softcap)
+    bias = np.random.default_rng(3).permutation(np.linspace(-2, 2, config.vocab_size, dtype=np.float32))
+    weights = Changed(model.weights, {"head.bias": bias})
+    native = NativeExecutor(pack_in_memory(config, weights, "int8", 1), kv_dtype="f32", threads=2)
+    reference = ReferenceExecutor(config, weights, codec="int8")
+    plan = plan_of(native, "dense", vocabulary=VocabularySketch(bits=2, exact=9))
+    check(native, reference, plan, "llama-head-dim", "int8")
+    tokens = prompt(CASES["llama-head-dim"])
+    found, expected = (
+        executor.prefill(tokens, executor.new_cache(), all_logits=True, sparse=True)
+        for executor in (native, reference)
+    )
+    # Some are undecided; those picked without their biases would be one in twelve.
+    wrong = np.abs(found - expected) > TOLERANCES["native_int8_prefill"] * np.abs(expected).max()
+    assert wrong.mean() <= 0.01
 
 
 def test_one_sketch_of_the_head_after_another(tiny_folder: Folder) -> None:
