@@ -26,9 +26,11 @@ T field(const nb::dict& values, const char* name) {
   }
 }
 
+constexpr int kMost = 1 << 28;  // so that sums of a few do not overflow
+
 int positive(const nb::dict& values, const char* name) {
   const int value = field<int>(values, name);
-  if (value <= 0 || value > (1 << 28))
+  if (value <= 0 || value > kMost)
     throw std::invalid_argument(std::string("config field ") + name + " is out of range");
   return value;
 }
@@ -51,6 +53,9 @@ Config parse_config(const nb::dict& v) {
   c.window = field<int>(v, "window");
   for (const bool w : field<std::vector<bool>>(v, "windowed")) c.windowed.push_back(w);
   const std::string position = field<std::string>(v, "position");
+  if (position != "rope" && position != "alibi" && position != "learned") {
+    throw std::invalid_argument("position " + position + " is unknown");
+  }
   c.position = position == "rope" ? Position::rope : position == "alibi" ? Position::alibi : Position::learned;
   c.position_offset = field<int>(v, "position_offset"), c.rope_dim = field<int>(v, "rope_dim");
   c.rope_attention_factor = field<float>(v, "rope_attention_factor");
@@ -61,10 +66,16 @@ Config parse_config(const nb::dict& v) {
   c.alibi_slopes = field<std::vector<float>>(v, "alibi_slopes");
 
   const size_t half = size_t(c.rope_dim) / 2;
+  if (int64_t(c.heads) * c.head_dim > kMost) throw std::invalid_argument("heads * head_dim is out of range");
   if (c.heads % c.kv_heads) throw std::invalid_argument("heads is not a multiple of kv_heads");
   if (c.windowed.size() != size_t(c.layers)) throw std::invalid_argument("windowed does not have one value per layer");
-  if (c.position_offset < 0 || c.window < 0)
+  if (c.position_offset < 0 || c.window < 0) {
     throw std::invalid_argument("position_offset and window cannot be negative");
+  }
+  if (c.position_offset > kMost - c.max_context) throw std::invalid_argument("position_offset is out of range");
+  if (c.window == 0 && std::count(c.windowed.begin(), c.windowed.end(), 1)) {
+    throw std::invalid_argument("layers are windowed, but window is 0");
+  }
   if (c.rope_dim < 0 || c.rope_dim > c.head_dim) throw std::invalid_argument("rope_dim is beyond head_dim");
   if (c.position == Position::rope && (c.inv_freq.size() != half || c.rope_dim % 2)) {
     throw std::invalid_argument("inv_freq does not have rope_dim / 2 values");
@@ -74,6 +85,9 @@ Config parse_config(const nb::dict& v) {
   }
   if (!c.alibi_slopes.empty() && c.alibi_slopes.size() != size_t(c.heads)) {
     throw std::invalid_argument("alibi_slopes does not have one value per head");
+  }
+  if (c.parallel_residual && (!c.pre_norm || c.post_norms)) {
+    throw std::invalid_argument("parallel_residual goes with pre_norm and without post_norms");
   }
   if (c.parallel_residual && c.heads * c.head_dim < c.d) {
     throw std::invalid_argument("parallel_residual needs heads * head_dim >= d");

@@ -2,6 +2,7 @@
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 
+#include <algorithm>
 #include <optional>
 #include <stdexcept>
 #include <vector>
@@ -84,10 +85,15 @@ void bind_learn(nb::module_& m) {
   m.def(
       "learn_choose",
       [](const std::string& isa, Values values, float threshold) {
-        require(values.size() < size_t(1) << 28);
+        constexpr size_t kMost = size_t(1) << 26;
         const LearnKernels& k = learn(isa, values);
         nb::gil_scoped_release release;
-        return k.choose(values.data(), threshold, values.size());
+        size_t chosen = 0;
+        for (size_t at = 0; at < values.size(); at += kMost) {
+          char* from = static_cast<char*>(values.data()) + at * values.itemsize();
+          chosen += k.choose(from, threshold, std::min(values.size() - at, kMost));
+        }
+        return chosen;
       },
       plain, array, plain);
 

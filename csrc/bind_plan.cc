@@ -2,6 +2,7 @@
 #include <nanobind/stl/string.h>
 
 #include <cmath>
+#include <cstring>
 #include <stdexcept>
 
 #include "bindings.h"
@@ -113,12 +114,26 @@ HeadSketch parse_head(const nb::dict& v, const Config& c) {
   if (!head.mean.empty() && head.mean.size() != size_t(c.embed_dim)) {
     throw std::invalid_argument("mean is not of the width of the head");
   }
+  check_finite(mean.data(), mean.size(), "mean");
   head.along = between(v, "along", 0, c.embed_dim);
   if (!head.along) return head;
   const Bundles directions(RowLayout(Codec::f32, c.embed_dim), head.along, 1);
   head.directions = packed_rows(v, "directions", directions.bytes());
   const int bundles = (c.vocab + kPlainRows - 1) / kPlainRows;
-  head.missing = packed_rows(v, "missing", Bundles(RowLayout(Codec::int8, head.along), kPlainRows, bundles).bytes());
+  Bundles missing(RowLayout(Codec::int8, head.along), kPlainRows, bundles);
+  head.missing = packed_rows(v, "missing", missing.bytes());
+  missing.base = head.missing.data();
+  check_finite(reinterpret_cast<const float*>(head.directions.data()), size_t(head.along) * size_t(c.embed_dim),
+               "directions");
+  for (int row = 0; row < bundles * kPlainRows; ++row) {
+    const uint8_t* scales = missing.row(row / kPlainRows, row % kPlainRows).scales;
+    for (int g = 0; g < missing.layout.groups; ++g) {
+      uint16_t half;
+      std::memcpy(&half, scales + 2 * g, 2);
+      const float scale = half_to_float(half);
+      check_finite(&scale, 1, "missing");
+    }
+  }
   return head;
 }
 

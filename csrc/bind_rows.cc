@@ -28,7 +28,7 @@ Bundles view(const std::string& codec, int d, int rows, Bytes packed) {
 }
 
 void check_rows(const Bundles& b, int bundle, int first, int n) {
-  if (bundle < 0 || bundle >= b.count || first < 0 || n < 0 || first + n > (b.count - bundle) * b.rows) {
+  if (bundle < 0 || bundle >= b.count || first < 0 || n < 0 || first > long(b.count - bundle) * b.rows - n) {
     throw std::invalid_argument("bundle or rows out of range");
   }
 }

@@ -98,6 +98,10 @@ Engine::Engine(const Config& config, Codec codec, Codec head_codec, const Sectio
       workers_(size_t(threads)),
       counters_(config.layers),
       batch_(new Batch) {
+  // Rows of a model are read by one form of the input and added up in one order: the one of `codec`.
+  if (head_codec != codec && !(codec == Codec::int4 && head_codec == Codec::int8)) {
+    throw std::invalid_argument("the head's codec is neither the model's nor int8 beside int4");
+  }
   // batch.cc hands the products pieces of 32 rows, and adds them up in depths of 32.
   if (32 % gemm_.mr || 32 % gemm_.kr) throw std::logic_error("32 is not a whole number of this product's tiles");
   const Reader read(sections);
@@ -151,6 +155,7 @@ Engine::Engine(const Config& config, Codec codec, Codec head_codec, const Sectio
     const RowLayout mlp_layout(end ? head_codec : codec, c_.d);
     l.nested = sections.count(p + "lead") > 0;
     if (l.nested) {
+      if (!leading) throw std::invalid_argument("section " + p + "lead is there, but no leading bits lie apart");
       l.parts = read.nested(p, mlp_layout, dots, c_.ff, leading);
     } else {
       l.mlp = read.bundles(p + "mlp", mlp_layout, dots + 1, c_.ff);

@@ -24,7 +24,7 @@ struct LearnKernels {
                          float* out);
   // out[n] = act(gate) * up (drelu: * relu(up)) * mask; up and mask may be null: 1
   void (*activate)(Activation, const void* gate, const void* up, const void* mask, size_t n, void* out);
-  // values[n] become 1 where they exceed the threshold, otherwise 0; returns how many do. n < 2^28
+  // values[n] become 1 where they exceed the threshold, otherwise 0; returns how many do. n <= 2^26
   size_t (*choose)(void* values, float threshold, size_t n);
   // The gradients by gate and up (null as up is).
   void (*activate_slope)(Activation, const void* gate, const void* up, const void* mask, const void* slope, size_t n,

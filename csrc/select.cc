@@ -6,6 +6,7 @@
 #include <functional>
 #include <limits>
 #include <new>
+#include <stdexcept>
 
 #include "parts.h"
 
@@ -27,7 +28,9 @@ Rows::Rows(const float* values, int rows, int width) {
   std::copy(values, values + size_t(rows) * size_t(width), padded.begin());
   view_ = Bundles(RowLayout(Codec::int8, width), kPlainRows, count);
   data_ = aligned_bytes(view_.bytes());
-  pack_bundles(view_.layout, padded.data(), kPlainRows, count, data_.get());
+  if (pack_bundles(view_.layout, padded.data(), kPlainRows, count, data_.get()) != PackResult::ok) {
+    throw std::invalid_argument("a low-rank map holds NaN or infinity, or needs a scale beyond float16");
+  }
   view_.base = data_.get();
 }
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dejavu import codecs, nested
+from dejavu import _core, codecs, nested
 from dejavu.errors import UnsupportedModelError
 from dejavu.models.loading import open_model
 from dejavu.plan import AccessPlan, LayerPlan, LowRank, Oracle, Sketch, Threshold
@@ -270,6 +270,13 @@ def check_slopes(ours: Any, plain: Any, slope: Any, inputs: Any, copies: Any, dt
     torch.testing.assert_close(ours.float(), plain, **near)
     for x, y in zip(inputs, copies, strict=True):
         torch.testing.assert_close(x.grad.float(), y.grad, **near)
+
+
+@pytest.mark.parametrize("isa", [isa for isa in ("avx2", "avx512") if isa in _core.isas()])
+def test_many_are_counted_exactly(isa: str) -> None:
+    """Sums of ones in float32 stop at 2^24, in each of eight lanes."""
+    n = (1 << 27) + 5
+    assert _core.learn_choose(isa, torch.ones(n, dtype=torch.bfloat16), 0.5) == n
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -9,9 +9,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
+from dejavu import _core
 from dejavu.engine import NativeExecutor
 from dejavu.engine.lowering import lower
+from dejavu.engine.native import _engine_config
 from dejavu.engine.packed import pack_in_memory
+from dejavu.errors import PlanError
 from dejavu.models.loading import open_model
 from dejavu.plan import AccessPlan, KvPolicy, LowRank, Random, Sketch, Threshold, VocabularySketch
 from tiny_models import CASES, prompt
@@ -144,7 +147,29 @@ def test_a_plan_that_cannot_be_set_changes_nothing(tiny_folder: Folder) -> None:
     with pytest.raises(ValueError, match="not packed nested"):
         executor._engine.set_plan(lower(plan_of(executor, Sketch(bits=4, density=0.5)), c, 1))
     assert executor.last_stats["tokens"] == stats
+    with pytest.raises(PlanError, match="float16"):
+        executor.set_plan(plan_of(executor, ahead(executor, 1e12)))
     np.testing.assert_array_equal(decoded(executor), expected)
+
+
+@pytest.mark.parametrize("name", ["mean", "directions", "missing"])
+def test_sketches_of_the_head_are_finite(name: str, tiny_folder: Folder) -> None:
+    executor = load(tiny_folder(NAME))
+    c = executor.config
+    sketch = VocabularySketch(
+        bits=4,
+        exact=9,
+        mean=np.ones(c.embed_dim, np.float32),
+        directions=np.eye(3, c.embed_dim),
+        missing=np.ones((c.vocab_size, 3)),
+    )
+    lowered = lower(plan_of(executor, Random(density=0.5, seed=0), vocabulary=sketch), c, 1)
+    executor._engine.set_plan(lowered)
+    array = lowered["vocabulary"][name].copy()
+    array.view(np.uint8)[-64 if name == "missing" else 0 :] = 0xFF
+    lowered["vocabulary"][name] = array
+    with pytest.raises(ValueError, match=f"{name} holds NaN or infinity"):
+        executor._engine.set_plan(lowered)
 
 
 def test_kept_inputs_count_as_memory_until_they_are_needed_no_more(tiny_folder: Folder) -> None:
@@ -157,3 +182,40 @@ def test_kept_inputs_count_as_memory_until_they_are_needed_no_more(tiny_folder: 
     assert tracking.nbytes >= plain.nbytes + 2 * inputs
     executor.prefill(np.zeros(3, np.int32), tracking)
     assert tracking.nbytes == plain.nbytes
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"parallel_residual": True, "pre_norm": False}, "parallel_residual goes with"),
+        ({"parallel_residual": True, "post_norms": True}, "parallel_residual goes with"),
+        ({"windowed": [True, False]}, "windowed, but window is 0"),
+        ({"position_offset": 2**31 - 1}, "position_offset is out of range"),
+        ({"heads": 1 << 20, "head_dim": 1 << 20}, "out of range"),
+        ({"position": "sideways"}, "position sideways is unknown"),
+    ],
+)
+def test_configurations_that_cannot_be(changes: dict[str, Any], message: str, tiny_folder: Folder) -> None:
+    packed = load(tiny_folder(NAME)).packed
+    rest = (packed.codec, "int8", packed.buffer, packed.places, 0, 1, "portable")
+    _core.Engine(_engine_config(packed.config), *rest)
+    with pytest.raises(ValueError, match=message):
+        _core.Engine(_engine_config(packed.config) | changes, *rest)
+
+
+@pytest.mark.parametrize(
+    ("codec", "head"), [("int8", "f32"), ("f32", "int8"), ("int8", "int4"), ("bf16", "f32")]
+)
+def test_codecs_that_do_not_go_together(codec: str, head: str, tiny_folder: Folder) -> None:
+    packed = load(tiny_folder(NAME), codec).packed
+    config = _engine_config(packed.config)
+    with pytest.raises(ValueError, match="head's codec"):
+        _core.Engine(config, codec, head, packed.buffer, packed.places, 0, 1, "portable")
+
+
+def test_leading_bits_that_nobody_announced(tiny_folder: Folder) -> None:
+    packed = load(tiny_folder(NAME), leading=4).packed
+    config = _engine_config(packed.config)
+    _core.Engine(config, "int8", "int8", packed.buffer, packed.places, 4, 1, "portable")
+    with pytest.raises(ValueError, match=r"layers\.0\.lead"):
+        _core.Engine(config, "int8", "int8", packed.buffer, packed.places, 0, 1, "portable")

@@ -135,6 +135,8 @@ def test_wrong_sizes_are_refused_before_memory_is_read() -> None:
         _core.dot("portable", "int8", data, 3, 2, 0, x, out)
     with pytest.raises(ValueError, match="out of range"):
         _core.dot("portable", "int8", data, 3, 1, 1, x, out)
+    with pytest.raises(ValueError, match="out of range"):
+        _core.dot("portable", "int8", data, 3, 0, 2**31 - 1, x, out)
     with pytest.raises(ValueError, match="whole number"):
         _core.dot("portable", "int8", data[:-1], 3, 0, 0, x, out)
     with pytest.raises(ValueError, match="out of range"):

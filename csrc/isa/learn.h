@@ -138,7 +138,7 @@ void learn_activate(dejavu::Activation activation, const void* gate, const void*
 template <typename T>
 size_t learn_choose(void* values, float threshold, size_t n) {
   const F low = Vec::set1(threshold);
-  F count = Vec::zero();  // whole numbers below 2^24 in every lane: exact
+  F count = Vec::zero();  // whole numbers below 2^24 in each of eight lanes or more: exact
   each_of(n, [&](size_t i, int lanes) {
     T* const x = static_cast<T*>(values) + i;
     const F chosen = fill(exceeds(Vec::sub(take(x, lanes), low), Vec::zero()), lanes, 0.0f);

@@ -116,7 +116,8 @@ class NativeExecutor:
         """Decode by `plan` from now on; None: dense. Caches may be kept.
 
         Raises:
-            PlanError: the plan is for another model, or reads leading bits that lie among the others here.
+            PlanError: the plan is for another model, reads leading bits that lie among the others here, or has numbers
+                that cannot be stored. The plan before it stays.
         """
         if plan is None:
             self._engine.set_plan(None)
@@ -129,7 +130,10 @@ class NativeExecutor:
                     f"{self.packed.leading or 'none'} of them apart",
                     fix=f"load it with leading={plan.leading} and codec int8{' or int4' * (plan.leading == 4)}",
                 )
-            self._engine.set_plan(lower(plan, self.config, self.threads))
+            try:
+                self._engine.set_plan(lower(plan, self.config, self.threads))
+            except ValueError as error:
+                raise PlanError(f"the plan cannot be run: {error}", fix="train it again") from error
         self._plan = plan
 
     @property
