@@ -1,19 +1,8 @@
-#include <cmath>
-
 #include "batch.h"
 #include "order.h"
+#include "select.h"
 
 namespace dejavu {
-namespace {
-
-float length_of(const float* v, int n) {
-  float sum = 0;
-  for (int i = 0; i < n; ++i) sum += v[i] * v[i];
-  return std::sqrt(sum);
-}
-
-}  // namespace
-
 void Engine::BatchThread::attention(int i) {
   const Layer& layer = e.layers_[size_t(i)];
   const int hd = c.head_dim;

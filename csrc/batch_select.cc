@@ -12,12 +12,6 @@ namespace {
 // Scores that are known only when the block's own values are: the others are computed from a block's input.
 bool late(const Selector& selector) { return selector.rule == Rule::oracle || selector.rule == Rule::threshold; }
 
-float length_of(const float* v, int n) {
-  float sum = 0;
-  for (int i = 0; i < n; ++i) sum += v[i] * v[i];
-  return std::sqrt(sum);
-}
-
 }  // namespace
 
 // Chooses what depends on the input of this block: for this layer and for those that look ahead from it. The

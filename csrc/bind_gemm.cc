@@ -3,11 +3,11 @@
 
 #include <cstring>
 #include <memory>
-#include <new>
 #include <stdexcept>
 
 #include "bindings.h"
 #include "gemm.h"
+#include "memory.h"
 
 namespace dejavu {
 namespace {
@@ -15,14 +15,11 @@ namespace {
 using Matrix = nb::ndarray<const float, nb::ndim<2>, nb::device::cpu>;
 using Output = nb::ndarray<float, nb::ndim<2>, nb::device::cpu>;
 
-struct Free {
-  void operator()(char* p) const { ::operator delete(p, std::align_val_t(64)); }
-};
-using Buffer = std::unique_ptr<char, Free>;
+using Buffer = std::unique_ptr<char, Deallocate>;
 
 // Filled with NaN, so that a product which reads what packing did not write shows it.
 Buffer poisoned(size_t bytes) {
-  Buffer buffer(static_cast<char*>(::operator new(bytes + 64, std::align_val_t(64))));
+  Buffer buffer(static_cast<char*>(allocate(bytes + 64)));
   std::memset(buffer.get(), 0xff, bytes + 64);
   return buffer;
 }

@@ -89,20 +89,6 @@ void bind_parts(nb::module_& m) {
       "Cuts packed bundles of `dots` rows and a down row into the two sections of a nested MLP.");
 
   m.def(
-      "leading_parts",
-      [](Bytes packed, int d, int rows, int leading, Room lead, int threads) {
-        if (rows != kTileRows) throw std::invalid_argument("bundles of sixteen rows are needed");
-        const Bundles from = packed_view(layout_of("int8", d, rows), rows, packed);
-        const Tiles to(d, leading_bits(leading), 1, from.count * rows, lead.data());
-        same_bytes(lead.shape(0), to.bytes(), "lead");
-        nb::gil_scoped_release release;
-        std::memset(lead.data(), 0, lead.shape(0));
-        share_out(from.count, threads, [&](int i) { leading_parts(from, i, to); });
-      },
-      nb::arg("packed").noconvert(), nb::arg("d"), nb::arg("rows"), nb::arg("leading"), nb::arg("lead").noconvert(),
-      nb::arg("threads") = 1, "The leading bits of packed bundles of int8 rows.");
-
-  m.def(
       "join_nested",
       [](Bytes lead, Bytes rest, int leading, Array<int8_t, 3> out) {
         const int count = int(out.shape(0)), dots = int(out.shape(1)), d = int(out.shape(2));

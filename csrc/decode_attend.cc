@@ -22,9 +22,7 @@ void Engine::Decoder::attend_all(int i) {
         float* mixed = e.mixed_.get(0) + at;
         e.attend(*s.caches[t], i, h, 1, position[t], e.attended(i, position[t]), e.q_.get(0) + at, scores, mixed,
                  log_sums);
-        float total = 0;
-        for (int j = 0; j < hd; ++j) total += mixed[j] * mixed[j];
-        norms[h] = std::sqrt(total);
+        norms[h] = length_of(mixed, hd);
       }
     }
     barrier();
@@ -56,7 +54,7 @@ void Engine::Decoder::attend_all(int i) {
       const size_t at = size_t(t * heads + h) * size_t(hd);
       float* mixed = oracle ? e.mixed_.get(0) + at : room + n * count * hd;
       if (by_parts) {
-        join_parts(t, h, count, mixed);
+        join_positions(t, h, count, mixed);
       } else if (!oracle) {
         e.attend(*s.caches[t], i, h, count, position[t], e.attended(i, position[t]), e.q_.get(0) + at, scores, mixed,
                  log_sums);
@@ -130,7 +128,7 @@ void Engine::Decoder::attend_parts(int i) {
 }
 
 // out[count][head_dim] = what heads give over all positions.
-void Engine::Decoder::join_parts(int token, int head, int count, float* out) const {
+void Engine::Decoder::join_positions(int token, int head, int count, float* out) const {
   const size_t hd = size_t(c.head_dim), stride = size_t(kMaxTokens * c.heads), at = size_t(token * c.heads + head);
   std::fill_n(out, size_t(count) * hd, 0.0f);
   for (size_t h = 0; h < size_t(count); ++h) {

@@ -79,7 +79,7 @@ struct Engine::Decoder {
   bool parts_pay(int i) const;
   int neighbours(int i, int first, int end) const;
   void attend_parts(int i);
-  void join_parts(int token, int head, int count, float* out) const;
+  void join_positions(int token, int head, int count, float* out) const;
 
   // decode_mlp.cc
   void mlp(int i, float* const* output);

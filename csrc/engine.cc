@@ -330,13 +330,7 @@ void Engine::attend(const Cache& cache, int layer, int head, int count, int posi
                     c_.scale, scores + base, ld);
   }
   for (int h = 0; h < count; ++h) {
-    float* own = scores + size_t(h) * ld;
-    if (c_.attn_softcap > 0) k_.softcap(own + first, c_.attn_softcap, end - first);
-    if (!c_.alibi_slopes.empty()) {
-      const float slope = c_.alibi_slopes[size_t(head + h)];
-      for (int j = first; j < end; ++j) own[j] += slope * float(j - position);
-    }
-    log_sums[h] = k_.softmax(own + first, end - first);
+    log_sums[h] = weigh(head + h, position, over, scores + size_t(h) * ld);
   }
   std::memset(out, 0, size_t(count * hd) * sizeof(float));
   for (int b = first / kCacheBlock; b < blocks; ++b) {
@@ -346,6 +340,17 @@ void Engine::attend(const Cache& cache, int layer, int head, int count, int posi
     k_.mix[type](scores + base, ld, count, cache.values(b, layer, kv_head), next, cache.value_scales(b, layer, kv_head),
                  hd, lo, hi, out);
   }
+}
+
+float Engine::weigh(int head, int position, Range over, float* scores) const {
+  const int n = over.end - over.begin;
+  float* own = scores + over.begin;
+  if (c_.attn_softcap > 0) k_.softcap(own, c_.attn_softcap, n);
+  if (!c_.alibi_slopes.empty()) {
+    const float slope = c_.alibi_slopes[size_t(head)];
+    for (int j = 0; j < n; ++j) own[j] += slope * float(over.begin + j - position);
+  }
+  return k_.softmax(own, n);
 }
 
 // x += branch, with the norms that the family puts around it. `branch` is overwritten.

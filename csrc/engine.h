@@ -115,10 +115,7 @@ class Engine {
  private:
   struct Buffer {  // grows, never shrinks, is not initialised; aligned to cache lines
     float* get(size_t floats);
-    struct Free {
-      void operator()(float* p) const { deallocate(p); }
-    };
-    std::unique_ptr<float, Free> data;
+    std::unique_ptr<float, Deallocate> data;
     size_t size = 0;
   };
   struct Worker {
@@ -181,6 +178,8 @@ class Engine {
   // scores, by which what several ranges gave is joined.
   void attend(const Cache& cache, int layer, int head, int count, int position, Range over, const float* q,
               float* scores, float* out, float* log_sums) const;
+  // Turns the scores of a head's query into weights: softcap, ALiBi, softmax over these positions. Returns the log sum.
+  float weigh(int head, int position, Range over, float* scores) const;
   void add_branch(float* x, float* branch, const float* bias, const float* post_norm, const float* norm_weight,
                   const float* norm_bias) const;
   void to_natural(const float* stored, float* out) const;  // an axpy accumulator, minima added

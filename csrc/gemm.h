@@ -16,7 +16,6 @@
 namespace dejavu {
 
 struct Gemm {
-  const char* name;
   int mr, nr, kr;       // rows of an A panel, columns of a B panel, unit of depth (k is padded to it)
   size_t element_size;  // bytes of a packed element: 4 (float32) or 2 (bf16)
 

@@ -88,7 +88,6 @@ struct RowKernels {
 inline constexpr int kMostHeads = 4;
 
 struct Kernels {
-  const char* name;
   RowKernels rows[kCodecCount];
   // outs[r][i] = row first + r of neuron 16 * begin + i . x by its leading `bits`, r < rows, i < n; x as int8 rows take
   // it. With a list of tiles, sixteen neurons of each.

@@ -86,7 +86,6 @@ struct RowLayout {
     }
   }
 
-  bool permuted() const { return blocks > 0; }
   // Place of element `o` of the stored order in the natural order.
   int natural(int o) const { return o < blocks * kBlock ? o / kBlock * kBlock + block_to_natural(o % kBlock) : o; }
   // Groups after the last whole block.

@@ -9,5 +9,8 @@ namespace dejavu {
 // Throws std::bad_alloc.
 void* allocate(size_t bytes);
 void deallocate(void* p);
+struct Deallocate {
+  void operator()(void* p) const { deallocate(p); }
+};
 
 }  // namespace dejavu

@@ -6,6 +6,7 @@
 #include <memory>
 #include <vector>
 
+#include "memory.h"
 #include "tiles.h"
 
 namespace dejavu {
@@ -13,10 +14,7 @@ namespace dejavu {
 enum class Rule : int { dense, fixed, random, oracle, threshold, low_rank, sketch };
 
 // Bytes aligned to cache lines.
-struct FreeAligned {
-  void operator()(uint8_t* p) const;
-};
-using AlignedBytes = std::unique_ptr<uint8_t[], FreeAligned>;
+using AlignedBytes = std::unique_ptr<uint8_t[], Deallocate>;
 
 // Rows of int8 in bundles of kPlainRows.
 class Rows {

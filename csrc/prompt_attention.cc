@@ -59,16 +59,11 @@ void Engine::BatchThread::pack_keys_and_values(const Segment& segment, int layer
 
 // Turns the n scores of the query at `position` into weights of the values; those it must not see get zero.
 void Engine::BatchThread::mask_scores(int layer, int head, int position, int n, float* row) {
-  const int end = position + 1, first = c.windowed[size_t(layer)] && end > c.window ? end - c.window : 0;
-  for (int j = first; j < end; ++j) row[j] *= c.scale;
-  if (c.attn_softcap > 0) k.softcap(row + first, c.attn_softcap, end - first);
-  if (!c.alibi_slopes.empty()) {
-    const float slope = c.alibi_slopes[size_t(head)];
-    for (int j = first; j < end; ++j) row[j] += slope * float(j - position);
-  }
-  k.softmax(row + first, end - first);
-  std::memset(row, 0, size_t(first) * sizeof(float));
-  std::memset(row + end, 0, size_t(n - end) * sizeof(float));
+  const Range seen = e.attended(layer, position);
+  for (int j = seen.begin; j < seen.end; ++j) row[j] *= c.scale;
+  e.weigh(head, position, seen, row);
+  std::memset(row, 0, size_t(seen.begin) * sizeof(float));
+  std::memset(row + seen.end, 0, size_t(n - seen.end) * sizeof(float));
 }
 
 }  // namespace dejavu

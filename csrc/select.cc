@@ -5,22 +5,18 @@
 #include <cstring>
 #include <functional>
 #include <limits>
-#include <new>
 #include <stdexcept>
 
+#include "memory.h"
 #include "parts.h"
 
 namespace dejavu {
 
 namespace {
 
-AlignedBytes aligned_bytes(size_t n) {
-  return AlignedBytes(static_cast<uint8_t*>(::operator new(n, std::align_val_t(64))));
-}
+AlignedBytes aligned_bytes(size_t n) { return AlignedBytes(static_cast<uint8_t*>(allocate(n))); }
 
 }  // namespace
-
-void FreeAligned::operator()(uint8_t* p) const { ::operator delete(p, std::align_val_t(64)); }
 
 Rows::Rows(const float* values, int rows, int width) {
   const int count = (rows + kPlainRows - 1) / kPlainRows;
@@ -109,6 +105,12 @@ int pick(const Kernels& kernels, const Selector& selector, const float* scores, 
     kept += int(score > least) | tie;
   }
   return kept;
+}
+
+float length_of(const float* v, int n) {
+  float sum = 0;
+  for (int i = 0; i < n; ++i) sum += v[i] * v[i];
+  return std::sqrt(sum);
 }
 
 float random_score(uint64_t seed, int layer, int position, int unit) {

@@ -19,4 +19,7 @@ int pick(const Kernels& kernels, const Selector& selector, const float* scores, 
 inline constexpr int kRandomHeads = 32768;
 float random_score(uint64_t seed, int layer, int position, int unit);
 
+// L2 norm: the oracle's score of a head, by its mixed values.
+float length_of(const float* v, int n);
+
 }  // namespace dejavu

@@ -242,17 +242,6 @@ def test_a_tile_is_the_same_wherever_it_is_read(isa: str) -> None:
     )
 
 
-@pytest.mark.parametrize("leading", [3, 4])
-def test_leading_bits_of_plain_rows(leading: int) -> None:
-    w = weights((3, 16, 100))  # as the head has them: sixteen to a bundle
-    lead = np.empty(_core.leading_bytes(100, 48, leading), np.uint8)
-    _core.leading_parts(packed("int8", w), 100, 16, leading, lead)
-    encoded = codecs.encode("int8", w.reshape(48, 100))
-    high = nested.cut(encoded, leading)[0]
-    tiles = [nested.tile(high[i : i + 16], leading, encoded.scales[i : i + 16]) for i in (0, 16, 32)]
-    np.testing.assert_array_equal(lead, np.concatenate(tiles))
-
-
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("leading", [3, 4])
 def test_some_rows_of_tiles(isa: str, leading: int) -> None:

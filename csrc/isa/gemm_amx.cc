@@ -118,8 +118,7 @@ void multiply(int m, int n, int k, const void* a, size_t a_stride, const void* b
 
 }  // namespace
 
-constexpr Gemm kGemmBf16Amx = with_rows<AmxOps>({"amx bf16",
-                                                 AmxOps::kRows,
+constexpr Gemm kGemmBf16Amx = with_rows<AmxOps>({AmxOps::kRows,
                                                  At::kColumns,
                                                  At::kDepth,
                                                  2,

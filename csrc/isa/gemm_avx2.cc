@@ -57,6 +57,6 @@ struct Avx2Ops {
 
 }  // namespace
 
-constexpr Gemm kGemmF32Avx2 = make_gemm<Avx2Ops>("avx2 f32");
+constexpr Gemm kGemmF32Avx2 = make_gemm<Avx2Ops>();
 
 }  // namespace dejavu

@@ -28,6 +28,6 @@ struct Avx512Ops {
 
 }  // namespace
 
-constexpr Gemm kGemmF32Avx512 = make_gemm<Avx512Ops>("avx512 f32");
+constexpr Gemm kGemmF32Avx512 = make_gemm<Avx512Ops>();
 
 }  // namespace dejavu

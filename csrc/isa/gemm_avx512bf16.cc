@@ -27,6 +27,6 @@ struct Avx512Bf16Ops : Bf16Words {
 
 }  // namespace
 
-constexpr Gemm kGemmBf16Avx512 = with_rows<Avx512Bf16Ops>(make_gemm<Avx512Bf16Ops>("avx512bf16 bf16"));
+constexpr Gemm kGemmBf16Avx512 = with_rows<Avx512Bf16Ops>(make_gemm<Avx512Bf16Ops>());
 
 }  // namespace dejavu

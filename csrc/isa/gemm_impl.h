@@ -254,11 +254,12 @@ void multiply(int m, int n, int k, const void* a, size_t a_stride, const void* b
 }
 
 template <class Ops>
-constexpr Gemm make_gemm(const char* name) {
+constexpr Gemm make_gemm() {
   using At = Layout<Ops>;
-  return {name,        Ops::kRows,    At::kColumns, At::kDepth,   size_t{4} / Ops::kWordDepth,
-          pack_a<Ops>, pack_at<Ops>,  pack_b<Ops>,  pack_bt<Ops>, {},
-          {},          multiply<Ops>, nullptr,      nullptr};
+  return {Ops::kRows,  At::kColumns, At::kDepth,    size_t{4} / Ops::kWordDepth,
+          pack_a<Ops>, pack_at<Ops>, pack_b<Ops>,   pack_bt<Ops>,
+          {},          {},           multiply<Ops>, nullptr,
+          nullptr};
 }
 
 }  // namespace

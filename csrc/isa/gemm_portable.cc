@@ -51,6 +51,6 @@ struct PortableOps {
 
 }  // namespace
 
-constexpr Gemm kGemmF32Portable = make_gemm<PortableOps>("portable f32");
+constexpr Gemm kGemmF32Portable = make_gemm<PortableOps>();
 
 }  // namespace dejavu

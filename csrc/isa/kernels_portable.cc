@@ -1,5 +1,4 @@
 #include "vec_portable.h"
 // clang-format off: the vector type comes first
 #define DEJAVU_TABLE kernels_portable
-#define DEJAVU_TABLE_NAME "portable"
 #include "kernels_table.h"

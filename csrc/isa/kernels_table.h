@@ -1,5 +1,4 @@
-// The table of kernels of one instruction set. The including file defines DEJAVU_TABLE, its name, and includes a
-// vec_*.h.
+// The table of kernels of one instruction set. The including file defines DEJAVU_TABLE and includes a vec_*.h.
 #include <math.h>
 #include <string.h>
 
@@ -16,7 +15,6 @@
 namespace dejavu {
 extern const Kernels DEJAVU_TABLE;
 const Kernels DEJAVU_TABLE = {
-    DEJAVU_TABLE_NAME,
     {row_kernels<Codec::f32>(), row_kernels<Codec::bf16>(), row_kernels<Codec::int8>(), row_kernels<Codec::int4>(),
      part_kernels<Codec::low4>(), part_kernels<Codec::low5>()},
     tile_dot,
