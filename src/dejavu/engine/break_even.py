@@ -123,6 +123,9 @@ def time_in_turn(settings: Sequence[tuple[NativeExecutor, bool]], tokens: NDArra
     seen: list[list[Times]] = [[] for _ in settings]
     for start in range(0, (ROUNDS + 1) * steps, steps):
         for (executor, sparse), cache, found in zip(settings, caches, seen, strict=True):
+            # Untimed: the threads of the other executor spin for a moment longer, and compete with this one's.
+            executor.step(tokens[:1], cache, logits, sparse=sparse)
+            cache.truncate(start)
             executor.reset_stats()
             if cache.length + steps > config.max_context:
                 cache.truncate(0)
