@@ -46,8 +46,8 @@ class Scale:
     )
     relu: str = "--minutes 10"
     frontier: str = "--tokens 10000 --repeats 25"
-    blocks: str = "--repeats 8"
-    models: str = "--context 256 --repeats 8"
+    blocks: str = "--repeats 40"
+    models: str = "--context 256 --repeats 24"
     kernels: str = ""
     shapes: dict[str, float] = field(default_factory=lambda: {"opt-1.3b": 1.0, "opt-6.7b": 4.0})
     """Name -> time compared with the first."""
