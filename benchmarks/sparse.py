@@ -145,7 +145,7 @@ def predicted_plan(executor: NativeExecutor, neurons: float, heads: float, rank:
 def interleaved(
     executor: NativeExecutor, plan: AccessPlan, context: int, repeats: int
 ) -> tuple[list[float], list[float]]:
-    """Milliseconds per decoded token, `repeats` of them after `context` tokens: dense and by the plan, one step of each in turn.
+    """Milliseconds of each of `repeats` tokens after `context` others: dense and by the plan, one step of each in turn.
 
     What a step reads is gone from the processor's caches when it comes again: a dense step reads more than they hold.
     """
