@@ -1,7 +1,7 @@
 // One step of decoding, as one thread sees it: one token of each of up to kMaxTokens sequences through all layers.
 // Each thread keeps the residual streams to itself and repeats the cheap steps (norms, picking, adding up partial
-// sums), so that a dense layer needs three barriers: after q, k, v; after attention; after the MLP; and one more where
-// attention goes by positions.
+// sums), so that a dense layer needs three barriers: after q, k, v; after attention; after the MLP. Attention by
+// positions takes one more, and more than kRepeatedReduction threads take two more.
 //   decode.cc            the walk through the layers
 //   decode_attention.cc  one attention block: which heads, their q, k, v
 //   decode_attend.cc     attention and o

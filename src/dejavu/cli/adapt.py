@@ -45,21 +45,26 @@ def adapt(
     model: options.Model,
     text: Annotated[
         list[Path],
-        typer.Option(help='A .jsonl file of lines with a "text" field, or a .txt file; may be repeated.'),
+        typer.Option(help=f"{options.TEXT_HELP}; may be repeated."),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the adapted model.")],
     density: Annotated[
-        float | None, typer.Option(help="Share of the neurons that a token runs in each layer, such as 0.33.")
+        float | None,
+        typer.Option(
+            help="Share of the neurons that a token runs in each layer, such as 0.33. This, --plan or --frontier is needed."
+        ),
     ] = None,
     plan: Annotated[
         Path | None,
-        typer.Option(help="Or: a plan of this model, whose selectors and densities to adapt to."),
+        typer.Option(
+            help="In the place of --density: a plan of this model, whose selectors and densities to adapt to."
+        ),
     ] = None,
     frontier: Annotated[
         str | None,
         typer.Option(
-            help="Or: several densities such as 0.5,0.33,0.2, a model for each of them by one run, and a picture of "
-            "quality against speed."
+            help="In the place of --density: several such as 0.5,0.33,0.2, a model for each of them by one run, and a "
+            "picture of quality against speed."
         ),
     ] = None,
     activation: Annotated[
@@ -98,8 +103,13 @@ def adapt(
     match_hidden: Annotated[
         float, typer.Option(help="Weight of the distance between their residual streams; 0: none.")
     ] = 0.0,
-    hours: Annotated[float | None, typer.Option(help="How long to train, all densities together.")] = None,
-    tokens: Annotated[int | None, typer.Option(min=1, help="Or: on how many tokens.")] = None,
+    hours: Annotated[
+        float | None,
+        typer.Option(help="How long to train, all densities together. This or --tokens is needed."),
+    ] = None,
+    tokens: Annotated[
+        int | None, typer.Option(min=1, help="On how many tokens, in the place of --hours.")
+    ] = None,
     learning_rate: Annotated[float, typer.Option(help="At its highest, of the MLPs.")] = 2e-4,
     batch_tokens: Annotated[int, typer.Option(min=1, help="Tokens of a step, at least.")] = 1024,
     codec: Annotated[PlaneCodec, typer.Option(help="Codec that the model will run in.")] = PlaneCodec.int8,

@@ -19,9 +19,7 @@ if TYPE_CHECKING:
 
 def analyze(
     model: options.Model,
-    text: Annotated[
-        Path, typer.Option(help='A .txt file (one document) or .jsonl lines with a "text" field.')
-    ],
+    text: Annotated[Path, typer.Option(help=f"{options.TEXT_HELP}.")],
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", help="A folder to write analysis.json and report.html into."),

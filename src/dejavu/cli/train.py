@@ -35,15 +35,20 @@ def train(
     model: options.Model,
     text: Annotated[
         list[Path],
-        typer.Option(help='A .jsonl file of lines with a "text" field, or a .txt file; may be repeated.'),
+        typer.Option(help=f"{options.TEXT_HELP}; may be repeated."),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the plan.")],
     density: Annotated[
-        float | None, typer.Option(help="Mean share of the neurons that a token runs, such as 0.4.")
+        float | None,
+        typer.Option(
+            help="Mean share of the neurons that a token runs, such as 0.4. This or --max-ppl-ratio is needed."
+        ),
     ] = None,
     max_ppl_ratio: Annotated[
         float | None,
-        typer.Option(help="Or: the highest perplexity over that of the dense model, such as 1.02."),
+        typer.Option(
+            help="The highest perplexity over that of the dense model, such as 1.02, in the place of --density."
+        ),
     ] = None,
     selector: Annotated[
         SelectorName,

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from dejavu.executor import KvDtype
 
 _FOLDER = Path(__file__).parent
+_PIP_TORCH = "pip install torch==2.13.0"
+"""First and by exact version: an open range may take gigabytes of CUDA."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ ENGINES = {
         Engine(
             "transformers",
             _FOLDER / "transformers_backend.py",
-            "pip install torch transformers",
+            _PIP_TORCH + " && pip install transformers",
             "folder",
             {"f32": "float32", "bf16": "bfloat16"},
             None,
@@ -65,7 +67,7 @@ ENGINES = {
         Engine(
             "torch",
             _FOLDER / "transformers_backend.py",
-            "pip install torch transformers",
+            _PIP_TORCH + " && pip install transformers",
             "folder",
             {"int8": "qint8"},
             None,
@@ -74,7 +76,7 @@ ENGINES = {
         Engine(
             "ctranslate2",
             _FOLDER / "ctranslate2_backend.py",
-            "pip install ctranslate2 torch transformers",
+            _PIP_TORCH + " && pip install ctranslate2 transformers",
             "folder",
             {"f32": "float32", "int8": "int8"},
             None,
