@@ -121,14 +121,15 @@ def time_in_turn(settings: Sequence[tuple[NativeExecutor, bool]], tokens: NDArra
     logits = np.empty((1, config.vocab_size), np.float32)
     steps = min(STEPS, config.max_context)
     seen: list[list[Times]] = [[] for _ in settings]
-    for start in range(0, (ROUNDS + 1) * steps, steps):
+    for _ in range(ROUNDS + 1):
         for (executor, sparse), cache, found in zip(settings, caches, seen, strict=True):
+            if cache.length + steps > config.max_context:
+                cache.truncate(0)
+            start = cache.length
             # Untimed: the threads of the other executor spin for a moment longer, and compete with this one's.
             executor.step(tokens[:1], cache, logits, sparse=sparse)
             cache.truncate(start)
             executor.reset_stats()
-            if cache.length + steps > config.max_context:
-                cache.truncate(0)
             for i in range(start, start + steps):
                 executor.step(tokens[i % len(tokens) :][:1], cache, logits, sparse=sparse)
             found.append(Times(*executor.part_seconds()))
