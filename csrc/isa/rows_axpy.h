@@ -37,35 +37,39 @@ DEJAVU_NOINLINE void axpy_float(const RowLayout& layout, const Row* rows, const 
   add_last<C, 1>(layout, rows, R, i, &coefficients, &output);
 }
 
-// The same for several tokens: a few columns of all rows at a time, whose sums stay in registers.
+// Columns [i, i + V W) of all rows, for several tokens: their sums stay in registers.
+template <Codec C, int T, int V>
+inline void add_columns(const Row* rows, const Row* next, int n, const float (*by)[T], float* const* outputs, int i) {
+  F y[T][V];
+  DEJAVU_UNROLL for (int t = 0; t < T; ++t) {
+    DEJAVU_UNROLL for (int v = 0; v < V; ++v) y[t][v] = Vec::load(outputs[t] + i + v * W);
+  }
+  const size_t at = size_t(i) * kWeightBytes<C>;
+  for (int r = 0; r < n; ++r) {
+    for (size_t line = at; line < at + V * W * kWeightBytes<C>; line += 64) Vec::prefetch(next[r].codes + line);
+    F w[V];
+    DEJAVU_UNROLL for (int v = 0; v < V; ++v) w[v] = load_weights<C>(rows[r].codes, i + v * W);
+    DEJAVU_UNROLL for (int t = 0; t < T; ++t) {
+      const F a = Vec::set1(by[r][t]);
+      DEJAVU_UNROLL for (int v = 0; v < V; ++v) y[t][v] = Vec::fma(w[v], a, y[t][v]);
+    }
+  }
+  DEJAVU_UNROLL for (int t = 0; t < T; ++t) {
+    DEJAVU_UNROLL for (int v = 0; v < V; ++v) Vec::store(outputs[t] + i + v * W, y[t][v]);
+  }
+}
+
+// The same as axpy_float for several tokens and all rows of a step; each token gets the same bits.
 template <Codec C, int T>
 DEJAVU_NOINLINE void axpy_columns(const RowLayout& layout, const Row* rows, const Row* next, int n,
                                   const float* const* coefficients, float* const* outputs) {
-  constexpr int V = 2;  // vectors of columns
   float by[kSumSets * kSumRows][T];
   for (int r = 0; r < n; ++r) {
     for (int t = 0; t < T; ++t) by[r][t] = coefficients[t][r];
   }
   int i = 0;
-  for (; i + V * W <= layout.d; i += V * W) {
-    F y[T][V];
-    DEJAVU_UNROLL for (int t = 0; t < T; ++t) {
-      DEJAVU_UNROLL for (int v = 0; v < V; ++v) y[t][v] = Vec::load(outputs[t] + i + v * W);
-    }
-    const size_t at = size_t(i) * kWeightBytes<C>;
-    for (int r = 0; r < n; ++r) {
-      for (size_t line = at; line < at + V * W * kWeightBytes<C>; line += 64) Vec::prefetch(next[r].codes + line);
-      F w[V];
-      DEJAVU_UNROLL for (int v = 0; v < V; ++v) w[v] = load_weights<C>(rows[r].codes, i + v * W);
-      DEJAVU_UNROLL for (int t = 0; t < T; ++t) {
-        const F a = Vec::set1(by[r][t]);
-        DEJAVU_UNROLL for (int v = 0; v < V; ++v) y[t][v] = Vec::fma(w[v], a, y[t][v]);
-      }
-    }
-    DEJAVU_UNROLL for (int t = 0; t < T; ++t) {
-      DEJAVU_UNROLL for (int v = 0; v < V; ++v) Vec::store(outputs[t] + i + v * W, y[t][v]);
-    }
-  }
+  for (; i + 2 * W <= layout.d; i += 2 * W) add_columns<C, T, 2>(rows, next, n, by, outputs, i);
+  for (; i + W <= layout.d; i += W) add_columns<C, T, 1>(rows, next, n, by, outputs, i);
   add_last<C, T>(layout, rows, n, i, coefficients, outputs);
 }
 
