@@ -17,7 +17,8 @@ from dejavu.engine.packed import pack_in_memory
 from dejavu.errors import PlanError
 from dejavu.models.loading import open_model
 from dejavu.plan import AccessPlan, KvPolicy, LowRank, Random, Sketch, Threshold, VocabularySketch
-from tiny_models import CASES, prompt
+from tiny_models import CASES, prompt, relative_error
+from tolerances import TOLERANCES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -132,7 +133,7 @@ def test_plans_and_counters_while_another_thread_decodes(tiny_folder: Folder) ->
     stop.set()
     thread.join()
     for logits in found:
-        np.testing.assert_allclose(logits, expected, atol=1e-3 * np.abs(expected).max())
+        assert relative_error(logits, expected) <= TOLERANCES["chunked_vs_whole"]
 
 
 def test_a_plan_that_cannot_be_set_changes_nothing(tiny_folder: Folder) -> None:
