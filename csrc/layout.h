@@ -50,6 +50,13 @@ inline constexpr Place nibble_of(int o) {
   return {o / kNibbleChunk * kVector + o % 32 * 2 + o / 32 % 2, o / kVector % 2 * 4};
 }
 
+// bf16: of each whole 32 weights the i-th and the (16 + i)-th share a word of four bytes, the first one its lower half:
+// a shift and a mask make float32 of sixteen words. What is left of a row is stored in natural order.
+inline constexpr int kFloatUnit = 32;
+inline constexpr int bf16_place(int d, int i) {
+  return i < d / kFloatUnit * kFloatUnit ? i / kFloatUnit * kFloatUnit + i % 16 * 2 + i % kFloatUnit / 16 : i;
+}
+
 inline constexpr int block_to_natural(int o) { return (o % 32 / 2) * kGroup + o / 32 * 2 + o % 2; }
 
 struct RowLayout {

@@ -172,7 +172,7 @@ bool pack_row(const RowLayout& layout, const float* src, uint8_t* codes, uint8_t
   if (layout.codec == Codec::bf16) {
     for (int i = 0; i < layout.d; ++i) {
       uint16_t b = to_bf16(src[i]);
-      std::memcpy(codes + 2 * size_t(i), &b, 2);
+      std::memcpy(codes + 2 * size_t(bf16_place(layout.d, i)), &b, 2);
     }
     return true;
   }
@@ -244,7 +244,7 @@ void unpack_row(const RowLayout& layout, Row row, float* dst) {
     if (i >= layout.d) continue;
     if (layout.codec == Codec::bf16) {
       uint16_t b;
-      std::memcpy(&b, row.codes + 2 * size_t(o), 2);
+      std::memcpy(&b, row.codes + 2 * size_t(bf16_place(layout.d, o)), 2);
       uint32_t bits = uint32_t(b) << 16;
       std::memcpy(&dst[i], &bits, 4);
       continue;

@@ -44,6 +44,7 @@ struct RowReader {
     }
     const uint8_t* p = address(o);
     if constexpr (C == Codec::bf16) {
+      if (o + kFloatUnit <= layout.d) return Vec::load_bf16_pairs(p, &out[0], &out[1]);
       for (int v = 0; v < 2; ++v) {
         const int left = layout.d - o - v * 16;
         const __m256i words = _mm256_maskz_loadu_epi16(first_lanes(left > 0 ? left : 0), p + v * 32);

@@ -5,6 +5,7 @@
 
 namespace {
 
+using dejavu::bf16_place;
 using dejavu::Bundles;
 using dejavu::Codec;
 using dejavu::is_grouped;
@@ -12,6 +13,7 @@ using dejavu::is_part;
 using dejavu::is_planes;
 using dejavu::kBlock;
 using dejavu::kBlockGroups;
+using dejavu::kFloatUnit;
 using dejavu::kGroup;
 using dejavu::kNibbleChunk;
 using dejavu::Row;
@@ -96,9 +98,26 @@ inline void sum_rows(const F (*totals)[T], int t, float* out) {
   }
 }
 
-// f32 and bf16: weights [i, i + W) of a row, and the single weight i.
+// f32 and bf16 are read in units of 32 weights; what is left of a row by vectors, and one by one.
 template <Codec C>
 constexpr int kWeightBytes = C == Codec::f32 ? 4 : 2;
+// Of the unit that begins with weight i, those at [h, h + W) and [16 + h, 16 + h + W); h: 0, and 8 where W is 8.
+template <Codec C>
+inline void load_unit(const uint8_t* codes, int i, int h, F* w) {
+  const uint8_t* p = codes + size_t(i) * kWeightBytes<C> + h * 4;
+  if constexpr (C == Codec::bf16) {
+    Vec::load_bf16_pairs(p, &w[0], &w[1]);
+  } else {
+    w[0] = Vec::load((const float*)p), w[1] = Vec::load((const float*)p + 16);
+  }
+}
+template <Codec C>
+inline void prefetch_unit(const uint8_t* codes, int i, int h) {
+  for (int line = 0; h == 0 && line < kFloatUnit * kWeightBytes<C>; line += 64) {
+    Vec::prefetch(codes + size_t(i) * kWeightBytes<C> + line);
+  }
+}
+// Behind the units: weights [i, i + W) of a row, and the single weight i.
 template <Codec C>
 inline F load_weights(const uint8_t* codes, int i) {
   const uint8_t* p = codes + size_t(i) * kWeightBytes<C>;

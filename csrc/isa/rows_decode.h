@@ -15,8 +15,16 @@ void decode(const RowLayout& layout, Row row, int begin, int end, float* out) {
     return;
   } else if constexpr (C == Codec::bf16) {
     int i = begin;
-    for (; i + W <= end; i += W) Vec::store(out + i, Vec::load_bf16(row.codes + size_t(i) * 2));
-    for (; i < end; ++i) out[i] = load_weight<C>(row.codes, i);
+    const auto single = [&] { out[i] = load_weight<C>(row.codes, bf16_place(layout.d, i)), ++i; };
+    while (i < end && i % kFloatUnit) single();
+    for (; i + kFloatUnit <= end; i += kFloatUnit) {
+      for (int h = 0; h < kFloatUnit / 2; h += W) {
+        F w[2];
+        load_unit<C>(row.codes, i, h, w);
+        Vec::store(out + i + h, w[0]), Vec::store(out + i + 16 + h, w[1]);
+      }
+    }
+    while (i < end) single();
     return;
   } else {
     constexpr bool int4 = C == Codec::int4;

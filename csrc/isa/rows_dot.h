@@ -23,14 +23,28 @@ DEJAVU_NOINLINE void dot_float(const RowLayout& layout, const Row* rows, const R
   F total[R][T];
   DEJAVU_UNROLL for (int r = 0; r < R; ++r) { DEJAVU_UNROLL for (int t = 0; t < T; ++t) total[r][t] = Vec::zero(); }
   int i = 0;
+  for (; i + kFloatUnit <= layout.d; i += kFloatUnit) {
+    for (int h = 0; h < kFloatUnit / 2; h += W) {
+      F x[T][2];
+      DEJAVU_UNROLL for (int t = 0; t < T; ++t) {
+        x[t][0] = Vec::load((const float*)inputs[t] + i + h), x[t][1] = Vec::load((const float*)inputs[t] + i + 16 + h);
+      }
+      DEJAVU_UNROLL for (int r = 0; r < R; ++r) {
+        prefetch_unit<C>(next[r].codes, i, h);
+        F w[2];
+        load_unit<C>(rows[r].codes, i, h, w);
+        DEJAVU_UNROLL for (int t = 0; t < T; ++t) {
+          total[r][t] = Vec::fma(w[1], x[t][1], Vec::fma(w[0], x[t][0], total[r][t]));
+        }
+      }
+    }
+  }
   for (; i + W <= layout.d; i += W) {
-    F x[T];
-    DEJAVU_UNROLL for (int t = 0; t < T; ++t) x[t] = Vec::load((const float*)inputs[t] + i);
-    DEJAVU_UNROLL for (int r = 0; r < R; ++r) {
-      const size_t at = size_t(i) * kWeightBytes<C>;
-      if (at % 64 == 0) Vec::prefetch(next[r].codes + at);
+    for (int r = 0; r < R; ++r) {
       const F w = load_weights<C>(rows[r].codes, i);
-      DEJAVU_UNROLL for (int t = 0; t < T; ++t) total[r][t] = Vec::fma(w, x[t], total[r][t]);
+      DEJAVU_UNROLL for (int t = 0; t < T; ++t) {
+        total[r][t] = Vec::fma(w, Vec::load((const float*)inputs[t] + i), total[r][t]);
+      }
     }
   }
   for (int t = 0; t < T; ++t) {

@@ -66,6 +66,11 @@ struct Vec {
   static F load_bf16(const void* p) {
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p)), 16));
   }
+  static void load_bf16_pairs(const void* p, F* low, F* high) {
+    const __m256i words = _mm256_loadu_si256((const __m256i*)p);
+    *low = _mm256_castsi256_ps(_mm256_slli_epi32(words, 16));
+    *high = _mm256_castsi256_ps(_mm256_and_si256(words, _mm256_set1_epi32(int(0xffff0000u))));
+  }
   static void store_bf16(void* p, F x) {  // rounded to nearest even; NaN stays NaN
     const __m256i bits = _mm256_castps_si256(x), high = _mm256_srli_epi32(bits, 16);
     const __m256i odd = _mm256_and_si256(high, _mm256_set1_epi32(1));

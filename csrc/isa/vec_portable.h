@@ -84,6 +84,15 @@ struct Vec {
     }
     return r;
   }
+  static void load_bf16_pairs(const void* p, F* low, F* high) {  // the two of each of W words
+    uint32_t words[W];
+    memcpy(words, p, sizeof words);
+    for (int i = 0; i < W; ++i) {
+      const uint32_t l = words[i] << 16, h = words[i] & 0xffff0000u;
+      memcpy(&low->v[i], &l, 4);
+      memcpy(&high->v[i], &h, 4);
+    }
+  }
   static void store_bf16(void* p, const F& x) {  // rounded to nearest even; NaN stays NaN
     uint16_t h[W];
     for (int i = 0; i < W; ++i) {

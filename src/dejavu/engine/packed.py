@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from dejavu.models.progress import Progress
     from dejavu.models.weights import Weights
 
-VERSION = 10
+VERSION = 11
 """Of the bundles' byte layout and of the header; a file of another version is packed again."""
 
 _MAGIC = b"dejavu\x00p"
