@@ -12,6 +12,11 @@ namespace {
 // With more threads than this, adding everybody's partial sums costs more than one more barrier.
 constexpr int kRepeatedReduction = 4;
 
+// A piece is a 64th of a thread's share, eight of which go as pieces; at least so many bytes, as the next one has to be
+// asked for and its sum added.
+constexpr int kPiecesOfShare = 64, kPiecesEach = 8, kMostPieces = 64;
+constexpr size_t kLeastPiece = 128 << 10;
+
 double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
 }  // namespace
 
@@ -23,6 +28,7 @@ void Engine::decode(const int32_t* tokens, Cache* const* caches, int n, bool spa
     const int count = std::min(n - first, kMaxTokens);
     const Step step{tokens + first, caches + first, count, sparse,
                     logits ? logits + size_t(first) * size_t(c_.vocab) : nullptr};
+    for (std::atomic<int>& next : next_pieces_) next.store(0, std::memory_order_relaxed);
     pool_.run([&](int thread) { Decoder(*this, step, thread).run(); });
     counters_.decoded += count;
     if (sparse) counters_.tokens += count;
@@ -52,6 +58,7 @@ void Engine::make_room(Cache* const* caches, int count, bool sparse) {
   }
   attn_partials_.resize(partial_floats_ * size_t(threads()) * kMaxTokens);
   mlp_partials_.resize(partial_floats_ * size_t(threads()) * kMaxTokens);
+  piece_sums_.resize(partial_floats_ * size_t(std::min(threads() * kPiecesEach, kMostPieces)));
   for (Worker& w : workers_) {
     w.x.get(n * widest);
     w.normed.get(n * widest);
@@ -153,6 +160,17 @@ void Engine::Decoder::prepare(const float* weight, const float* bias) {
   }
 }
 
+Dealt Engine::Decoder::deal(int n, int unit, size_t unit_bytes) const {
+  Dealt dealt;
+  const int size = n / (kPiecesOfShare * threads) / (4 * unit) * 4 * unit;
+  if (threads > 1 && s.n == 1 && size_t(size) * unit_bytes >= kLeastPiece) {
+    dealt.size = size, dealt.pieces = std::min(threads * kPiecesEach, kMostPieces);
+  }
+  dealt.begin = n - dealt.pieces * dealt.size;
+  dealt.own = share(dealt.begin, unit, thread, threads);
+  return dealt;
+}
+
 const float* Engine::Decoder::turn(int i, int t) const {
   if (c.position != Position::rope) return nullptr;
   return rope[t] + (e.local_rope(i) ? c.rope_dim : 0);
@@ -173,6 +191,7 @@ void Engine::Decoder::finish(std::vector<float>& partials, const float* first_bi
       for (int from = 1; from < threads; ++from) {
         e.k_.add(first, first + size_t(from * kMaxTokens) * step, mine.end - mine.begin);
       }
+      for (int p = 0; p < pieces; ++p) e.k_.add(first, piece_sum(p) + mine.begin, mine.end - mine.begin);
     }
     barrier();
   }
@@ -183,11 +202,13 @@ void Engine::Decoder::finish(std::vector<float>& partials, const float* first_bi
     } else {
       std::memcpy(total, first, size_t(floats) * sizeof(float));
       for (int from = 1; from < threads; ++from) e.k_.add(total, first + size_t(from * kMaxTokens) * step, floats);
+      for (int p = 0; p < pieces; ++p) e.k_.add(total, piece_sum(p), floats);
       e.to_natural(total, branch);
     }
     if (first_bias) e.k_.add(branch, first_bias, c.d);
     e.add_branch(x[t], branch, bias, post_norm, norm_weight, norm_bias);
   }
+  pieces = 0;
 }
 
 void Engine::Decoder::fetch(const Bundles& b, int bundle, int row, int units, size_t unit_bytes) const {
@@ -213,7 +234,7 @@ void Engine::Decoder::fetch_attention(int i) const {
   if (i == c.layers) {
     if (plan && plan->head.bits) return fetch(e.planned_.lead, share(e.planned_.lead.tiles(), 1, thread, threads));
     const Bundles& b = e.head_;
-    const Range mine = share(b.count, 1, thread, threads);
+    const Range mine = deal(b.count, 1, b.stride).own;
     if (s.logits && mine.begin < mine.end) fetch(b, mine.begin, 0, mine.end - mine.begin, b.stride);
     return;
   }
@@ -228,7 +249,7 @@ void Engine::Decoder::fetch_mlp(int i) const {
   const Layer& layer = e.layers_[size_t(i)];
   const Rule rule = plan ? plan->layers[size_t(i)].neurons.rule : Rule::dense;
   if (rule == Rule::dense && !layer.nested) {
-    const Range mine = share(c.ff, 4, thread, threads);
+    const Range mine = deal(c.ff, 4, layer.mlp.stride).own;
     if (mine.begin < mine.end) fetch(layer.mlp, mine.begin, 0, mine.end - mine.begin, layer.mlp.stride);
   } else if (layer.nested && (rule == Rule::dense || rule == Rule::sketch)) {
     const Range mine = rule == Rule::dense ? share(c.ff, 4, thread, threads)
@@ -278,12 +299,13 @@ void Engine::Decoder::logits() {
     }
   }
   if (sketched) return sketched_logits(along, out);
-  const Range mine = share(e.head_.count, 1, thread, threads);
-  const int first = mine.begin * kPlainRows, n = least(mine.end * kPlainRows, c.vocab) - first;
-  float* to[kMaxTokens];
-  for (int t = 0; t < s.n; ++t) to[t] = out[t] + first;
-  dot(e.head_, 0, first, n, input, s.n, to);
-  for (int t = 0; t < s.n; ++t) e.finish_logits(to[t], first, n);
+  take(deal(e.head_.count, 1, e.head_.stride), c.layers, [&](Range mine, int) {
+    const int first = mine.begin * kPlainRows, n = least(mine.end * kPlainRows, c.vocab) - first;
+    float* to[kMaxTokens];
+    for (int t = 0; t < s.n; ++t) to[t] = out[t] + first;
+    dot(e.head_, 0, first, n, input, s.n, to);
+    for (int t = 0; t < s.n; ++t) e.finish_logits(to[t], first, n);
+  });
 }
 
 // All rows of the head by their leading bits, the best of them exactly. `input` is prepared.

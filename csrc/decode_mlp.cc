@@ -78,8 +78,21 @@ void Engine::Decoder::choose_apart(int i) {
   chosen_count[0] = n;
 }
 
+// output, and the sums of pieces, += what the neurons of the list (of all neurons, where there is none) give one token.
+void Engine::Decoder::mlp_of_one(int i, const Dealt& dealt, const int32_t* list, float* output) {
+  const Layer& layer = e.layers_[size_t(i)];
+  pieces = dealt.pieces;
+  take(dealt, i, [&](Range mine, int piece) {
+    float* sum = output;
+    if (piece >= 0) std::memset(sum = piece_sum(piece), 0, e.partial_floats_ * sizeof(float));
+    e.mlp_rows(layer).mlp(
+        {&layer.mlp, list, mine.begin, mine.end, c.gated, c.activation, layer.gate_bias, layer.up_bias, input[0], sum});
+  });
+}
+
 void Engine::Decoder::dense_mlp(int i, float* const* output) {
   const Layer& layer = e.layers_[size_t(i)];
+  if (!layer.nested && s.n == 1) return mlp_of_one(i, deal(c.ff, 4, layer.mlp.stride), nullptr, output[0]);
   const Range mine = share(c.ff, 4, thread, threads);
   if (layer.nested) {
     const Selector all;
@@ -87,9 +100,6 @@ void Engine::Decoder::dense_mlp(int i, float* const* output) {
       const int end = begin + kTogether < mine.end ? begin + kTogether : mine.end;
       for (int t = 0; t < s.n; ++t) sum_neurons(layer, all, t, begin, end, output[t]);
     }
-  } else if (s.n == 1) {
-    e.mlp_rows(layer).mlp({&layer.mlp, nullptr, mine.begin, mine.end, c.gated, c.activation, layer.gate_bias,
-                           layer.up_bias, input[0], output[0]});
   } else {
     e.mlp_rows(layer).mlp_many({&layer.mlp, nullptr, nullptr, mine.begin, mine.end, c.gated, c.activation,
                                 layer.gate_bias, layer.up_bias, s.n, input, output});
@@ -104,15 +114,12 @@ void Engine::Decoder::listed_mlp(int i, float* const* output) {
   const bool by_parts =
       layer.nested || selector.rule == Rule::threshold || selector.rule == Rule::oracle || c.activation.exact_zeros();
   if (s.n == 1) {
-    const Range mine = apart ? Range{0, chosen_count[0]} : share(chosen_count[0], 4, thread, threads);
-    if (by_parts) {
-      for (int begin = mine.begin; begin < mine.end; begin += kTogether) {
-        const int end = begin + kTogether < mine.end ? begin + kTogether : mine.end;
-        sum_neurons(layer, selector, 0, begin, end, output[0]);
-      }
-    } else {
-      e.mlp_rows(layer).mlp({&layer.mlp, chosen[0], mine.begin, mine.end, c.gated, c.activation, layer.gate_bias,
-                             layer.up_bias, input[0], output[0]});
+    const int n = chosen_count[0];
+    if (!by_parts) return mlp_of_one(i, apart ? Dealt{{0, n}} : deal(n, 4, layer.mlp.stride), chosen[0], output[0]);
+    const Range mine = apart ? Range{0, n} : share(n, 4, thread, threads);
+    for (int begin = mine.begin; begin < mine.end; begin += kTogether) {
+      const int end = begin + kTogether < mine.end ? begin + kTogether : mine.end;
+      sum_neurons(layer, selector, 0, begin, end, output[0]);
     }
     return;
   }

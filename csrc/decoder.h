@@ -19,6 +19,13 @@ using Clock = std::chrono::steady_clock;
 
 inline constexpr int kScoredTogether = 16;  // threads share neurons to score in units of so many
 
+// A range that is shared out: what is this thread's, and, of long ranges, a last part in pieces that go to whoever is
+// done first. Cores differ in speed, on shared machines from moment to moment.
+struct Dealt {
+  Range own;
+  int begin = 0, size = 0, pieces = 0;
+};
+
 struct Engine::Decoder {
   Engine& e;
   const Step& s;
@@ -37,6 +44,7 @@ struct Engine::Decoder {
   int32_t* chosen[kMaxTokens];  // neurons, ascending
   int chosen_count[kMaxTokens];
   bool apart = false;      // each thread has a list of its own
+  int pieces = 0;          // whose sums `finish` adds too
   Part part = Part::rest;  // that time since `since` belongs to; thread 0 keeps count
   Clock::time_point since;
 
@@ -53,6 +61,20 @@ struct Engine::Decoder {
   const float* turn(int layer, int token) const;
   void finish(std::vector<float>& partials, const float* first_bias, const float* bias, const float* post_norm,
               const float* norm_weight, const float* norm_bias);
+  // Shares out `n` things of so many bytes, in multiples of `unit`; and calls body(range, piece) for all that comes to
+  // this thread; -1: its own.
+  Dealt deal(int n, int unit, size_t unit_bytes) const;
+  template <typename Body>
+  void take(const Dealt& dealt, int layer, Body body) const {
+    body(dealt.own, -1);
+    while (dealt.pieces) {
+      const int piece = e.next_pieces_[size_t(layer)].fetch_add(1, std::memory_order_relaxed);
+      if (piece >= dealt.pieces) break;
+      const int begin = dealt.begin + piece * dealt.size;
+      body({begin, begin + dealt.size}, piece);
+    }
+  }
+  float* piece_sum(int piece) const { return e.piece_sums_.data() + size_t(piece) * e.partial_floats_; }
   // Asks for what the next stage reads first, so that it arrives while this thread waits for the others.
   void fetch(const Bundles& b, int bundle, int row, int units, size_t unit_bytes) const;
   void fetch(const Tiles& t, Range tiles) const;
@@ -87,6 +109,7 @@ struct Engine::Decoder {
   void choose_apart(int i);
   void dense_mlp(int i, float* const* output);
   void listed_mlp(int i, float* const* output);
+  void mlp_of_one(int i, const Dealt& dealt, const int32_t* list, float* output);
   void neuron_dots(const Layer& layer, const Selector& selector, int token, int first, int rows, const int32_t* ids,
                    int n, float* out);
   int open_gates(const Layer& layer, int32_t* ids, float* gate, int n);

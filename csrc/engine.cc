@@ -88,6 +88,7 @@ Engine::Engine(const Config& config, Codec codec, Codec head_codec, const Sectio
       layout_(codec, config.d),
       pool_(threads),
       workers_(size_t(threads)),
+      next_pieces_(size_t(config.layers) + 1),
       counters_(config.layers),
       batch_(new Batch) {
   // Rows of a model are read by one form of the input and added up in one order: the one of `codec`.

@@ -4,6 +4,7 @@
 // weights).
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <map>
 #include <memory>
@@ -243,6 +244,10 @@ class Engine {
   // branch while others still read the last.
   std::vector<float> attn_partials_, mlp_partials_;  // [threads, tokens, partial_floats_]
   size_t partial_floats_;
+  // What is dealt in pieces (decoder.h): of each layer's MLP and, last, of the head the next one; and what pieces add
+  // up to.
+  std::vector<std::atomic<int>> next_pieces_;
+  std::vector<float> piece_sums_;  // [pieces, partial_floats_]
   Buffer q_, mixed_;
   // Of attention whose positions are shared out: what the heads give over each thread's, and the log sums.
   Buffer mixed_parts_, log_sums_;  // [threads, tokens, heads, head_dim], [threads, tokens, heads]

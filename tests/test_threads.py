@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -13,18 +14,27 @@ import numpy as np
 import pytest
 
 from dejavu import _core
-from dejavu.engine import NativeExecutor
+from dejavu.bench.shapes import shape
+from dejavu.engine import NativeExecutor, synthetic
 from dejavu.engine.native import _engine_config
 from dejavu.engine.packed import pack_in_memory
 from dejavu.models.loading import open_model
+from dejavu.plan import AccessPlan, Dense, LayerPlan, Static
+from tiny_models import relative_error
+from tolerances import TOLERANCES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from numpy.typing import NDArray
+
+    from dejavu.codecs import Codec
+
     Folder = Callable[[str], Path]
 
 ONE = np.zeros(1, np.int32)
+WIDE = shape("llama-1b")
 
 
 @pytest.fixture
@@ -102,3 +112,37 @@ def test_a_fork_has_no_threads_and_says_so(rest: float, executor: NativeExecutor
     assert os.waitstatus_to_exitcode(waited[1]) == 0
     executor.decode(ONE, [cache])
     assert cache.length == 2
+
+
+@pytest.mark.parametrize(
+    ("codec", "neurons"), [("f32", 2048), ("bf16", 4096), ("int8", 8192), ("int4", 16384)]
+)
+@pytest.mark.parametrize("threads", [2, 5])
+def test_long_ranges_go_in_pieces_to_whoever_is_done(codec: Codec, neurons: int, threads: int) -> None:
+    """Neurons and rows of the head are numerous enough for that here. Who took a piece must not show in the results."""
+    config = dataclasses.replace(
+        WIDE,
+        n_layers=2,
+        d_model=1024,
+        n_heads=16,
+        n_kv_heads=8,
+        head_dim=64,
+        d_ff=neurons * threads // 2,
+        vocab_size=16_384,
+    )
+    everything = Static(indices=np.arange(config.d_ff, dtype=np.int32))
+
+    def logits(threads: int, plan: AccessPlan | None = None) -> NDArray[np.float32]:
+        executor = synthetic(config, codec, threads=threads)
+        executor.set_plan(plan)
+        cache = executor.new_cache()
+        found = [executor.decode(np.array([token], np.int32), [cache]) for token in (5, 6, 7)]
+        executor.close()
+        return np.concatenate(found)
+
+    found, alone = logits(threads), logits(1)
+    assert relative_error(found, alone) <= TOLERANCES[f"native_{codec}"]
+    for _ in range(3):
+        np.testing.assert_array_equal(logits(threads), found)
+    plan = AccessPlan(model="synthetic", layers=(LayerPlan(everything, Dense()),) * 2)
+    np.testing.assert_array_equal(logits(threads, plan), found)
