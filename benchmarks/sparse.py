@@ -67,7 +67,7 @@ def kernels(args: argparse.Namespace) -> list[dict[str, Any]]:
         check(executor)
         for density in map(float, args.densities.split(",")):
             plan = static_plan(executor, density, name)
-            dense, sparse = interleaved(executor, plan, context, args.repeats)
+            dense, sparse = interleaved(executor, plan, context, args.repeats, name)
             rows.append(
                 {
                     "block": name,
@@ -144,11 +144,12 @@ def predicted_plan(executor: NativeExecutor, neurons: float, heads: float, rank:
 
 
 def interleaved(
-    executor: NativeExecutor, plan: AccessPlan, context: int, repeats: int
+    executor: NativeExecutor, plan: AccessPlan, context: int, repeats: int, block: str | None = None
 ) -> tuple[list[float], list[float]]:
     """Milliseconds of each of `repeats` tokens after `context` others: dense and by the plan, one step of each in turn.
 
     What a step reads is gone from the processor's caches when it comes again: a dense step reads more than they hold.
+    `block`: of the MLP blocks ("mlp") or of what else there is but the head ("attention"), norms and waiting included.
     """
     random = np.random.default_rng(3)
     tokens = random.integers(0, executor.config.vocab_size, context + repeats + 2, dtype=np.int32)
@@ -163,10 +164,16 @@ def interleaved(
     times: tuple[list[float], list[float]] = [], []
     for step in range(repeats + 2):
         for sparse, cache, found in zip((False, True), caches, times, strict=True):
+            if block:
+                executor.reset_stats()
             start = time.perf_counter()
             executor.step(tokens[context + step :][:1], cache, logits, sparse=sparse)
+            seconds = time.perf_counter() - start
+            if block:
+                layers, head = executor.part_seconds()
+                seconds = float(layers.sum()) if block == "mlp" else seconds - float(layers.sum()) - head
             if step >= 2:
-                found.append(1000 * (time.perf_counter() - start))
+                found.append(1000 * seconds)
     return times
 
 
@@ -245,7 +252,7 @@ def gather(args: argparse.Namespace) -> list[dict[str, Any]]:
                 candidates["numpy"] = lambda c=chosen: by_numpy(c)
             times: dict[str, list[float]] = {name: [] for name in ("dejavu", *candidates)}
             for _ in range(args.repeats):
-                _, ours = interleaved(executor, plan, 8, 1)
+                _, ours = interleaved(executor, plan, 8, 1, "mlp")
                 times["dejavu"].append(statistics.median(ours))
                 for name, run in candidates.items():
                     start = time.perf_counter()
