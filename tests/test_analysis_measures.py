@@ -103,12 +103,24 @@ def test_equal_tokens_share_everything() -> None:
     overlap = Overlap(usage, pieces=1, seed=0)
     overlap.add(scores([[0, 1]] * 40, 10))
     fifth = overlap.result()[1]
-    assert fifth["density"] == 0.2
+    assert fifth["density"] == pytest.approx(0.2)
     assert (
         fifth["neighbours_jaccard_mean"] == fifth["static_jaccard_mean"] == fifth["static_coverage_mean"] == 1
     )
     assert [(u["batch"], u["mean"]) for u in fifth["unions"]] == [(b, 0.2) for b in (2, 4, 8, 16, 32)]
     np.testing.assert_allclose(fifth["unions"][0]["chance"], 1 - 0.8**2)
+
+
+def test_zeros_are_in_no_set() -> None:
+    overlap = Overlap(np.ones((1, 10)), pieces=1, seed=0)
+    overlap.add(scores([[2 * i, 2 * i + 1] for i in range(5)], 10))
+    half = overlap.result()[2]  # asked for 5 of 10, where two are not zero
+    assert half["density"] == pytest.approx(0.2)
+    assert half["neighbours_jaccard_mean"] == 0
+    assert half["unions"][0]["mean"] == pytest.approx(0.4)
+    nothing = Overlap(np.ones((1, 10)), pieces=1, seed=0)
+    nothing.add(np.zeros((1, 4, 10), np.float32))
+    assert nothing.result()[0]["neighbours_jaccard_mean"] == nothing.result()[0]["static_coverage_mean"] == 1
 
 
 def test_unlike_tokens_share_nothing() -> None:
@@ -179,6 +191,16 @@ def test_heads_are_told_apart() -> None:
     assert result["in_top_half"] == [[0, 1, 1]]
     assert (result["uniform"], result["heavy_hitters"], result["sinks"], result["heads"]) == (1, 2, 1, 3)
     assert (result["uniform_in_top_half"], result["heavy_in_top_half"]) == (0, 1)
+
+
+def test_a_steep_first_head_hides_no_keys() -> None:
+    t = 64
+    even = np.tril(np.ones((t, t))) / np.arange(1, t + 1)[:, None]
+    heads = HeadConcentration(fake_config(n_heads=2))
+    shares = np.stack([np.eye(t), even]).astype(np.float32)  # the first one's share of far keys underflows
+    norms = np.ones((t, 2), np.float32)
+    heads.add(0, Attention(np.eye(t, dtype=np.float32), shares, np.zeros((t, 2))), norms)
+    np.testing.assert_allclose(heads.result()["entropy"], [[0, 1]], atol=1e-6)
 
 
 def test_gathering_is_how_much_nearer_the_attended_mean_is() -> None:

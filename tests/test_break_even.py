@@ -16,7 +16,7 @@ from dejavu.engine.break_even import BreakEven, Times, decide, time_in_turn
 from dejavu.engine.native import break_even_path
 from dejavu.environment import describe_machine
 from dejavu.models.loading import open_model
-from dejavu.plan import AccessPlan, Dense, Oracle, Sketch, Threshold
+from dejavu.plan import AccessPlan, Dense, LayerPlan, Oracle, Sketch, Static, Threshold
 from tiny_chat import build_tiny_chat
 
 if TYPE_CHECKING:
@@ -42,8 +42,8 @@ def uniform(tiny: Path, selector: Any) -> AccessPlan:
     return plan
 
 
-def times(mlps: list[float], head: float = 1.0) -> Times:
-    return Times(np.array(mlps), head)
+def times(mlps: list[float], others: float = 1.0) -> Times:
+    return Times(np.array(mlps), others)
 
 
 def test_layers_that_are_slower_run_dense() -> None:
@@ -51,7 +51,7 @@ def test_layers_that_are_slower_run_dense() -> None:
     assert decide(times([2, 5, 4]), dense, dense) == BreakEven((1, 2), 13 / 11)
     assert decide(times([2, 2, 2]), dense, dense) == BreakEven((), 13 / 7)
     assert decide(times([5, 5, 5]), dense, dense).speedup == 1
-    assert decide(times([5, 5, 5], head=0.5), dense, dense) == BreakEven((0, 1, 2), 13 / 12.5)
+    assert decide(times([5, 5, 5], others=0.5), dense, dense) == BreakEven((0, 1, 2), 13 / 12.5)
     # Faster than dense in its own form, which is slower than without a plan: it does not pay.
     assert decide(times([3, 3, 3]), dense, times([2, 2, 2])).speedup < 1
 
@@ -69,10 +69,34 @@ def test_times_are_taken_of_both(tiny: Path) -> None:
     executor = NativeExecutor.load(tiny, codec="int8", threads=1, cache=False)
     executor.set_plan(uniform(tiny, Threshold(density=0.5)))
     settings = [(executor, True), (executor, False)]
-    for found in time_in_turn(settings, np.array([3, 4, 5], np.int32)):
+    tokens = np.array([3, 4, 5], np.int32)
+    for found in time_in_turn(settings, tokens, attention=False):
         assert found.mlps.shape == (executor.config.n_layers,)
         assert (found.mlps > 0).all()
-        assert found.head > 0
+        assert found.others > 0
+    executor.close()
+
+
+@pytest.mark.parametrize("heads", [False, True])
+def test_attention_counts_where_heads_are_chosen(
+    heads: bool, tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    executor = NativeExecutor.load(tiny, codec="int8", threads=1, cache=False)
+    chosen = Static(indices=np.array([0], np.int32)) if heads else Threshold(density=0.5)
+    plan = uniform(tiny, Dense() if heads else chosen)
+    if heads:
+        plan = dataclasses.replace(plan, layers=(LayerPlan(heads=chosen),) * len(plan.layers))
+    parts = {True: (np.ones(2), 1.0, 3.0), False: (np.full(2, 1.5), 1.0, 9.0)}
+    monkeypatch.setattr(NativeExecutor, "part_seconds", lambda self: parts[sparse[-1]])
+    sparse, step = [True], NativeExecutor.step
+
+    def watched(self: Any, *arguments: Any, **options: Any) -> None:
+        sparse.append(options["sparse"])
+        step(self, *arguments, **options)
+
+    monkeypatch.setattr(NativeExecutor, "step", watched)
+    found = break_even.break_even(executor, plan, lambda: executor, np.array([3, 4], np.int32), None)
+    assert found.speedup == pytest.approx(13 / 6 if heads else 4 / 3)
     executor.close()
 
 
@@ -91,7 +115,8 @@ def test_generation_follows_what_was_measured(
     plan, measured = uniform(tiny, selector), []
     params = SamplingParams(temperature=0, max_tokens=7, ignore_eos=True)
 
-    def fake(settings: Any, tokens: Any) -> list[Times]:
+    def fake(settings: Any, tokens: Any, *, attention: bool) -> list[Times]:
+        assert not attention
         measured.extend(executor.packed.leading for executor, sparse in settings if not sparse)
         return [times(speeds), times([4, 4]), times([4, 4])][: len(settings)]
 
@@ -125,7 +150,7 @@ def test_generation_follows_what_was_measured(
 def test_another_machine_or_version_measures_anew(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plan, measured = uniform(tiny, Threshold(density=0.3)), []
 
-    def fake(*_: Any) -> list[Times]:
+    def fake(*_: Any, **__: Any) -> list[Times]:
         measured.append(1)
         return [times([2, 9]), times([4, 4])]
 
@@ -170,7 +195,7 @@ def test_the_command_says_what_runs_dense(
     command.append(str(tmp_path / "plan"))
     cases = (([9, 9], [0, 1], "the plan does not pay"), ([2, 9], [1], "1 of 2 layers run dense"))
     for speeds, dense, message in cases:
-        monkeypatch.setattr(break_even, "time_in_turn", lambda *_: [times(speeds), times([4, 4])])  # noqa: B023
+        monkeypatch.setattr(break_even, "time_in_turn", lambda *_, **__: [times(speeds), times([4, 4])])  # noqa: B023
         assert run(command) == 0
         assert message in capsys.readouterr().err
         assert run([*command, "--json"]) == 0

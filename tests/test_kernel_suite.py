@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from types import ModuleType
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
-FEW = ["dot/int8/64/cold", "mlp/int4/64/0.5/cold", "gemm/bf16/64", "step/int8/sketch4/1t"]
+FEW = ["dot/int8/64/cold", "mlp/int4/64/0.5/cold", "gemm/bf16/64", "step/int8/64/sketch4/1t"]
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -165,6 +166,17 @@ def test_recall_of_plans(tiny_folder: Folder) -> None:
     best = set(np.argsort(-np.abs(trace.hidden[layer, token]), kind="stable")[: len(chosen)])
     one = recall(Slice(trace, token), tokens)[layer]  # type: ignore[arg-type]
     assert one == len(chosen & best) / len(best)
+
+
+def test_recall_counts_no_zeros() -> None:
+    hidden, chosen = np.zeros((2, 1, 12), np.float32), np.zeros((2, 1, 12), np.float32)
+    hidden[0, 0, 9:] = 1
+    chosen[:, 0, 6:] = 1  # six, where three are not zero, or none
+    trace = SimpleNamespace(hidden=hidden, chosen=chosen)
+    executor: Any = SimpleNamespace(trace=lambda tokens, want: trace)
+    assert recall(executor, np.zeros(1, np.int32)) == [1, 1]
+    chosen[0, 0, 11] = 0
+    assert recall(executor, np.zeros(1, np.int32))[0] == pytest.approx(2 / 3)
 
 
 class Slice:

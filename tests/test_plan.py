@@ -397,9 +397,14 @@ def test_saving_over_a_plan_replaces_it(saved: Path) -> None:
         AccessPlan.load(saved, fingerprint="abcd")
 
 
-def test_a_full_disk_keeps_the_old_plan(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("synced", [0, 1])
+def test_a_full_disk_keeps_the_old_plan(synced: int, saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    left = [None] * synced  # files that still find room
+
     def full(fd: int) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
+        if not left:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        left.pop()
 
     monkeypatch.setattr("os.fsync", full)
     with pytest.raises(PlanError, match="No space left") as caught:

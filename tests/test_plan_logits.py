@@ -109,6 +109,17 @@ def test_all_exact_costs_nothing(folder: Path, tmp_path: Path, capsys: pytest.Ca
     assert json.loads(capsys.readouterr().out)["cost"] == pytest.approx(1, abs=1e-6)
 
 
+def test_the_cost_is_over_exact_logits(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(command(folder, "plan", tmp_path / "first", "--exact", "1")) == 0
+    assert abs(json.loads(capsys.readouterr().out)["cost"] - 1) > 1e-5
+    again = command(folder, "plan", tmp_path / "second", "--exact", "258")
+    again[2] = str(tmp_path / "first")
+    assert run(again) == 0
+    assert json.loads(capsys.readouterr().out)["cost"] == pytest.approx(1, abs=1e-6)
+
+
 @pytest.mark.parametrize(
     ("plan", "text", "error", "message"),
     [

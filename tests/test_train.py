@@ -23,7 +23,7 @@ from dejavu.engine.touched import plan_bytes
 from dejavu.errors import InputError
 from dejavu.models.config import ModelConfig
 from dejavu.nested import estimate
-from dejavu.plan import AccessPlan, Dense, LowRank, Oracle, Sketch, Threshold
+from dejavu.plan import AccessPlan, Compensator, Dense, LayerPlan, LowRank, Oracle, Sketch, Threshold
 from dejavu.reference.selection import highest, sketch_scores
 from dejavu.training import recipe
 from dejavu.training.allocate import Curve, mean_density, options, with_mean_density
@@ -34,6 +34,7 @@ from dejavu.training.options import TrainOptions
 from dejavu.training.probe import Probe
 from dejavu.training.quantiles import Quantiles
 from dejavu.training.scores import Scores
+from dejavu.training.search import Allotment, combine
 from dejavu.training.subject import Subject, open_subject
 from tiny_chat import build_tiny_chat
 from training_texts import documents, write_jsonl
@@ -274,12 +275,59 @@ def test_auto_mixes_families_and_compensates(folder: Path, capsys: pytest.Captur
     assert set(ranks) <= {4}
 
 
+def test_nothing_stands_in_for_neurons_that_all_run() -> None:
+    map_of = Compensator(
+        a=np.ones((1, 32), np.float32), b=np.ones((32, 1), np.float32), bias=np.ones(32, np.float32)
+    )
+    sketch = Sketch(bits=4, threshold=0.1)
+    layers = [LayerPlan(sketch, Dense(), map_of)] * 2
+    found = combine(layers, Allotment("neurons", (Dense(), sketch), (1.0, 0.5), ("dense", "sketch4")))
+    assert [layer.compensator for layer in found] == [None, map_of]
+
+
+def test_a_denser_plan_gets_compensators_of_its_own(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fitted: list[Any] = []
+    fit, measure = recipe.fit_compensators, Probe.measure
+
+    def watched(opened: Any, selectors: Any, *rest: Any) -> Any:
+        fitted.append(selectors)
+        return fit(opened, selectors, *rest)
+
+    def worse(self: Probe, plan: AccessPlan) -> Any:
+        found = measure(self, plan)
+        return dataclasses.replace(found, ratio=found.ratio + 1) if self.tokens > 200 else found
+
+    monkeypatch.setattr(recipe, "fit_compensators", watched)
+    monkeypatch.setattr(Probe, "measure", worse)  # of the other held-out text
+    options = ("--max-ppl-ratio", "1.5", "--selector", "sketch", "--compensator", "2")
+    dejavu_train(folder, "denser", capsys, *options)
+    assert len(fitted) == 2 + recipe.RETRIES
+    assert fitted[-1] != fitted[1]
+
+
 def test_low_rank_for_neurons_and_heads(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("torch")
-    options = ("--selector", "low_rank", "--rank", "8", "--heads-rank", "4", "--heads-density", "0.5")
+    options = (
+        "--selector",
+        "low_rank",
+        "--rank",
+        "8",
+        "--heads-rank",
+        "4",
+        "--heads-density",
+        "0.5",
+        "--kv-policy",
+        "recompute",
+    )
     plan = dejavu_train(folder, "low", capsys, "--density", "0.5", "--tokens", "4096", *options)
     assert plan.evidence["tokens"]["training"] >= 4096
     assert plan.evidence["heads"]["density"] == pytest.approx(0.5, abs=0.2)  # of four heads
+    for record in plan.evidence["layers"]:
+        assert 0.3 < record["neurons"]["trained"]["recall"] <= 1
+        assert 0.3 < record["heads"]["trained"]["precision"] <= 1
+    assert plan.kv.kind == "recompute"
     assert isinstance(plan.layers[0].neurons, (LowRank, Dense))
     assert not (folder / "low.checkpoint").exists()
 
@@ -339,6 +387,8 @@ def test_same_seed_same_plan(folder: Path, capsys: pytest.CaptureFixture[str]) -
         ({"density": 0.5, "heads_rank": 8}, "--heads-rank belongs to"),
         ({"density": 0.5, "selector": "sketch", "hidden": "relu"}, "--hidden belongs to"),
         ({"density": 0.5, "learning_rate": 1e-4}, "--learning-rate belongs to"),
+        ({"density": 0.5, "tokens": 4096}, "--tokens belongs to"),
+        ({"density": 0.5, "kv_policy": "recompute"}, "--kv-policy belongs to --heads-density"),
         ({"density": 0.5, "selector": "threshold", "lookahead": 1}, "--lookahead belongs to"),
         ({"density": 0.5, "selector": "threshold", "values": "leading"}, "--values belongs to"),
         ({"density": 0.5, "values": "leading", "lookahead": 1}, "look ahead know no values"),
@@ -385,6 +435,7 @@ def test_a_plan_is_not_replaced_unasked(folder: Path, capsys: pytest.CaptureFixt
         ("--selector", "low_rank", "--rank", "999999"),
         ("--rank", "33"),
         ("--heads-density", ".5", "--heads-rank", "33"),
+        ("--compensator", "33"),
     ],
 )
 def test_ranks_beyond_the_model(
@@ -393,6 +444,15 @@ def test_ranks_beyond_the_model(
     error = refused(folder, tmp_path / "p", capsys, *args)
     assert f"{args[-2]} {args[-1]}" in error["message"]
     assert "at most 32, the lesser of its width 32 and its 48 neurons" in error["message"]
+
+
+@pytest.mark.parametrize("args", [("--bits", "3"), ("--selector", "sketch", "--bits", "2", "--bits", "4")])
+def test_bits_that_the_codec_lacks(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], args: tuple[str, ...]
+) -> None:
+    error = refused(folder, tmp_path / "p", capsys, *args, "--codec", "int4")
+    assert "of int4, 4 leading bits can be read" in error["message"]
+    assert "--codec int8" in error["fix"]
 
 
 def test_too_little_held_out_text_is_found_before_any_work(

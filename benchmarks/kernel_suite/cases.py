@@ -32,7 +32,10 @@ class Sizes:
     """d_model (as text, for JSON) -> d_ff."""
     context: int = 1024
     prompt: int = 128
-    layers: int = 30
+    layers: dict[str, int] = field(default_factory=lambda: {"576": 30, "2048": 8})
+    """d_model -> layers of the models that take whole steps."""
+    long: int = 4096
+    """Tokens before a step of a long context."""
 
 
 @dataclass(frozen=True)
@@ -97,8 +100,12 @@ def cases(sizes: Sizes, threads: int) -> dict[str, Case]:
         engine(f"attention/{kv}", "attention", kv=kv)
     for codec in CODECS:
         engine(f"prefill/{codec}", "prefill", codec=codec, threads=threads)
-    for codec, n in product(CODECS, sorted({1, threads})):
-        engine(f"step/{codec}/dense/{n}t", "step", codec=codec, threads=n)
+    for (d, _), codec, n in product(widths, CODECS, sorted({1, threads})):
+        engine(f"step/{codec}/{d}/dense/{n}t", "step", codec=codec, d=d, threads=n)
         for bits in {"int8": (3, 4), "int4": (4,)}.get(codec, ()):
-            engine(f"step/{codec}/sketch{bits}/{n}t", "step", codec=codec, threads=n, density=0.4, bits=bits)
+            name = f"step/{codec}/{d}/sketch{bits}/{n}t"
+            engine(name, "step", codec=codec, d=d, threads=n, density=0.4, bits=bits)
+    for (d, _), codec in product(widths, CODECS):
+        name = f"step/{codec}/{d}/long/{threads}t"
+        engine(name, "step", codec=codec, d=d, threads=threads, context=sizes.long)
     return found

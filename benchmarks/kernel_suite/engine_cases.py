@@ -27,19 +27,20 @@ STEPS = 3
 """Decode steps that a check compares."""
 
 
-def llama(sizes: Sizes, layers: int, **changes: Any) -> ModelConfig:
-    """A Llama of the first width, 64 wide heads, and a short vocabulary."""
-    d, ff = next((int(d), ff) for d, ff in sizes.widths.items())
+def llama(sizes: Sizes, layers: int, d: int | None = None, **changes: Any) -> ModelConfig:
+    """A Llama of width `d` (None: the first one), 64 wide heads, and a short vocabulary."""
+    d = int(next(iter(sizes.widths))) if d is None else d
+    ff, heads = sizes.widths[str(d)], max(3, d // 64)
     shape: dict[str, Any] = {
         "family": "llama",
         "vocab_size": 4096,
         "d_model": d,
         "n_layers": layers,
-        "n_heads": max(3, d // 64),
-        "n_kv_heads": max(3, d // 64) // 3,
+        "n_heads": heads,
+        "n_kv_heads": heads // (8 if heads % 3 else 3),
         "head_dim": 64,
         "d_ff": ff,
-        "max_context": 2 * sizes.context,
+        "max_context": 2 * max(sizes.context, sizes.long),
     }
     return ModelConfig(**shape | changes)
 
@@ -96,14 +97,22 @@ def stepping(executor: NativeExecutor, context: int) -> Callable[[int], None]:
     return run
 
 
-def step(sizes: Sizes, codec: Any, threads: int, density: float | None = None, bits: int = 0) -> Work:
+def step(
+    sizes: Sizes,
+    codec: Any,
+    d: int,
+    threads: int,
+    density: float | None = None,
+    bits: int = 0,
+    context: int = 16,
+) -> Work:
     """A decode step of a whole model: dense, or with that density of the neurons, by sketches of so many bits."""
-    config = llama(sizes, sizes.layers)
+    config = llama(sizes, sizes.layers[str(d)], d)
 
     def make(kv: str = "f32") -> NativeExecutor:
         return synthetic(config, codec, kv_dtype=kv, threads=threads, **({"leading": bits} if bits else {}))
 
-    executor, context = make("f16"), 16
+    executor = make("f16")
     if density is not None:
         executor.set_plan(sketch(executor, bits, density))
     run = stepping(executor, context)

@@ -16,10 +16,10 @@ CHECKED_TOKENS = 256
 
 
 def recall(executor: Executor, tokens: NDArray[np.int32]) -> list[float]:
-    """Per layer, how many of the neurons that matter most the plan selects.
+    """Per layer, the share that the plan selects of the neurons that matter most.
 
     Each token of `tokens` [t] selects by the plan; beside its k neurons stand the k with the largest abs(h) of the same
-    pass. Both sets have the same size, so this is the precision too. The sequence runs as a masked prefill.
+    pass, or those that are not zero where there are fewer. The sequence runs as a masked prefill.
 
     Raises:
         InputError: no plan is set.
@@ -29,6 +29,8 @@ def recall(executor: Executor, tokens: NDArray[np.int32]) -> list[float]:
     for hidden, mask in zip(np.abs(trace.hidden), trace.chosen > 0, strict=True):  # [t, f] each
         counts = mask.sum(axis=1)  # [t]
         order = np.argsort(-hidden, axis=1, kind="stable")  # [t, f]
-        hits = np.take_along_axis(mask, order, axis=1) & (np.arange(mask.shape[1]) < counts[:, None])
-        found.append(float(hits.sum() / max(counts.sum(), 1)))
+        largest = np.arange(mask.shape[1]) < counts[:, None]
+        matter = largest & (np.take_along_axis(hidden, order, axis=1) > 0)
+        hits = matter & np.take_along_axis(mask, order, axis=1)
+        found.append(float(hits.sum() / matter.sum()) if matter.any() else 1.0)
     return found

@@ -14,6 +14,7 @@ from dejavu.adapt.model import Batch
 from dejavu.adapt.student import schedule
 from dejavu.errors import InputError, NumericsError
 from dejavu.training.checkpoint import load_checkpoint, save_checkpoint
+from dejavu.training.progress import spread
 from dejavu.training.quantiles import Quantiles
 from dejavu.training.stream import Position
 
@@ -80,8 +81,8 @@ class State:
     def __str__(self) -> str:
         return (
             f"{self.stage}{self.tokens} tokens, {self.tokens_per_s:.0f}/s, {self.objective} {self.loss:.4f}, "
-            f"density {_spread(self.densities)}; held-out KL {self.held_out.divergence:.4f}, "
-            f"ppl ratio {self.held_out.ratio:.4f}, recall {_spread(self.held_out.recalls)}"
+            f"density {spread(self.densities)}; held-out KL {self.held_out.divergence:.4f}, "
+            f"ppl ratio {self.held_out.ratio:.4f}, recall {spread(self.held_out.recalls)}"
         )
 
 
@@ -358,11 +359,6 @@ def shares(stages: Sequence[Sequence[float]]) -> tuple[float, ...]:
     """Of a run, that of each stage: in inverse proportion to its mean density. They add up to 1."""
     parts = [len(densities) / sum(densities) for densities in stages]
     return tuple(part / sum(parts) for part in parts)
-
-
-def _spread(values: Sequence[float]) -> str:
-    """The mean over layers, and the least and the most."""
-    return f"{sum(values) / len(values):.3f} ({min(values):.2f}-{max(values):.2f})"
 
 
 def _dealt(pieces: Sequence[Piece], parts: int) -> list[Batch]:

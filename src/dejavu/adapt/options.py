@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
 from dejavu.errors import InputError
+from dejavu.plan import Sketch
 
 if TYPE_CHECKING:
     from dejavu.codecs import Codec
@@ -18,6 +19,8 @@ ValuesName = Literal["exact", "leading"]
 
 HIGHEST_LEARNING_RATE = 0.1
 """Of AdamW: a step moves a weight by about as much, and weights of linears are hardly larger."""
+BITS = 4
+"""Of sketches, where nothing else is asked for."""
 RANK = 32
 """Of updates of low rank, where nothing else is asked for."""
 
@@ -36,7 +39,7 @@ class AdaptOptions:
         method: "full": weights change as a whole; "lora": by updates of low rank (see `dejavu.adapt.low_rank_update`).
         rank: of these; None: `RANK`.
         alpha: updates count alpha / rank; None: as the rank.
-        bits: of the sketches.
+        bits: of the sketches that a density asks for; None: `BITS`.
         values: what a selected neuron holds, see `dejavu.plan.Sketch`.
         codec: of the weights in deployment.
         loss: on the next-token distributions of the dense and the masked model.
@@ -55,7 +58,7 @@ class AdaptOptions:
     method: MethodName = "full"
     rank: int | None = None
     alpha: int | None = None
-    bits: int = 4
+    bits: int | None = None
     values: ValuesName = "exact"
     codec: Codec = "int8"
     loss: LossName = "forward-kl"
@@ -91,6 +94,11 @@ class AdaptOptions:
                 "leading values are those of sketches that a density asks for; a plan says by itself what neurons hold",
                 fix="leave --values away",
             )
+        if self.bits is not None and (self.plan is not None or self.activation != "keep"):
+            raise InputError(
+                "bits are those of sketches that a density asks for; a plan says them by itself, and a twin has none",
+                fix="leave --bits away",
+            )
         self._check_method()
         if self.frontier is not None:
             self._check_frontier(self.frontier)
@@ -124,6 +132,11 @@ class AdaptOptions:
         if self.frontier is not None:
             return tuple(sorted(self.frontier, reverse=True))
         return () if self.density is None else (self.density,)
+
+    @property
+    def sketch(self) -> Sketch:
+        """The selector of a layer where a density is asked for; thresholds are set in training."""
+        return Sketch(bits=self.bits or BITS, threshold=0.0, values=self.values)
 
     @property
     def adapter(self) -> tuple[int, int] | None:

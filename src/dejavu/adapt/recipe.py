@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import platform
 import shutil
 from typing import TYPE_CHECKING, Any
@@ -29,7 +30,7 @@ from dejavu.models.adapter_config import Adapter
 from dejavu.models.folder_writer import FloatCodec, config_json, write_folder
 from dejavu.models.loading import hf_layout, open_model
 from dejavu.models.lora import write_adapter
-from dejavu.plan import AccessPlan, Dense, LayerPlan, Sketch
+from dejavu.plan import AccessPlan, Dense, LayerPlan
 from dejavu.plan.choice import GENTLER, OWN
 from dejavu.training.stream import TokenStream
 
@@ -173,7 +174,7 @@ class _Recipe:
             "teacher": None if self._teacher is None else self._teacher.opened.weights.fingerprint,
             "text": self._corpus.fingerprint,
             "options": self._plain,
-            "selectors": [str(selector.kind) for selector in selectors],
+            "selectors": [_identity(selector) for selector in selectors],
             "densities": [list(densities) for densities in stages],
         }
         if self._twin is None:
@@ -344,13 +345,17 @@ def _wanted(
     layers = opened.config.n_layers
     plan = options.plan
     if plan is None:
-        sketches = (Sketch(bits=options.bits, threshold=0.0, values=options.values),) * layers
-        return sketches, [(density,) * layers for density in options.densities]
+        return (options.sketch,) * layers, [(density,) * layers for density in options.densities]
     plan.check_fits(opened.config, opened.weights.fingerprint)
     if any(not isinstance(x.heads, Dense) or x.compensator is not None for x in plan.layers):
         raise PlanError(
             f"the plan {plan.name!r} selects heads or has compensators; a model is adapted to selected neurons",
             fix="train a plan without --heads-density and --compensator",
+        )
+    if not isinstance(plan.vocabulary, Dense):
+        raise PlanError(
+            f"the plan {plan.name!r} has logits from leading bits; a model is adapted to selected neurons",
+            fix="adapt to the plan without them, and add them again by dejavu plan logits",
         )
     densities = []
     for layer, selector in enumerate(x.neurons for x in plan.layers):
@@ -366,6 +371,18 @@ def _wanted(
             )
         densities.append(found)
     return tuple(x.neurons for x in plan.layers), [tuple(densities)]
+
+
+def _identity(selector: NeuronSelector) -> dict[str, Any]:
+    """What of a selector must be equal for a run that is gone on with: all but what the run itself sets."""
+    fields = dataclasses.fields(selector)
+    plain = {f.name: getattr(selector, f.name) for f in fields if not f.metadata}
+    digest = hashlib.sha256()
+    for field in fields:
+        if field.metadata:
+            digest.update(np.ascontiguousarray(getattr(selector, field.name)).tobytes())
+    own = {name: value for name, value in plain.items() if name not in ("density", "threshold")}
+    return {"kind": selector.kind, "sha256": digest.hexdigest(), **own}
 
 
 def _plan(folder: Path, selectors: Sequence[NeuronSelector]) -> AccessPlan:

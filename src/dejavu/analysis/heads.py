@@ -45,8 +45,8 @@ class HeadConcentration:
 
     def add(self, layer: int, attention: Attention, head_norm: NDArray[np.float32]) -> None:
         """Take in one layer of one piece; `head_norm` [t, H]. Layer 0 comes first."""
-        seen = attention.shares > 0  # [H, t, t]
-        keys = np.maximum(1, seen[0].sum(axis=-1))  # [t]
+        seen = (attention.shares > 0).any(axis=0)  # [t, t]: of a steep head the shares of far keys are zero
+        keys = np.maximum(1, seen.sum(axis=-1))  # [t]
         rows = np.flatnonzero(keys >= FEWEST_KEYS)[::_EVERY]
         if layer == 0:
             self._tokens += len(rows)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dejavu.analysis.sets import chance_jaccard, chance_union, count_at, jaccard
+from dejavu.analysis.sets import chance_jaccard, chance_union, count_at, jaccard, share
 from dejavu.reference.selection import highest
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ _SHUFFLES = 4
 
 
 class Overlap:
-    """Sets of the neurons (or heads) with the largest scores, over pieces of text.
+    """Sets of the neurons (or heads) with the largest scores, over pieces of text. What scores zero is in no set.
 
     Args:
         usage: mean score of each on other text, [L, n]; the fixed set is its largest.
@@ -35,6 +35,7 @@ class Overlap:
         self._static = [highest(usage, count_at(density, self._n)) for density in DENSITIES]  # each [L, n]
         self._neighbours, self._pairs = np.zeros(shape, np.float64), 0
         self._against_static, self._covered, self._tokens = np.zeros(shape), np.zeros(shape), 0
+        self._taken = np.zeros(len(DENSITIES))
         self._pool: list[list[NDArray[np.uint8]]] = [[] for _ in range(len(DENSITIES) * self._layers)]
 
     def add(self, scores: NDArray[np.float32]) -> None:
@@ -45,18 +46,19 @@ class Overlap:
         drawn = self._rng.choice(t, min(t, self._per_piece), replace=False)
         for layer in range(self._layers):
             for i, density in enumerate(DENSITIES):
-                mask = highest(scores[layer], count_at(density, self._n))  # [t, n]
+                mask = highest(scores[layer], count_at(density, self._n)) & (scores[layer] > 0)  # [t, n]
+                self._taken[i] += mask.sum()
                 static = self._static[i][layer]  # [n]
                 self._neighbours[i, layer] += jaccard(mask[1:], mask[:-1]).sum()
                 self._against_static[i, layer] += jaccard(mask, static).sum()
-                self._covered[i, layer] += ((mask & static).sum(axis=1) / mask.sum(axis=1)).sum()
+                self._covered[i, layer] += share((mask & static).sum(axis=1), mask.sum(axis=1)).sum()
                 self._pool[i * self._layers + layer].append(np.packbits(mask[drawn], axis=1))
 
     def result(self) -> list[dict[str, Any]]:
         """One entry per density."""
         out = []
-        for i, density in enumerate(DENSITIES):
-            exact = count_at(density, self._n) / self._n
+        for i in range(len(DENSITIES)):
+            exact = float(self._taken[i] / (self._tokens * self._layers * self._n))
             neighbours = self._neighbours[i] / self._pairs
             static, covered = self._against_static[i] / self._tokens, self._covered[i] / self._tokens
             out.append(

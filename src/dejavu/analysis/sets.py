@@ -20,8 +20,13 @@ def count_at(density: float, n: int) -> int:
 
 
 def jaccard(a: Mask, b: Mask) -> NDArray[np.float64]:
-    """Size of the intersection over size of the union, along the last axis."""
-    return np.asarray((a & b).sum(axis=-1) / (a | b).sum(axis=-1), np.float64)
+    """Size of the intersection over size of the union, along the last axis; 1 where both are empty."""
+    return share((a & b).sum(axis=-1), (a | b).sum(axis=-1))
+
+
+def share(part: NDArray[np.int_], whole: NDArray[np.int_]) -> NDArray[np.float64]:
+    """Of counts; 1 where there is nothing."""
+    return np.where(whole > 0, part / np.maximum(whole, 1), 1.0)
 
 
 def chance_jaccard(density: float) -> float:

@@ -124,13 +124,13 @@ def _heads(document: Mapping[str, Any]) -> str:
 
 
 def _batches(document: Mapping[str, Any]) -> str:
-    for entry in document["overlap"]["neurons"]:
-        for union in entry["unions"]:
-            if union["batch"] == 8 and abs(entry["density"] - 0.2) < 0.02:
-                return (
-                    f"Batches: 8 unrelated tokens of {percent(entry['density'])} each touch {percent(union['mean'])} of "
-                    f"the neurons together ({percent(union['chance'])} if their sets were random)."
-                )
+    sparse = [entry for entry in document["overlap"]["neurons"] if entry["density"] < 0.22]
+    for union in sparse[-1]["unions"] if sparse else ():
+        if union["batch"] == 8:
+            return (
+                f"Batches: 8 unrelated tokens of {percent(sparse[-1]['density'])} each touch {percent(union['mean'])} of "
+                f"the neurons together ({percent(union['chance'])} if their sets were random)."
+            )
     return ""
 
 

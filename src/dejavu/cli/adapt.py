@@ -83,7 +83,10 @@ def adapt(
     alpha: Annotated[
         int | None, typer.Option(min=1, help="These count alpha / rank; default: as the rank.")
     ] = None,
-    bits: Annotated[int, typer.Option(min=2, max=4, help="Leading bits that neurons are chosen by.")] = 4,
+    bits: Annotated[
+        int | None,
+        typer.Option(min=2, max=4, help="Leading bits that neurons are chosen by; default: 4."),
+    ] = None,
     values: Annotated[
         options.ValuesName,
         typer.Option(

@@ -31,6 +31,13 @@ class HiddenName(str, Enum):
     relu = "relu"
 
 
+class KvPolicyName(str, Enum):
+    """Values of --kv-policy."""
+
+    write = "write"
+    recompute = "recompute"
+
+
 def train(
     model: options.Model,
     text: Annotated[
@@ -94,7 +101,16 @@ def train(
     uniform: Annotated[
         bool, typer.Option("--uniform", help="The same density in all layers, without a search.")
     ] = False,
-    tokens: Annotated[int, typer.Option(min=1024, help="That low-rank predictors learn from.")] = 400_000,
+    kv_policy: Annotated[
+        KvPolicyName,
+        typer.Option(
+            help="Keys and values of heads that are skipped: computed all the same (write), or made up for when a head of "
+            "their group is next selected (recompute)."
+        ),
+    ] = KvPolicyName.write,
+    tokens: Annotated[
+        int | None, typer.Option(min=1024, help="That low-rank predictors learn from; default: 400000.")
+    ] = None,
     search_tokens: Annotated[int, typer.Option(min=64, help="Held-out text of each measurement.")] = 2048,
     verify_tokens: Annotated[
         int, typer.Option(min=64, help="Other held-out text, for the evidence.")
@@ -140,6 +156,7 @@ def train(
         heads_density=heads_density,
         heads_rank=heads_rank,
         compensator=compensator,
+        kv_policy=kv_policy.value,
         tokens=tokens,
         search_tokens=search_tokens,
         verify_tokens=verify_tokens,

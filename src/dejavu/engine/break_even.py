@@ -1,8 +1,9 @@
 """Where a plan does not pay on this machine, the model runs dense: measured once, layer by layer, and remembered.
 
 A layer pays if its MLP takes less time by the plan (scoring and picking included) than dense in the same packed model. What
-is left of the plan pays if all MLPs together, and the head, take less time than those of the model as it is packed without
-the plan. A look-ahead selector's scoring is counted where it is done, in the layer whose input it reads.
+is left of the plan pays if all MLPs together, the head, and attention where the plan chooses heads, take less time than
+those of the model as it is packed without the plan. A look-ahead selector's scoring is counted where it is done, in the
+layer whose input it reads.
 """
 
 from __future__ import annotations
@@ -47,7 +48,8 @@ class BreakEven:
 
     Attributes:
         dense: layers that run dense.
-        speedup: of MLPs and head together, what is left of the plan against the model without it; 1 where nothing is.
+        speedup: of MLPs, head and (where the plan chooses heads) attention together, what is left of the plan against the
+            model without it; 1 where nothing is.
     """
 
     dense: tuple[int, ...]
@@ -66,11 +68,12 @@ class BreakEven:
 
 @dataclasses.dataclass(frozen=True)
 class Times:
-    """Seconds of a token: MLP per layer, head."""
+    """Seconds of a token."""
 
     mlps: NDArray[np.float64]
-    """[L]"""
-    head: float
+    """Of each layer [L]."""
+    others: float
+    """Of what else the plan may change: the head, and attention where it chooses heads."""
 
 
 def break_even(
@@ -95,7 +98,8 @@ def break_even(
     executor.set_plan(plan)
     other = plain()
     settings = [(executor, True), (executor, False), *([] if other is executor else [(other, False)])]
-    by_plan, dense, *rest = time_in_turn(settings, tokens)
+    heads = any(not isinstance(layer.heads, Dense) for layer in plan.layers)
+    by_plan, dense, *rest = time_in_turn(settings, tokens, attention=heads)
     if other is not executor:
         other.close()
     found = decide(by_plan, dense, rest[0] if rest else dense)
@@ -108,13 +112,15 @@ def break_even(
 def decide(by_plan: Times, dense: Times, without: Times) -> BreakEven:
     """From seconds by the plan, dense in the same packed model, and of the model without the plan."""
     slower = np.flatnonzero(by_plan.mlps >= dense.mlps)
-    best = np.minimum(by_plan.mlps, dense.mlps).sum() + by_plan.head
-    speedup = float((without.mlps.sum() + without.head) / best)
-    nothing = len(slower) == len(dense.mlps) and by_plan.head >= without.head
+    best = np.minimum(by_plan.mlps, dense.mlps).sum() + by_plan.others
+    speedup = float((without.mlps.sum() + without.others) / best)
+    nothing = len(slower) == len(dense.mlps) and by_plan.others >= without.others
     return BreakEven(tuple(slower.tolist()), 1.0 if nothing else speedup)
 
 
-def time_in_turn(settings: Sequence[tuple[NativeExecutor, bool]], tokens: NDArray[np.int32]) -> list[Times]:
+def time_in_turn(
+    settings: Sequence[tuple[NativeExecutor, bool]], tokens: NDArray[np.int32], *, attention: bool
+) -> list[Times]:
     """Of each (model, by its plan or dense), one after the other in every round; the fastest of `ROUNDS` each."""
     caches = [executor.new_cache() for executor, _ in settings]
     config = settings[0][0].config
@@ -132,9 +138,10 @@ def time_in_turn(settings: Sequence[tuple[NativeExecutor, bool]], tokens: NDArra
             executor.reset_stats()
             for i in range(start, start + steps):
                 executor.step(tokens[i % len(tokens) :][:1], cache, logits, sparse=sparse)
-            found.append(Times(*executor.part_seconds()))
+            mlps, head, rest = executor.part_seconds()
+            found.append(Times(mlps, head + rest if attention else head))
     return [  # without the first round, which warms up
-        Times(np.min([t.mlps for t in found[1:]], axis=0), min(t.head for t in found[1:])) for found in seen
+        Times(np.min([t.mlps for t in found[1:]], axis=0), min(t.others for t in found[1:])) for found in seen
     ]
 
 

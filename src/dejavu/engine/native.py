@@ -207,11 +207,13 @@ class NativeExecutor:
         with _input_errors():
             self._engine.decode(tokens, [cache], sparse, logits)
 
-    def part_seconds(self) -> tuple[NDArray[np.float64], float]:
-        """Of decoded tokens since `reset_stats`, mean: the MLP of each layer [L], scoring included; the head."""
+    def part_seconds(self) -> tuple[NDArray[np.float64], float, float]:
+        """Of decoded tokens since `reset_stats`, mean: the MLP of each layer [L], scoring included; the head; all else."""
         counters = self._engine.counters()
+        mlps, head = np.array(counters["mlp_seconds"]), counters["seconds"]["head"]
+        rest = sum(counters["seconds"].values()) - float(mlps.sum()) - head
         decoded = max(counters["decoded"], 1)
-        return np.array(counters["mlp_seconds"]) / decoded, counters["seconds"]["head"] / decoded
+        return mlps / decoded, head / decoded, rest / decoded
 
     def trace(self, *sequences: NDArray[np.int32], want: Collection[TraceField] = TRACE_FIELDS) -> Trace:
         """Run each of `sequences` from its beginning, and return what `want` names. See `Trace` for shapes.

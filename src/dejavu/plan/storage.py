@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 import io
 import json
+import os
 from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
@@ -73,8 +74,10 @@ def write_plan(plan: AccessPlan, folder: Path) -> None:
     try:
         # Both files are complete before either is renamed; the arrays come first.
         with atomic_write(folder / PLAN_NAME) as head, atomic_write(folder / ARRAYS_NAME) as body:
-            body.write(data)
             head.write(text.encode())
+            head.flush()
+            os.fsync(head.fileno())
+            body.write(data)
     except CacheError as error:
         raise PlanError(
             f"cannot save the plan: {error.args[0]}", fix="free some space, or give another folder"

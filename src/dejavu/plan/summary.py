@@ -29,7 +29,7 @@ def summarize(plan: AccessPlan) -> dict[str, Any]:
         "kv": dataclasses.asdict(plan.kv),
         "vocabulary": _part(plan.vocabulary),
         "codecs": list(usable_codecs(plan)),
-        "bytes": sum(layer["bytes"] for layer in layers),
+        "bytes": _bytes(plan.vocabulary) + sum(layer["bytes"] for layer in layers),
         "layers": layers,
         "evidence": dict(plan.evidence),
     }

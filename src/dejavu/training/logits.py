@@ -2,7 +2,7 @@
 
 What leading bits miss of a row matters where the head's inputs vary most. So the mean of these inputs is taken over some
 text, and the directions in which they differ most from it (principal components): of SmolLM2-135M's, two fifths of the
-squared length are the mean's, and 32 directions of 576 hold three quarters of the rest.
+squared length are the mean's, and 32 directions of 576 hold two thirds of the rest.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dejavu.codecs import decode, embed_codec, encode
 from dejavu.errors import InputError
 from dejavu.evaluation.perplexity import Document, measure_perplexity
 from dejavu.nested import estimate, leading_bits
-from dejavu.plan import AccessPlan, VocabularySketch
+from dejavu.plan import AccessPlan, Dense, VocabularySketch
 from dejavu.training.stream import TokenStream
 
 if TYPE_CHECKING:
@@ -70,6 +70,7 @@ def sketch_logits(
     if plan is None:
         plan = AccessPlan.uniform(subject.fingerprint, subject.opened.config.n_layers, name="logits")
     plan.check_fits(subject.opened.config, subject.fingerprint)
+    plan = dataclasses.replace(plan, vocabulary=Dense())  # what the new logits are compared with
     leading_bits(embed_codec(subject.codec))  # raises where there are none
     vocabulary = subject.opened.config.vocab_size
     if exact > vocabulary:

@@ -28,6 +28,7 @@ from dejavu.training.agreement import Agreement, Tally
 from dejavu.training.checkpoint import load_checkpoint, save_checkpoint
 from dejavu.training.labels import largest
 from dejavu.training.missing import import_torch
+from dejavu.training.progress import spread
 from dejavu.training.stream import Position
 
 if TYPE_CHECKING:
@@ -87,23 +88,27 @@ class State:
     tokens: int
     total: int
     tokens_per_s: float
-    loss: float
-    agreement: dict[Block, Agreement]
+    losses: tuple[float, ...]
+    """Of each predictor: all layers of the first block, then of the next."""
+    agreement: dict[Block, list[Agreement]]
+    """Per layer, with labels of held-out text."""
 
     def __str__(self) -> str:
-        sets = (f"{b} recall {a.recall:.3f} precision {a.precision:.3f}" for b, a in self.agreement.items())
-        return f"{self.tokens_per_s:.0f} tokens/s, loss {self.loss:.4f}, " + ", ".join(sets)
+        sets = (
+            f"{block} recall {spread([a.recall for a in layers])} precision {spread([a.precision for a in layers])}"
+            for block, layers in self.agreement.items()
+        )
+        return f"{self.tokens_per_s:.0f} tokens/s, loss {spread(self.losses)}, " + ", ".join(sets)
 
 
 @dataclass(frozen=True)
 class Trained:
-    """What `train_low_rank` returns: per target a predictor for each layer, and how well they do."""
+    """What `train_low_rank` returns: per target a predictor for each layer, and how well each does."""
 
     predictors: dict[Block, list[LowRank]]
-    agreement: dict[Block, Agreement]
+    agreement: dict[Block, list[Agreement]]
+    """With labels of held-out text, at the target density."""
     tokens: int
-    turns: float
-    """Times through the training text."""
 
 
 def train_low_rank(
@@ -143,37 +148,36 @@ def train_low_rank(
         arrays, state = load_checkpoint(checkpoint, settings)
         trainer = _Trainer(examples, options, arrays)
         tokens, position = int(state["tokens"]), Position(**state["position"])
-        agreement = {block: Agreement(**value) for block, value in state["agreement"].items()}
+        agreement = {block: [Agreement(**a) for a in layers] for block, layers in state["agreement"].items()}
     else:
         stream.require(min(options.tokens, MIN_TOKENS))
         trainer = _Trainer(examples, options, None)
         tokens, position, agreement = 0, Position(), {}
     held_out = stream.validation(VALIDATION_TOKENS)
     clock = _Clock()
-    steps = 0
     for batch, after in _until(stream.batches(BATCH, position), options.tokens - tokens):
-        loss = trainer.step(batch, tokens / options.tokens)
-        if not math.isfinite(loss):
+        losses = trainer.step(batch, tokens / options.tokens)
+        if not all(map(math.isfinite, losses)):
             kept = f"; {checkpoint} holds the state before" if checkpoint.exists() else ""
             raise NumericsError(
                 f"the loss is no longer finite after {tokens} tokens{kept}",
                 fix="train with a smaller --learning-rate; check the weights with `dejavu info MODEL`",
             )
-        tokens, position, steps = tokens + sum(map(len, batch)), after, trainer.steps
-        if steps % VALIDATION_STEPS == 0 or not agreement:
+        tokens, position = tokens + sum(map(len, batch)), after
+        if trainer.steps % VALIDATION_STEPS == 0 or not agreement:
             agreement = trainer.validate(held_out)
-        if steps % CHECKPOINT_STEPS == 0 or tokens >= options.tokens:
+        if trainer.steps % CHECKPOINT_STEPS == 0 or tokens >= options.tokens:
             state = {
                 "settings": settings,
                 "tokens": tokens,
                 "position": dataclasses.asdict(position),
-                "agreement": {block: dataclasses.asdict(value) for block, value in agreement.items()},
+                "agreement": {b: [dataclasses.asdict(a) for a in layers] for b, layers in agreement.items()},
             }
             save_checkpoint(checkpoint, trainer.arrays(), state)
         clock.add(sum(map(len, batch)))
-        report(State(tokens, options.tokens, clock.rate, loss, agreement))
+        report(State(tokens, options.tokens, clock.rate, losses, agreement))
     agreement = trainer.validate(stream.validation(FINAL_VALIDATION_TOKENS))
-    return Trained(trainer.predictors(), agreement, tokens, stream.turns(position))
+    return Trained(trainer.predictors(), agreement, tokens)
 
 
 def _until(
@@ -231,19 +235,18 @@ class _Trainer:
         if arrays is not None:
             self._restore(arrays)
 
-    def step(self, batch: Sequence[Piece], done: float) -> float:
-        """Learn from one batch, `done` being the share of the training before it. Returns the mean loss."""
+    def step(self, batch: Sequence[Piece], done: float) -> tuple[float, ...]:
+        """Learn from one batch, `done` being the share of the training before it. Returns the loss of each predictor."""
         losses = []
         for block, layer, y, label in self._examples.of(batch):
             y = y * self._examples.scales[block][layer]
             losses.append(self._gradients(self._nets[block, layer], y, label))
-        loss = float(np.mean(losses))
-        if math.isfinite(loss):  # otherwise the predictors stay as they are
+        if all(map(math.isfinite, losses)):  # otherwise the predictors stay as they are
             for group in self._adam.param_groups:
                 group["lr"] = self._options.learning_rate * (1 + math.cos(math.pi * done)) / 2
             self._adam.step()
             self.steps += 1
-        return loss
+        return tuple(losses)
 
     def _gradients(self, net: list[Any], y: Array, label: Mask) -> float:
         """Set the gradients of one predictor; the loss."""
@@ -289,16 +292,16 @@ class _Trainer:
                 found.setdefault(target.block, []).append(predictor)
         return found
 
-    def validate(self, pieces: Sequence[Piece]) -> dict[Block, Agreement]:
-        """Agreement of the predictors, rounded as plans store them, with the labels of `pieces`."""
+    def validate(self, pieces: Sequence[Piece]) -> dict[Block, list[Agreement]]:
+        """Agreement of each predictor, rounded as plans store them, with the labels of `pieces`."""
         predictors = self.predictors()
-        tallies = {block: Tally() for block in predictors}
+        tallies = {block: [Tally() for _ in layers] for block, layers in predictors.items()}
         densities = {target.block: target.density for target in self._options.targets}
         for piece in pieces:
             for block, layer, y, label in self._examples.of([piece]):
                 scores = low_rank_scores(predictors[block][layer], y)
-                tallies[block].add(largest(scores, densities[block]), label)
-        return {block: tally.agreement for block, tally in tallies.items()}
+                tallies[block][layer].add(largest(scores, densities[block]), label)
+        return {block: [tally.agreement for tally in layers] for block, layers in tallies.items()}
 
     def arrays(self) -> dict[str, Array]:
         """All that `_restore` needs."""

@@ -11,6 +11,7 @@ from dejavu.training.examples import Target
 SelectorName = Literal["sketch", "low_rank", "threshold", "auto"]
 
 DEFAULT_RANK = 128
+DEFAULT_TOKENS = 400_000
 DEFAULT_HEADS_RANK = 32
 LEARNING_RATE = 2e-3
 HIGHEST_LEARNING_RATE = 1.0
@@ -36,7 +37,8 @@ class TrainOptions:
         heads_density: mean density of the heads, by low-rank predictors; None: all heads.
         heads_rank: their rank.
         compensator: rank of what stands in for skipped neurons, where it pays; None: nothing does.
-        tokens: that low-rank predictors learn from.
+        kv_policy: of the keys and values of skipped heads, see `dejavu.plan.KvPolicy`.
+        tokens: that low-rank predictors learn from; None: `DEFAULT_TOKENS`.
         search_tokens: of held-out text, for each measurement of the search.
         verify_tokens: of other held-out text, for the evidence.
         learning_rate: of low-rank predictors.
@@ -55,7 +57,8 @@ class TrainOptions:
     heads_density: float | None = None
     heads_rank: int = DEFAULT_HEADS_RANK
     compensator: int | None = None
-    tokens: int = 400_000
+    kv_policy: Literal["write", "recompute"] = "write"
+    tokens: int | None = None
     search_tokens: int = 2048
     verify_tokens: int = 10_000
     learning_rate: float = LEARNING_RATE
@@ -102,6 +105,8 @@ class TrainOptions:
             "--heads-rank": self.heads_rank != DEFAULT_HEADS_RANK
             and self.heads_density is None
             and "--heads-density",
+            "--kv-policy": self.kv_policy != "write" and self.heads_density is None and "--heads-density",
+            "--tokens": self.tokens is not None and not self.targets and predictors,
             "--hidden": self.hidden != "linear" and not self.targets and predictors,
             "--learning-rate": self.learning_rate != LEARNING_RATE and not self.targets and predictors,
             "--lookahead": self.lookahead

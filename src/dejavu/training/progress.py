@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
 class Progress(Protocol):
@@ -23,3 +26,8 @@ class Silent:
 
     def advance(self, tokens: int, state: str = "") -> None:
         """Nothing."""
+
+
+def spread(values: Sequence[float]) -> str:
+    """The mean of what layers have, and the least and the most."""
+    return f"{sum(values) / len(values):.3f} ({min(values):.2f}-{max(values):.2f})"

@@ -6,14 +6,14 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 from dejavu.errors import InputError
-from dejavu.nested import stored_bits
-from dejavu.plan import AccessPlan, LayerPlan, Oracle, Sketch, Threshold
+from dejavu.nested import leading_bits, stored_bits
+from dejavu.plan import AccessPlan, KvPolicy, LayerPlan, Oracle, Sketch, Threshold
 from dejavu.training.calibrate import Calibration, Family, calibrate
 from dejavu.training.compensator import fit_compensators
 from dejavu.training.cost import Cost
 from dejavu.training.evidence import SetEvidence, describe
 from dejavu.training.inputs import BlockInputs
-from dejavu.training.options import DEFAULT_HEADS_RANK
+from dejavu.training.options import DEFAULT_HEADS_RANK, DEFAULT_TOKENS
 from dejavu.training.probe import Probe
 from dejavu.training.scores import Scores
 from dejavu.training.search import Allotment, Search, combine
@@ -100,7 +100,7 @@ class _Recipe:
 
     def run(self, checkpoint: Path, resume: bool, command: str) -> AccessPlan:
         options, stream = self._options, self._stream
-        self._check_ranks()
+        self._check_options()
         stream.require(MIN_TOKENS)
         search_pieces, verify_pieces = self._held_out()
         pieces = self._text(CALIBRATION_TOKENS)
@@ -131,6 +131,8 @@ class _Recipe:
             if limit is None or measured.ratio <= limit or attempt == RETRIES:
                 break
             allotment = search.for_density(allotment.density + DENSER)
+            if options.compensator is not None:  # other neurons are skipped
+                layers = self._compensate(search, allotment, layers, options.compensator)
         sets = self._compare(plan, calibrations, allotments, held_out)
         evidence = describe(plan, measured, sets, self._cost)
         for block, allotted in allotments.items():
@@ -138,6 +140,9 @@ class _Recipe:
                 record[block] |= {"selector": allotted.families[i], "target": allotted.densities[i]}
         if limit is not None:
             evidence["max_ppl_ratio"] = limit
+        for block, found in (trained.agreement if trained else {}).items():
+            for record, agreement in zip(evidence["layers"], found, strict=True):
+                record[block]["trained"] = dataclasses.asdict(agreement)
         evidence |= {
             "command": command,
             "seed": options.seed,
@@ -151,16 +156,23 @@ class _Recipe:
         }
         return dataclasses.replace(plan, evidence=evidence)
 
-    def _check_ranks(self) -> None:
-        """Raise `InputError` for predictors of a higher rank than the map that they stand for can have."""
+    def _check_options(self) -> None:
+        """Raise `InputError` for sketches that the codec lacks, and for ranks that the maps they are of cannot have."""
+        for bits in self._options.sketches:
+            if bits not in (found := leading_bits(self._subject.codec)):
+                raise InputError(
+                    f"--bits {bits}: of {self._subject.codec}, {' or '.join(map(str, found))} leading bits can be read",
+                    fix="add --codec int8, or leave --bits out",
+                )
         o, most = self._options, min(self._config.d_model, self._config.base_neurons)
         for name, rank, default in (
             ("--rank", o.rank, None),
             ("--heads-rank", o.heads_rank, DEFAULT_HEADS_RANK),
+            ("--compensator", o.compensator, None),
         ):
             if rank is not None and rank != default and rank > most:
                 raise InputError(
-                    f"{name} {rank}: predictors of this model have a rank of at most {most}, the lesser of its width "
+                    f"{name} {rank}: maps of this model have a rank of at most {most}, the lesser of its width "
                     f"{self._config.d_model} and its {self._config.base_neurons} neurons",
                     fix=f"give {name} {most} or less",
                 )
@@ -190,8 +202,9 @@ class _Recipe:
         import_torch()  # or say at once that it is missing
         o = self._options
         examples = Examples(self._subject.executor, self._inputs, pieces, o.targets, o.lookahead)
-        options = LowRankOptions(o.targets, o.tokens, o.seed, o.hidden, o.lookahead, o.learning_rate)
-        self._progress.start("training", o.tokens)
+        tokens = DEFAULT_TOKENS if o.tokens is None else o.tokens
+        options = LowRankOptions(o.targets, tokens, o.seed, o.hidden, o.lookahead, o.learning_rate)
+        self._progress.start("training", tokens)
         done = 0
 
         def report(state: State) -> None:
@@ -289,7 +302,8 @@ class _Recipe:
         o = self._options
         wanted = f"density {o.density:g}" if o.density is not None else f"ratio {o.max_ppl_ratio:g}"
         name = f"{o.selector} {wanted}"
-        return AccessPlan(model=self._subject.fingerprint, layers=tuple(layers), name=name)
+        kv = KvPolicy(o.kv_policy)
+        return AccessPlan(model=self._subject.fingerprint, layers=tuple(layers), name=name, kv=kv)
 
     def _compare(
         self,

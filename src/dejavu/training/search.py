@@ -210,8 +210,12 @@ class Search:
 
 
 def combine(layers: Sequence[LayerPlan], allotment: Allotment) -> list[LayerPlan]:
-    """`layers` with the selectors of `allotment`."""
-    return [
+    """`layers` with the selectors of `allotment`; where no neurons are skipped, nothing stands in for them."""
+    combined = [
         dataclasses.replace(layer, **{allotment.block: selector})  # type: ignore[arg-type]
         for layer, selector in zip(layers, allotment.selectors, strict=True)
+    ]
+    return [
+        dataclasses.replace(layer, compensator=None) if isinstance(layer.neurons, Dense) else layer
+        for layer in combined
     ]
