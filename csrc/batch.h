@@ -87,7 +87,7 @@ struct Engine::BatchThread {
   void cache_keys_and_values(int layer);
   void attend_prompt(const Segment& segment, int layer);  // prompt_attention.cc
   void pack_keys_and_values(const Segment& segment, int layer, int end);
-  void mask_scores(int layer, int head, int position, int n, float* scores);
+  void mask_scores(int layer, int head, int position, int from, int n, float* scores);
   void mlp(int layer);  // batch_mlp.cc
   void hidden(int layer, int first, int n, bool keep_gate);
   void logits();  // batch_head.cc

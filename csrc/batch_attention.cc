@@ -32,7 +32,7 @@ void Engine::BatchThread::attention(int i) {
   e.pool_.barrier();
 
   if (b.capture.head_norm) {
-    for (int t = mine.begin; t < mine.end; ++t) {
+    for (int t = panels.begin; t < panels.end; ++t) {  // the tokens that this thread masks next
       float* out = piece(b.capture.head_norm, i, c.heads) + t * c.heads;
       for (int h = 0; h < c.heads; ++h) out[h] = length_of(row(b.mixed, t, q_width) + h * hd, hd);
     }

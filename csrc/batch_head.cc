@@ -32,17 +32,25 @@ const float* Engine::BatchThread::logits_input(int r) {
   return e.head_input(row(b.x, r, c.d), line, line + c.d);
 }
 
-// By matrix-vector products, as in decoding.
+// Of one or two sequences, by matrix-vector products as in decoding.
 void Engine::BatchThread::few_logits() {
   const RowKernels& rows = k.rows[int(e.head_.layout.codec)];
-  for (int r = 0; r < int(b.segments->size()); ++r) {
-    float* out = b.logits + size_t(r) * size_t(c.vocab);
-    rows.prepare(e.head_.layout, logits_input(r), scratch);
-    const Range vocabulary = share(c.vocab, kPlainRows, thread, threads);
-    const int first = vocabulary.begin, n = vocabulary.end - first;
-    rows.dot(e.head_, 0, first, n, scratch, out + first);
-    e.finish_logits(out + first, first, n);
+  const int count = int(b.segments->size());
+  const Range mine_here = share(c.vocab, kPlainRows, thread, threads);
+  const int first = mine_here.begin, n = mine_here.end - first;
+  const void* in[2] = {};
+  float* out[2] = {};
+  for (int r = 0; r < count; ++r) {
+    float* prepared = scratch + size_t(r) * ((e.head_.layout.input_bytes() + 63) / 64 * 16);
+    rows.prepare(e.head_.layout, logits_input(r), prepared);
+    in[r] = prepared, out[r] = b.logits + size_t(r) * size_t(c.vocab) + first;
   }
+  if (count == 1) {
+    rows.dot(e.head_, 0, first, n, in[0], out[0]);
+  } else {
+    rows.dot_many(e.head_, 0, first, n, in, count, out);
+  }
+  for (int r = 0; r < count; ++r) e.finish_logits(out[r], first, n);
 }
 
 void Engine::BatchThread::many_logits() {

@@ -276,6 +276,9 @@ void bind_engine(nb::module_& m) {
           "forward",
           [](NativeEngine& e, Array<const int32_t, 1> tokens, const std::vector<Cache*>& caches,
              const std::vector<int>& counts, bool sparse, const std::string& which, Array<float, 2> logits) {
+            if (which != "last" && which != "all" && which != "none") {
+              throw std::invalid_argument("which is " + which + "; last, all and none are possible");
+            }
             const Logits kind = which == "last" ? Logits::last : which == "all" ? Logits::all : Logits::none;
             InUse in_use;
             const std::vector<Segment> segments = parse_segments(e.engine, tokens, caches, counts, in_use);

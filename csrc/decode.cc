@@ -48,8 +48,7 @@ void Engine::make_room(Cache* const* caches, int count, bool sparse) {
     positions = std::max(positions, size_t(cache.block_count(cache.length() + 1)) * kCacheBlock);
   }
   const size_t n = size_t(std::min(count, kMaxTokens)), hd = size_t(c_.head_dim), heads = size_t(c_.heads);
-  const size_t ff = size_t(c_.ff), rank = size_t(planned_.widest_rank);
-  const size_t widest = size_t(c_.d > c_.embed_dim ? c_.d : c_.embed_dim) + kGroup;
+  const size_t ff = size_t(c_.ff), rank = size_t(planned_.widest_rank), widest = stream_floats();
   q_.get(n * heads * hd);
   if (sparse) mixed_.get(n * heads * hd);
   if (threads() > 1) {
@@ -63,9 +62,8 @@ void Engine::make_room(Cache* const* caches, int count, bool sparse) {
     w.x.get(n * widest);
     w.normed.get(n * widest);
     w.branch.get(partial_floats_ + 2 * widest);
-    const size_t prepared = (layout_.input_bytes() + head_.layout.input_bytes() + widest * sizeof(float)) / 4 + 16;
-    w.input.get(n * ((prepared + 15) / 16 * 16));
-    w.scratch.get(2 * prepared + ff * 2 + 4 * widest + RowLayout(Codec::int8, int(rank)).input_bytes() / 4);
+    w.input.get(n * prepared_floats());
+    w.scratch.get(2 * prepared_floats() + ff * 2 + 4 * widest + RowLayout(Codec::int8, int(rank)).input_bytes() / 4);
     w.head.get(n * hd * size_t(std::max(2 * c_.kv_heads, kMostHeads)) + 16);
     w.scores.get(positions * kMostHeads);
     w.rope.get(n * size_t(c_.rope_dim) * 2 + 16);
@@ -88,12 +86,10 @@ Engine::Decoder::Decoder(Engine& engine, const Step& step, int thread_)
       c(engine.c_),
       rows(engine.k_.rows[int(engine.layout_.codec)]),
       plan(step.sparse ? engine.planned_.plan.get() : nullptr) {
-  const size_t widest = size_t(c.d > c.embed_dim ? c.d : c.embed_dim) + kGroup;
-  const size_t prepared = (e.layout_.input_bytes() + e.head_.layout.input_bytes() + widest * sizeof(float)) / 4 + 16;
   for (int t = 0; t < s.n; ++t) {
-    x[t] = w.x.get(0) + size_t(t) * widest;
-    block_input[t] = c.pre_norm ? w.normed.get(0) + size_t(t) * widest : x[t];
-    input[t] = w.input.get(0) + size_t(t) * ((prepared + 15) / 16 * 16);
+    x[t] = w.x.get(0) + size_t(t) * e.stream_floats();
+    block_input[t] = c.pre_norm ? w.normed.get(0) + size_t(t) * e.stream_floats() : x[t];
+    input[t] = w.input.get(0) + size_t(t) * e.prepared_floats();
     const size_t slot = (size_t(thread) * kMaxTokens + size_t(t)) * e.partial_floats_;
     attn_partial[t] = e.attn_partials_.data() + slot;
     mlp_partial[t] = e.mlp_partials_.data() + slot;
@@ -211,54 +207,60 @@ void Engine::Decoder::finish(std::vector<float>& partials, const float* first_bi
   pieces = 0;
 }
 
-void Engine::Decoder::fetch(const Bundles& b, int bundle, int row, int units, size_t unit_bytes) const {
-  constexpr int kUnits = 16;
-  const Streams order(units);
-  const uint8_t* first = b.row(bundle, row).codes;
-  for (int i = 0; i < kUnits && i < units; ++i) {
-    const uint8_t* unit = first + size_t(order(i)) * unit_bytes;
-    for (size_t at = 0; at < unit_bytes; at += 64) __builtin_prefetch(unit + at, 0, 1);
+namespace {
+
+// Asks for the first of n units of so many bytes; they are read in the order of Streams, and `at` says where they lie.
+template <typename At>
+void prefetch(int n, int most, size_t bytes, At at) {
+  const Streams order(n);
+  for (int i = 0; i < most && i < n; ++i) {
+    const uint8_t* unit = at(order(i));
+    for (size_t line = 0; line < bytes; line += 64) __builtin_prefetch(unit + line, 0, 1);
   }
 }
 
-void Engine::Decoder::fetch(const Tiles& t, Range tiles) const {
-  const Streams order(tiles.end - tiles.begin);
-  for (int i = 0; i < Streams::kStreams && i < tiles.end - tiles.begin; ++i) {
-    const uint8_t* tile = t.tile(tiles.begin + order(i), 0);
-    for (size_t at = 0; at < t.tile_bytes; at += 64) __builtin_prefetch(tile + at, 0, 1);
-  }
+constexpr int kFetched = 16;  // rows or bundles
+
+}  // namespace
+
+void Engine::Decoder::fetch_rows(const Bundles& b, int bundle, int n) const {
+  prefetch(n, kFetched, b.layout.code_bytes, [&](int r) { return b.row(bundle + r / b.rows, r % b.rows).codes; });
+}
+
+void Engine::Decoder::fetch_bundles(const Bundles& b, Range bundles) const {
+  const auto at = [&](int i) { return b.row(bundles.begin + i, 0).codes; };
+  prefetch(bundles.end - bundles.begin, kFetched, b.stride, at);
+}
+
+void Engine::Decoder::fetch_tiles(const Tiles& t, Range tiles) const {
+  const auto at = [&](int i) { return t.tile(tiles.begin + i, 0); };
+  prefetch(tiles.end - tiles.begin, Streams::kStreams, t.tile_bytes, at);
 }
 
 // What this thread reads first of layer i's attention, or of the head behind the last layer.
 void Engine::Decoder::fetch_attention(int i) const {
   if (i == c.layers) {
-    if (plan && plan->head.bits) return fetch(e.planned_.lead, share(e.planned_.lead.tiles(), 1, thread, threads));
-    const Bundles& b = e.head_;
-    const Range mine = deal(b.count, 1, b.stride).own;
-    if (s.logits && mine.begin < mine.end) fetch(b, mine.begin, 0, mine.end - mine.begin, b.stride);
+    if (plan && plan->head.bits)
+      return fetch_tiles(e.planned_.lead, share(e.planned_.lead.tiles(), 1, thread, threads));
+    if (s.logits) fetch_bundles(e.head_, deal(e.head_.count, 1, e.head_.stride).own);
     return;
   }
-  const Layer& layer = e.layers_[size_t(i)];
-  const Range mine = share(c.heads + 2 * c.kv_heads, 1, thread, threads);
-  const int queries = (mine.end < c.heads ? mine.end : c.heads) - mine.begin;
   if (plan && plan->layers[size_t(i)].heads.rule != Rule::dense) return;
-  if (queries > 0) fetch(layer.heads, mine.begin, 0, queries * c.head_dim, layer.heads.layout.code_bytes);
+  const Range queries = share(c.heads, 1, thread, threads);
+  fetch_rows(e.layers_[size_t(i)].heads, queries.begin, (queries.end - queries.begin) * c.head_dim);
 }
 
 void Engine::Decoder::fetch_mlp(int i) const {
   const Layer& layer = e.layers_[size_t(i)];
   const Rule rule = plan ? plan->layers[size_t(i)].neurons.rule : Rule::dense;
   if (rule == Rule::dense && !layer.nested) {
-    const Range mine = deal(c.ff, 4, layer.mlp.stride).own;
-    if (mine.begin < mine.end) fetch(layer.mlp, mine.begin, 0, mine.end - mine.begin, layer.mlp.stride);
+    fetch_bundles(layer.mlp, deal(c.ff, 4, layer.mlp.stride).own);
   } else if (layer.nested && (rule == Rule::dense || rule == Rule::sketch)) {
-    const Range mine = rule == Rule::dense ? share(c.ff, 4, thread, threads)
-                                           : share(e.own_neurons(), kScoredTogether, thread, threads);
-    const int n = mine.end - mine.begin < kTogether ? mine.end - mine.begin : kTogether;
+    const Range mine = rule == Rule::dense ? share(c.ff, 4, thread, threads) : scored();
     if (layer.parts.cut()) {
-      fetch(layer.parts.lead, {mine.begin / kTileRows, (mine.end + kTileRows - 1) / kTileRows});
-    } else if (n > 0) {
-      fetch(layer.parts.whole, mine.begin, 0, n, layer.parts.whole.stride);
+      fetch_tiles(layer.parts.lead, {mine.begin / kTileRows, (mine.end + kTileRows - 1) / kTileRows});
+    } else {
+      fetch_bundles(layer.parts.whole, {mine.begin, least(mine.begin + kTogether, mine.end)});
     }
   }
 }

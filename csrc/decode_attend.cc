@@ -63,7 +63,7 @@ void Engine::Decoder::attend_all(int i) {
     }
     for (const int last = j + count; j < last; ++j) {  // a call for each head: a head's rows are rounded together
       const int next = j + 1 < mine.end ? w.units[size_t(j + 1)] : -1;
-      if (next >= 0) fetch(layer.o, next, 0, hd, layer.o.layout.code_bytes);
+      if (next >= 0) fetch_rows(layer.o, next, hd);
       axpy(layer.o, w.units[size_t(j)], 0, hd, by, n, out);
       for (int t = 0; t < n; ++t) by[t] += hd;
     }

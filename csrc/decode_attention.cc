@@ -54,7 +54,7 @@ void Engine::Decoder::attention(int i) {
       [&](int unit, int count) { keys_and_values(i, unit, count); });
   if (!plan || plan->layers[size_t(i)].heads.rule == Rule::dense) {
     const Range attended = share(heads, 1, thread, threads);
-    if (attended.begin < attended.end) fetch(layer.o, attended.begin, 0, hd, layer.o.layout.code_bytes);
+    if (attended.begin < attended.end) fetch_rows(layer.o, attended.begin, hd);
   }
   barrier();
 

@@ -6,6 +6,7 @@
 //   decode_attention.cc  one attention block: which heads, their q, k, v
 //   decode_attend.cc     attention and o
 //   decode_mlp.cc        one MLP block: which neurons, and their sum
+//   decode_score.cc      what neurons and heads are chosen by
 #pragma once
 
 #include <chrono>
@@ -74,10 +75,13 @@ struct Engine::Decoder {
       body({begin, begin + dealt.size}, piece);
     }
   }
+  // Neurons that this thread scores.
+  Range scored() const { return share(e.own_neurons(), kScoredTogether, thread, threads); }
   float* piece_sum(int piece) const { return e.piece_sums_.data() + size_t(piece) * e.partial_floats_; }
   // Asks for what the next stage reads first, so that it arrives while this thread waits for the others.
-  void fetch(const Bundles& b, int bundle, int row, int units, size_t unit_bytes) const;
-  void fetch(const Tiles& t, Range tiles) const;
+  void fetch_rows(const Bundles& b, int bundle, int n) const;  // n rows, from the first of the bundle on
+  void fetch_bundles(const Bundles& b, Range bundles) const;
+  void fetch_tiles(const Tiles& t, Range tiles) const;
   void fetch_attention(int i) const;
   void fetch_mlp(int i) const;
   // Dots and weighted sums of rows for several tokens.
@@ -116,7 +120,7 @@ struct Engine::Decoder {
   void sum_neurons(const Layer& layer, const Selector& selector, int token, int begin, int end, float* output);
   void compensate(int i, float* const* output);
 
-  // The two stages of scoring; a barrier lies between them, and another before the scores are read.
+  // decode_score.cc: the two stages of scoring; a barrier lies between them, and another before the scores are read.
   void score(int target, bool heads);         // hidden values of low-rank predictors; scores of everything else
   void score_hidden(int target, bool heads);  // scores of low-rank predictors
 };

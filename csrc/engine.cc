@@ -7,6 +7,7 @@
 #include <stdexcept>
 
 #include "batch.h"
+#include "order.h"
 
 namespace dejavu {
 namespace {
@@ -99,8 +100,6 @@ Engine::Engine(const Config& config, Codec codec, Codec head_codec, const Sectio
   if (32 % gemm_.mr || 32 % gemm_.kr) throw std::logic_error("32 is not a whole number of this product's tiles");
   const Reader read(sections);
   const int d = c_.d, hd = c_.head_dim;
-  natural_.resize(size_t(layout_.padded));
-  for (int o = 0; o < layout_.padded; ++o) natural_[size_t(o)] = layout_.natural(o);
 
   const RowLayout embed_layout(head_codec, c_.embed_dim);
   embed_ = read.bundles("embed.weight", embed_layout, kPlainRows, plain_bundles(c_.vocab));
@@ -319,20 +318,10 @@ void Engine::add_branch(float* x, float* branch, const float* bias, const float*
 }
 
 void Engine::to_natural(const float* stored, float* out) const {
+  to_natural_order(layout_, stored, out);
+  if (layout_.codec != Codec::int4) return;
   const float* minima = stored + layout_.padded;
-  if (layout_.codec == Codec::int4) {
-    for (int o = 0; o < layout_.padded; ++o) {
-      const int i = natural_[size_t(o)];
-      if (i < c_.d) out[i] = stored[o] + minima[i / kGroup];
-    }
-  } else if (layout_.codec == Codec::int8) {
-    for (int o = 0; o < layout_.padded; ++o) {
-      const int i = natural_[size_t(o)];
-      if (i < c_.d) out[i] = stored[o];
-    }
-  } else {
-    std::memcpy(out, stored, size_t(c_.d) * sizeof(float));
-  }
+  for (int i = 0; i < c_.d; ++i) out[i] += minima[i / kGroup];
 }
 
 // The vector that the head's rows are multiplied with: final norm, projection. `normed` has d floats, `projected`

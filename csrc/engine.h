@@ -226,6 +226,13 @@ class Engine {
 
   const void* to_input8(const void* input, void* scratch) const;  // int8's form of what f32 and bf16 take as floats
   int own_neurons() const { return c_.ff - c_.refined; }
+  // Floats of one token's residual stream, or its embedding, and a group of room behind it; and of the input of a block
+  // or of the head in the form that dot products take.
+  size_t stream_floats() const { return size_t(c_.d > c_.embed_dim ? c_.d : c_.embed_dim) + kGroup; }
+  size_t prepared_floats() const {
+    const size_t bytes = layout_.input_bytes() + head_.layout.input_bytes() + stream_floats() * sizeof(float);
+    return (bytes / sizeof(float) + 31) / 16 * 16;
+  }
 
   const Config c_;
   const uint64_t number_;  // of no other engine of this process
@@ -233,7 +240,6 @@ class Engine {
   const Kernels& k_;
   const Gemm& gemm_;
   RowLayout layout_;
-  std::vector<int32_t> natural_;  // stored order -> natural order
   std::vector<Layer> layers_;
   Bundles embed_, head_, proj_in_, proj_out_;
   const float *positions_, *embed_norm_, *embed_norm_bias_, *final_norm_, *final_norm_bias_, *head_bias_;

@@ -13,7 +13,6 @@ namespace dejavu {
 enum class Codec : int { f32 = 0, bf16 = 1, int8 = 2, int4 = 3, low4 = 4, low5 = 5 };
 inline constexpr int kCodecCount = 6;
 inline constexpr bool is_grouped(Codec c) { return c >= Codec::int8; }
-inline constexpr bool is_part(Codec c) { return c >= Codec::low4; }
 inline constexpr bool is_planes(Codec c) { return c >= Codec::int4; }
 
 // Grouped codecs, all but f32 and bf16: groups of 32 weights share a float16 scale (int4: and a float16 minimum).

@@ -1,14 +1,19 @@
-// Setting an access plan: what fits the model, and what running it needs.
+// Access plans: their maps as rows, what fits the model, and what running it needs.
 #include "plan.h"
 
 #include <algorithm>
+#include <cstring>
 #include <stdexcept>
 #include <string>
 
 #include "engine.h"
+#include "memory.h"
+#include "parts.h"
 
 namespace dejavu {
 namespace {
+
+AlignedBytes aligned_bytes(size_t n) { return AlignedBytes(static_cast<uint8_t*>(allocate(n))); }
 
 // Whether of `apart` leading bits so many can be read. Of four of int8 some can be left unused.
 void check_bits(bool int8, int apart, int bits) {
@@ -18,6 +23,27 @@ void check_bits(bool int8, int apart, int bits) {
 }
 
 }  // namespace
+
+Rows::Rows(const float* values, int rows, int width) {
+  const int count = (rows + kPlainRows - 1) / kPlainRows;
+  std::vector<float> padded(size_t(count) * kPlainRows * size_t(width));
+  std::copy(values, values + size_t(rows) * size_t(width), padded.begin());
+  view_ = Bundles(RowLayout(Codec::int8, width), kPlainRows, count);
+  data_ = aligned_bytes(view_.bytes());
+  if (pack_bundles(view_.layout, padded.data(), kPlainRows, count, data_.get()) != PackResult::ok) {
+    throw std::invalid_argument("a low-rank map holds NaN or infinity, or needs a scale beyond float16");
+  }
+  view_.base = data_.get();
+}
+
+LeadingRows::LeadingRows(const float* values, int rows, int width) {
+  const Rows whole(values, rows, width);
+  view_ = Tiles(width, kBits, 1, rows);
+  data_ = aligned_bytes(view_.bytes());
+  std::memset(data_.get(), 0, view_.bytes());
+  view_.base = data_.get();
+  for (int i = 0; i < whole.view().count; ++i) leading_parts(whole.view(), i, view_);
+}
 
 void Engine::set_plan(std::unique_ptr<Plan> plan) {
   std::lock_guard<std::mutex> lock(mutex_);

@@ -17,13 +17,16 @@ void Engine::BatchThread::attend_prompt(const Segment& segment, int layer) {
   for (int item = thread; item < c.heads * pieces; item += threads) {
     const int h = item % c.heads, t0 = item / c.heads * kPiece, g = h / (c.heads / c.kv_heads);
     const int m = least(segment.count - t0, kPiece), n = start + t0 + m;
+    // Keys before the window of the first query are left out, in whole panels and units of depth.
+    const int unit = std::lcm(gemm.nr, gemm.kr), from = e.attended(layer, start + t0).begin / unit * unit;
     const size_t at = size_t(segment.row + t0) * size_t(q_width) + size_t(h * hd), ld = size_t(round_up(n, 16));
     gemm.pack_a(b.q.get(0) + at, size_t(q_width), m, hd, packed, gemm.panel_bytes_a(hd));
-    gemm.multiply(m, n, hd, packed, gemm.panel_bytes_a(hd), (char*)b.keys.get(0) + b.keys_stride * size_t(g), key_panel,
-                  scores, ld, false);
-    for (int r = 0; r < m; ++r) mask_scores(layer, h, start + t0 + r, n, scores + size_t(r) * ld);
-    gemm.pack_a(scores, ld, m, n, packed_scores, gemm.panel_bytes_a(n));
-    gemm.multiply(m, hd, n, packed_scores, gemm.panel_bytes_a(n), (char*)b.values.get(0) + b.values_stride * size_t(g),
+    const char* keys = (const char*)b.keys.get(0) + b.keys_stride * size_t(g) + size_t(from / gemm.nr) * key_panel;
+    const char* values = (const char*)b.values.get(0) + b.values_stride * size_t(g);
+    gemm.multiply(m, n - from, hd, packed, gemm.panel_bytes_a(hd), keys, key_panel, scores + from, ld, false);
+    for (int r = 0; r < m; ++r) mask_scores(layer, h, start + t0 + r, from, n, scores + size_t(r) * ld);
+    gemm.pack_a(scores + from, ld, m, n - from, packed_scores, gemm.panel_bytes_a(n - from));
+    gemm.multiply(m, hd, n - from, packed_scores, gemm.panel_bytes_a(n - from), products.at(values, from, gemm.nr),
                   value_panel, b.mixed.get(0) + at, size_t(q_width), false);
   }
   e.pool_.barrier();  // the packed keys and values serve the next segment
@@ -57,12 +60,12 @@ void Engine::BatchThread::pack_keys_and_values(const Segment& segment, int layer
   }
 }
 
-// Turns the n scores of the query at `position` into weights of the values; those it must not see get zero.
-void Engine::BatchThread::mask_scores(int layer, int head, int position, int n, float* row) {
+// Turns scores [from, n) of the query at `position` into weights of the values; those it must not see get zero.
+void Engine::BatchThread::mask_scores(int layer, int head, int position, int from, int n, float* row) {
   const Range seen = e.attended(layer, position);
   for (int j = seen.begin; j < seen.end; ++j) row[j] *= c.scale;
   e.weigh(head, position, seen, row);
-  std::memset(row, 0, size_t(seen.begin) * sizeof(float));
+  std::memset(row + from, 0, size_t(seen.begin - from) * sizeof(float));
   std::memset(row + seen.end, 0, size_t(n - seen.end) * sizeof(float));
 }
 

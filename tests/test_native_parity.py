@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,9 +11,9 @@ import pytest
 from dejavu import _core
 from dejavu.codecs import CODECS
 from dejavu.engine import NativeExecutor
-from dejavu.engine.native import KV_TYPES
 from dejavu.engine.packed import pack_in_memory
 from dejavu.errors import InputError
+from dejavu.executor import KV_DTYPES
 from dejavu.models.loading import open_model
 from dejavu.reference import ReferenceExecutor
 from tiny_models import CASES, prompt, relative_error
@@ -81,7 +82,7 @@ def test_codecs_on_every_instruction_set(
     assert relative_error(found, expected) <= TOLERANCES[f"native_{codec}_prefill"]
 
 
-@pytest.mark.parametrize("kv", KV_TYPES)
+@pytest.mark.parametrize("kv", KV_DTYPES)
 @pytest.mark.parametrize("name", ["llama-head-dim", "mistral-window"])
 def test_kv_types(kv: str, name: str, tiny_folder: Folder) -> None:
     native, reference = pair(tiny_folder(name), kv=kv)
@@ -130,8 +131,37 @@ def test_long_sequences_cross_cache_blocks(tiny_folder: Folder) -> None:
     assert relative_error(found, expected) <= TOLERANCES["native_f32"]
 
 
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("codec", ["f32", "bf16"])
+def test_a_prompt_much_longer_than_its_window(
+    codec: str, isa: str, tiny_folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Keys before the window are not multiplied, in whole panels of the product, which are up to 48 wide."""
+    monkeypatch.setenv("DEJAVU_ISA", isa)
+    model = open_model(tiny_folder("mistral-window"))
+    config = dataclasses.replace(model.config, max_context=400)
+    native = NativeExecutor(pack_in_memory(config, model.weights, codec, 1), kv_dtype="f32", threads=2)
+    reference = ReferenceExecutor(config, model.weights, codec=codec, kv_dtype="f32")
+    tokens = np.random.default_rng(1).integers(0, config.vocab_size, 300).astype(np.int32)
+    expected = reference.prefill(tokens, reference.new_cache(), all_logits=True)
+    cache = native.new_cache()
+    found = [native.prefill(part, cache, all_logits=True) for part in (tokens[:170], tokens[170:])]
+    name = "native_f32" if codec == "f32" else "native_bf16_prefill"
+    assert relative_error(np.concatenate(found), expected) <= TOLERANCES[name]
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_two_prompts_share_the_head(codec: str, tiny_folder: Folder) -> None:
+    native, _ = pair(tiny_folder("llama-head-dim"), codec)
+    tokens = prompt(CASES["llama-head-dim"])
+    parts = [tokens[:5], tokens[5:]]
+    alone = np.concatenate([native.prefill(part, native.new_cache()) for part in parts])
+    found = native.prefill_batch(parts, [native.new_cache() for _ in parts])
+    assert relative_error(found, alone) <= TOLERANCES["native_f32"]
+
+
 @pytest.mark.parametrize("threads", [2, 3, 7])
-@pytest.mark.parametrize("kv", KV_TYPES)
+@pytest.mark.parametrize("kv", KV_DTYPES)
 @pytest.mark.parametrize("name", ["llama-long", "mistral-window", "bloom", "gemma2", "opt-350m"])
 def test_threads_share_out_positions(name: str, kv: str, threads: int, tiny_folder: Folder) -> None:
     native, reference = pair(tiny_folder(name), kv=kv, threads=threads)
@@ -214,3 +244,8 @@ def test_bad_calls_are_refused(tiny_folder: Folder) -> None:
     with pytest.raises(ValueError, match="once"):
         native.decode(np.zeros(2, np.int32), [cache, cache])
     assert cache.length == 0
+    out = np.empty((1, vocab), np.float32)
+    with pytest.raises(ValueError, match="last, all and none are possible"):
+        native._engine.forward(np.zeros(1, np.int32), [cache], [1], False, "lasst", out)
+    native.close()
+    assert native.packed.buffer.size == 0  # nothing keeps the weights

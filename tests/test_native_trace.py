@@ -148,6 +148,24 @@ def test_what_a_plan_chooses(name: str, tiny_folder: Folder) -> None:
     assert native.trace(tokens).chosen.size == reference.trace(tokens).chosen.size == 0
 
 
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_norms_of_heads_are_of_all_heads_under_a_plan_too(threads: int, tiny_folder: Folder) -> None:
+    model = open_model(tiny_folder("llama-head-dim"))
+    packed = pack_in_memory(model.config, model.weights, "f32", 1)
+    native = NativeExecutor(packed, kv_dtype="f32", threads=threads)
+    reference = ReferenceExecutor(model.config, model.weights, codec="f32", kv_dtype="f32")
+    c = native.config
+    heads = Static(indices=np.array([1], np.int32))
+    plan = AccessPlan.uniform(packed.fingerprint, c.n_layers, heads=heads)
+    tokens = np.random.default_rng(0).integers(0, c.vocab_size, 30).astype(np.int32)
+    found = []
+    for executor in (native, reference):
+        executor.set_plan(plan)
+        found.append(executor.trace(tokens, want=("head_norm", "chosen")).head_norm)
+    assert relative_error(*found) <= TOLERANCES["native_f32"]
+    assert (found[0] > 0).all()
+
+
 def test_recall_of_plans(tiny_folder: Folder) -> None:
     native, reference = pair(tiny_folder("llama-head-dim"), "f32")
     tokens = prompt(CASES["llama-head-dim"])

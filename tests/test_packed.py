@@ -73,7 +73,8 @@ def test_a_changed_model_is_packed_again(tiny_folder: Folder, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    "damage", ["empty", "magic", "header", "short", "long", "json", "sections", "config", "version"]
+    "damage",
+    ["empty", "magic", "header", "short", "long", "json", "sections", "offset", "config", "version"],
 )
 def test_a_damaged_file_is_packed_again(damage: str, tiny_folder: Folder) -> None:
     folder = tiny_folder("llama-head-dim")
@@ -97,6 +98,8 @@ def test_a_damaged_file_is_packed_again(damage: str, tiny_folder: Folder) -> Non
     else:
         if damage == "sections":
             header["sections"]["layers.0.mlp"][1] += 64
+        elif damage == "offset":
+            header["sections"]["layers.0.mlp"][0] += 64
         elif damage == "config":
             header["config"]["d_ff"] = 10**9
         else:
@@ -204,6 +207,14 @@ def test_synthetic_models_and_touched_bytes() -> None:
     norms = sum(s.nbytes for s in sections(config, "int4") if s.name.endswith("norm.weight"))
     assert touched["attention"] + touched["mlp"] + touched["head"] == every - norms
     assert touched["kv"] == 10 * kv_bytes_per_token(config, "f16") == 10 * 2 * 2 * 2 * 24 * 2
+
+
+def test_bytes_of_a_window() -> None:
+    windows = {"sliding_window": 16, "window_layers": (True, False)}
+    config = ModelConfig("llama", 200, 96, 2, 4, 2, 24, 160, 64, tied_head=False, **windows)
+    executor = synthetic(config, "f32", threads=1)
+    one = kv_bytes_per_token(config, "f16") // 2
+    assert [executor.touched_bytes(n)["kv"] for n in (10, 40)] == [20 * one, (16 + 40) * one]
 
 
 def huge_pages(data: np.ndarray) -> int:

@@ -128,12 +128,11 @@ void dot_picked(const Bundles& bundles, const int32_t* picked, int n, const void
       out);
 }
 
-// Parts of int8 rows have dots alone, with one token.
+// Parts of int8 rows have dots of lists alone, with one token.
 template <Codec C>
 constexpr dejavu::RowKernels part_kernels() {
   dejavu::RowKernels kernels{};
   kernels.prepare = prepare_grouped;
-  kernels.dot = dot<C>;
   kernels.dot_list = dot_list<C>;
   return kernels;
 }

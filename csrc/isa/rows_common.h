@@ -1,6 +1,8 @@
 // What the row kernels share: the prepared input, and how the weights of each codec are read. Included after math.h.
 #pragma once
 
+#include <type_traits>
+
 #include "math.h"
 
 namespace {
@@ -9,7 +11,6 @@ using dejavu::bf16_place;
 using dejavu::Bundles;
 using dejavu::Codec;
 using dejavu::is_grouped;
-using dejavu::is_part;
 using dejavu::is_planes;
 using dejavu::kBlock;
 using dejavu::kBlockGroups;
@@ -87,6 +88,11 @@ inline float f16(const uint8_t* p) {
   return dejavu::half_to_float(h);
 #endif
 }
+
+// Results stand in the order of their rows.
+struct InOrder {
+  int operator()(int r) const { return r; }
+};
 
 // out[r] = the sum of totals[r][t]
 template <int R, int T>

@@ -157,9 +157,13 @@ inline void dot_steps(const RowLayout& layout, const Row* rows, const Row* next,
     } else {
       dot_float<C, R, T>(layout, rows, next, inputs, out);
     }
-    for (int r = 0; r < R; ++r) {
-      const int to = place(at + r);
-      for (int t = 0; t < T; ++t) outs[t][to] = out[t][r];
+    if constexpr (std::is_same_v<Place, InOrder>) {  // whole, as it will be loaded
+      for (int t = 0; t < T; ++t) memcpy(outs[t] + at, out[t], sizeof out[t]);
+    } else {
+      for (int r = 0; r < R; ++r) {
+        const int to = place(at + r);
+        for (int t = 0; t < T; ++t) outs[t][to] = out[t][r];
+      }
     }
   }
   if constexpr (R > 1) dot_steps<C, R / 2, T>(layout, rows, next, n, inputs, outs, place, at);

@@ -39,11 +39,10 @@ inline void mlp_step(const MlpManyArgs& a, const Streams& order, int i, int n) {
       const int count = n - r0 < 4 ? n - r0 : 4;
       const auto row = [&](int r) { return bundles.row(ids[r0 + r], part); };
       const auto next = [&](int r) { return ahead(r0 + r, part); };
-      const auto place = [](int r) { return r; };
       if (is_planes(C) && a.tokens == 1) {
-        plane_rows<C>(bundles.layout, row, next, place, count, a.inputs[0], outs[0]);
+        plane_rows<C>(bundles.layout, row, next, InOrder(), count, a.inputs[0], outs[0]);
       } else {
-        dot_rows<C>(bundles.layout, row, next, place, count, a.inputs, a.tokens, outs);
+        dot_rows<C>(bundles.layout, row, next, InOrder(), count, a.inputs, a.tokens, outs);
       }
     }
   }
@@ -61,7 +60,7 @@ inline void mlp_step(const MlpManyArgs& a, const Streams& order, int i, int n) {
   }
   axpy_rows<C>(
       bundles.layout, [&](int r) { return bundles.row(ids[r], dots); }, [&](int r) { return ahead(r, dots); },
-      [](int r) { return r; }, n, hidden, a.tokens, a.outputs);
+      InOrder(), n, hidden, a.tokens, a.outputs);
 }
 
 // Float rows of one token are added as soon as their coefficients are known, so that each sequence of neurons is read

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from dejavu.engine.core import chosen_isa, load_core
-from dejavu.engine.native import KV_TYPES, default_threads, kv_bytes_per_token
+from dejavu.engine.native import default_threads, kv_bytes_per_token
 from dejavu.environment import Machine, describe_machine, folder_bytes, versions
 from dejavu.errors import DejavuError, InputError
+from dejavu.executor import KV_DTYPES
 from dejavu.inventory import Part, PartSize, inventory
 from dejavu.models.delta import ARRAYS_NAME, DELTA_NAME
 from dejavu.models.loading import open_model, read_delta
@@ -146,7 +147,7 @@ def describe_model(path: Path) -> ModelFacts:
             format=model.format,
             config=model.config,
             parts=inventory(model.config),
-            kv_bytes_per_token={kind: kv_bytes_per_token(model.config, kind) for kind in KV_TYPES},
+            kv_bytes_per_token={kind: kv_bytes_per_token(model.config, kind) for kind in KV_DTYPES},
             source_types=dict(sorted(types.items())),
             tokenizer=_tokenizer_facts(model),
             delta=_delta_facts(path),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import json
 from typing import TYPE_CHECKING
@@ -16,7 +17,7 @@ from dejavu.engine.packed import VERSION, Packed, pack_in_memory, read_packed, w
 from dejavu.engine.touched import added_bytes, dense_bytes, expected_density, plan_bytes
 from dejavu.environment import physical_cores, usable_cpus
 from dejavu.errors import InputError, PlanError, SourceError, UnsupportedModelError
-from dejavu.executor import TRACE_FIELDS, Trace
+from dejavu.executor import KV_DTYPES, TRACE_FIELDS, Trace
 from dejavu.models import rope
 from dejavu.models.alibi import alibi_slopes
 from dejavu.models.loading import lineage, open_model
@@ -37,8 +38,6 @@ if TYPE_CHECKING:
     from dejavu.models.config import ModelConfig
     from dejavu.models.progress import Progress
     from dejavu.plan import AccessPlan
-
-KV_TYPES = ("f32", "f16", "bf16", "int8")
 
 
 class NativeExecutor:
@@ -267,13 +266,19 @@ class NativeExecutor:
             heads = [expected_density(layer.heads, c.n_heads) for layer in plan.layers]
         # A K/V head is read if any of its query heads is selected: at most.
         group = c.n_heads // c.n_kv_heads
-        share = sum(min(group * density, 1.0) for density in heads) / c.n_layers
-        cached = round(share * context * kv_bytes_per_token(c, self.kv_dtype))
+        cached = self._cached(context, [min(group * density, 1.0) for density in heads])
         return {**plan_bytes(self.packed, plan, neurons, heads), "kv": cached}
 
     def dense_bytes(self, context: int) -> dict[str, int]:
         """As `touched_bytes`, without a plan."""
-        return {**dense_bytes(self.packed), "kv": context * kv_bytes_per_token(self.config, self.kv_dtype)}
+        return {**dense_bytes(self.packed), "kv": self._cached(context, [1.0] * self.config.n_layers)}
+
+    def _cached(self, context: int, shares: Sequence[float]) -> int:
+        """Bytes of K and V that a token reads: of each layer this share of the heads, and of the positions its window."""
+        c = self.config
+        one = kv_bytes_per_token(c, self.kv_dtype) // c.n_layers
+        seen = (min(context, c.sliding_window) if c.windowed(i) else context for i in range(c.n_layers))
+        return round(one * sum(share * n for share, n in zip(shares, seen, strict=True)))
 
     @property
     def plan_nbytes(self) -> int:
@@ -283,6 +288,7 @@ class NativeExecutor:
     def close(self) -> None:
         """Stop the threads and let go of the weights."""
         self._engine = None
+        self.packed = dataclasses.replace(self.packed, buffer=np.empty(0, np.uint8))
 
 
 def default_threads() -> int:
@@ -301,8 +307,8 @@ def _input_errors() -> Iterator[None]:
 
 def _machine(kv_dtype: str, threads: int | None) -> tuple[int, str]:
     """How many threads run, and which instruction set. Raises `InputError` for options that cannot be."""
-    if kv_dtype not in KV_TYPES:
-        raise InputError(f"KV type {kv_dtype!r} is unknown; there are: {', '.join(KV_TYPES)}")
+    if kv_dtype not in KV_DTYPES:
+        raise InputError(f"KV type {kv_dtype!r} is unknown; there are: {', '.join(KV_DTYPES)}")
     threads = default_threads() if threads is None else threads
     if not 1 <= threads <= 1024:
         raise InputError(f"threads is {threads}; from 1 to 1024 are possible")

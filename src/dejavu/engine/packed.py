@@ -78,10 +78,9 @@ def read_packed(path: Path) -> Packed | None:
             return None
         config = ModelConfig.from_dict(header["config"])
         places = {str(name): (int(place[0]), int(place[1])) for name, place in header["sections"].items()}
-        expected = offsets(sections(config, header["codec"], leading=leading), 0)
-        if {name: size for name, (_, size) in places.items()} != {
-            name: size for name, (_, size) in expected.items()
-        }:
+        first = min(at for at, _ in places.values())
+        expected = offsets(sections(config, header["codec"], leading=leading), first)
+        if places != expected or max(at + size for at, size in places.values()) > len(mapped):
             return None
     except FileNotFoundError:
         return None
