@@ -277,6 +277,15 @@ def test_hostile_templates_end_in_a_typed_error(source: str) -> None:
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak < 400 << 10
 
 
+def test_a_deadline_for_steps_that_read_much(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dejavu.sandbox._MAX_SECONDS", 0.2)
+    source = "{% set x = 'a' * 9999999 %}{% for i in range(99999) %}{% if 'b' in x %}{% endif %}{% endfor %}"
+    started = time.monotonic()
+    with pytest.raises(ModelFormatError, match=r"SecurityError: not done after 0\.2 seconds"):
+        ChatTemplate(source).render([USER])
+    assert time.monotonic() - started < 5
+
+
 def test_namespaces_do_not_show_what_they_hold() -> None:
     source = NEST.replace("MORE", "{% set ns.a = namespace(a=ns.a, b=ns.a) %}").replace("SHOW", "[ns.a]")
     assert ChatTemplate(source).render([USER]) == "[<Namespace>]"

@@ -23,9 +23,9 @@ from dejavu.cli.generate import parse_logit_bias
 from dejavu.cli.output import print_json, print_table
 from dejavu.cli.perplexity import PathName
 from dejavu.codecs import CODECS
-from dejavu.engine.native import KV_TYPES
 from dejavu.errors import CacheError, InputError, OutputError
 from dejavu.evaluation.perplexity import ScoringPath
+from dejavu.executor import KV_DTYPES
 from dejavu.models.spec import ALIASES
 from tiny_chat import build_tiny_chat
 
@@ -230,7 +230,7 @@ def test_a_warm_start_imports_nothing_heavy() -> None:
 
 def test_choices_are_those_of_the_library() -> None:
     assert [c.value for c in options.CodecName] == ["auto", *CODECS]
-    assert [kv.value for kv in options.KvName] == list(KV_TYPES)
+    assert [kv.value for kv in options.KvName] == list(KV_DTYPES)
     assert [path.value for path in PathName] == list(get_args(ScoringPath))
     assert options.DEFAULT_MODEL in ALIASES
 
@@ -607,8 +607,45 @@ def test_negative_max_tokens_say_that_0_is_allowed(
     assert "x>=0" in result.json["error"]["message"]
 
 
-def test_generate_refuses_an_empty_prompt(dejavu: Callable[..., Result], tiny: str) -> None:
-    assert dejavu("generate", "", "-m", tiny, *REFERENCE, "--raw").code == InputError.exit_code
+def test_generate_refuses_an_empty_prompt_before_it_looks_for_the_model(
+    dejavu: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", piped(b"\n"))
+    for prompt in ("", "-"):
+        result = dejavu("generate", prompt, "-m", "/nowhere")
+        assert (result.code, "the prompt is empty" in result.err) == (InputError.exit_code, True)
+
+
+def test_options_that_do_nothing_at_temperature_0(dejavu: Callable[..., Result], tiny: str) -> None:
+    for given, names in (
+        (("--top-p", "0.9"), "--top-p"),
+        (("--top-k", "5", "--min-p", "0.1"), "--top-k and --min-p"),
+    ):
+        result = dejavu("generate", "Hello", "-m", "/nowhere", *given)
+        assert result.code == InputError.exit_code
+        assert f"{names} changes nothing at temperature 0" in result.err
+        assert "--temperature" in result.err.partition("fix:")[2]
+    base = ("generate", "Hello", "-m", tiny, *REFERENCE, "-n", "2", "--seed", "1")
+    assert "--seed changes nothing" in dejavu(*base).err
+    assert "--seed" not in dejavu(*base, "--temperature", "1", "--top-p", "0.9").err
+    assert dejavu(*base, "-q").err == ""
+
+
+def test_answers_that_are_cut_off(
+    dejavu: Callable[..., Result], tiny: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = ("generate", "Hello", "-m", tiny, *REFERENCE)
+    for how in ("--stream", "--no-stream"):
+        assert "cut off: no more than 3 tokens" in dejavu(*base, "-n", "3", how).err
+        assert "fill the context of 40 tokens" in dejavu(*base, "-n", "0", "--context", "40", how).err
+        assert (
+            "cut off"
+            not in dejavu(*base, "-n", "3", "--stop-token-id", "65", "--logit-bias", "65=100", how).err
+        )
+    several = dejavu(*base, "-n", "3", "--n", "2", "--temperature", "1", "--seed", "1")
+    assert "cut off (0, 1): no more than 3 tokens" in several.err
+    monkeypatch.setattr("sys.stdin", piped(b"Hi\n"))
+    assert "cut off: no more than 3 tokens" in dejavu("chat", tiny, *REFERENCE, "-n", "3").err
 
 
 def test_native_and_reference_say_the_same(dejavu: Callable[..., Result], tiny: str) -> None:
@@ -716,7 +753,7 @@ def test_chat_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     file = tmp_path / "talk.json"
     assert talk(
         session, "/help", "/wrong", "/system Be brief.", "Hi", "/save ~nosuch/x", "/save a\0b", f"/save {file}",
-        "/save", f"/save {tmp_path}",
+        "/save", f"/save {tmp_path}", "/reset", f"/save {file}",
     )  # fmt: skip
     roles = [message["role"] for message in json.loads(file.read_text(encoding="utf-8"))]
     assert roles == ["system", "user", "assistant"]
@@ -724,7 +761,8 @@ def test_chat_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert "Unknown command /wrong" in err
     assert "Cannot write ~nosuch/x: the path '~nosuch/x': no home folder" in err
     assert "holds a NUL" in err
-    assert f"Cannot write {tmp_path}: Is a directory" in err
+    assert f"Cannot write {tmp_path}: it is there already" in err
+    assert f"Cannot write {file}: it is there already" in err
     assert not talk(session, "/quit")
     assert not talk(session, EOFError())
 
@@ -742,6 +780,31 @@ def test_chat_json_lines(dejavu: Callable[..., Result], tiny: str, monkeypatch: 
     assert second["prompt"].startswith(first["prompt"] + first["completions"][0]["text"])
     assert "Hé" in first["prompt"]
     assert second["usage"]["cached_tokens"] > 0
+
+
+def test_chat_json_takes_no_line_for_a_command(
+    dejavu: Callable[..., Result], tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", piped(f"/save {tmp_path / 'x'}\n\n/quit\n".encode()))
+    result = dejavu("chat", "-m", tiny, *REFERENCE, "-n", "3", "--json", "--temperature", "0")
+    first, blank, last = (json.loads(line) for line in result.out.splitlines())
+    assert (result.code, result.err) == (0, "")
+    assert not (tmp_path / "x").exists()
+    assert (blank["error"]["type"], blank["error"]["message"]) == ("InputError", "the line is empty")
+    assert f"user: /save {tmp_path / 'x'}\n" in first["prompt"]
+    assert last["prompt"].endswith("user: /quit\nassistant: ")
+
+
+def test_an_error_ends_a_chat_that_nobody_types(
+    dejavu: Callable[..., Result], tiny: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = piped(b"Hi\nMore\nAnd more\n")
+    monkeypatch.setattr("sys.stdin", lines)
+    result = dejavu("chat", tiny, *REFERENCE, "--context", "40")
+    assert "cut off: prompt and answer fill the context of 40 tokens" in result.err
+    assert result.code == InputError.exit_code
+    assert "leave out the oldest (dejavu chat: /reset begins anew)" in result.err
+    assert lines.buffer.read() == b"And more\n"
 
 
 def test_chat_of_what_cannot_be_read(
@@ -777,9 +840,14 @@ def test_sigint_stops_the_answer_and_not_the_chat(tiny: str) -> None:
 def test_chat_without_a_template(dejavu: Callable[..., Result], tmp_path: Path, monkeypatch: Any) -> None:
     folder = build_tiny_chat(tmp_path / "bare")
     (folder / "tokenizer_config.json").write_text("{}", encoding="utf-8")
-    monkeypatch.setattr("sys.stdin", piped(b"Hi\n"))
+    lines = piped(b"Hi\n")
+    monkeypatch.setattr("sys.stdin", lines)
     result = dejavu("chat", str(folder), *REFERENCE, "-n", "3")
-    assert "template" in result.err
+    assert result.code == InputError.exit_code
+    assert f"dejavu generate PROMPT -m {folder}" in result.err
+    assert lines.buffer.read() == b"Hi\n"  # none was taken
+    result = dejavu("generate", "Hi", "--chat", "-m", str(folder), *REFERENCE)
+    assert (result.code, "dejavu generate --raw" in result.err) == (InputError.exit_code, True)
 
 
 # --- perplexity and bench

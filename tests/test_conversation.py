@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from dejavu.errors import InputError
 from dejavu.sampling import SamplingParams
 from scripted import GREEDY, chat, scripted
 
@@ -86,3 +87,12 @@ def test_a_turn_begun_while_another_is_open() -> None:
     last = list(stream)[-1].generation
     assert last is not None
     assert last.completions == llm.chat(chat("the cat"), GREEDY).completions
+
+
+def test_a_conversation_that_fills_the_context() -> None:
+    llm, _ = scripted(context=20)
+    with pytest.raises(InputError, match="leave out the oldest") as caught:
+        llm.chat(chat("the cat " * 99), GREEDY, conversation=llm.conversation())
+    assert "larger context" not in str(caught.value)
+    with pytest.raises(InputError, match="shorten the prompt to 19 tokens"):
+        llm.chat(chat("the cat " * 99), GREEDY)

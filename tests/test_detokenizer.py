@@ -122,6 +122,29 @@ def test_text_before_min_tokens_does_not_stop() -> None:
     assert detokenizer.stopped == "!"
 
 
+@given(
+    st.text("abc\n", max_size=20),
+    st.lists(st.text("abc\n", min_size=1, max_size=4), max_size=3),
+    st.integers(0, 20),
+    st.booleans(),
+)
+@example("xab", ["ab"], 2, False)  # begins where it may not end
+@example("abx", ["ab", "abxy"], 2, False)  # held for the longer one, and passed by
+@example("aab", ["aa", "ab"], 2, True)
+def test_stop_strings_that_end_after_min_tokens(
+    text: str, stops: list[str], least: int, include: bool
+) -> None:
+    detokenizer = Detokenizer(Pieces([c.encode() for c in text]), stop=stops, include_stop=include)
+    shown = "".join(detokenizer.push(i, may_stop=i >= least) for i in range(len(text))) + detokenizer.finish()
+    expected = text, None
+    for end in range(least + 1, len(text) + 1):
+        if matches := [s for s in stops if text[:end].endswith(s)]:
+            longest = max(matches, key=len)
+            expected = text[: end if include else end - len(longest)], longest
+            break
+    assert (shown, detokenizer.stopped) == expected
+
+
 @pytest.mark.parametrize(("skip", "text"), [(True, "ab"), (False, "a<|end|>b")])
 def test_special_tokens(skip: bool, text: str) -> None:
     detokenizer = Detokenizer(Pieces([b"a", b"b"]), skip_special=skip)

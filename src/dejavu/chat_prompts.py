@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
-from dejavu.chat import ChatTemplate
+from dejavu.chat import WITHOUT_TEMPLATE, ChatTemplate
 from dejavu.errors import InputError
 from dejavu.sampling import SamplingParams
 
@@ -46,7 +46,7 @@ class ChatPrompts:
         source = self._tokenizer.named_templates.get(WITH_TOOLS) if with_tools else None
         source = source or self._tokenizer.chat_template
         if source is None:
-            raise InputError("this model has no chat template", fix="use generate or stream with a prompt")
+            raise InputError("this model has no chat template", fix=WITHOUT_TEMPLATE)
         if source not in self._compiled:
             tokens = {"bos_token": self._tokenizer.bos_token, "eos_token": self._tokenizer.eos_token}
             self._compiled[source] = ChatTemplate(source, **tokens)

@@ -52,15 +52,16 @@ class Detokenizer:
 
         Args:
             token_id: the next token.
-            may_stop: whether to look for stop strings in the text up to here. Once looked through without
-                (`min_tokens`), text is not looked through again.
+            may_stop: whether a stop string may end in this token's text; where it begins does not matter. False while
+                there are too few tokens (`min_tokens`).
         """
         if self.stopped is not None:
             return ""
+        passed = len(self._held)
         self._held += self._decoder.decode(
             self._tokenizer.token_bytes(token_id, skip_special=self._skip_special)
         )
-        return self._release(self._stop if may_stop else ())
+        return self._release(self._stop if may_stop else (), passed)
 
     def finish(self) -> str:
         """What was held back, at the end of the stream. An incomplete character becomes U+FFFD."""
@@ -69,13 +70,18 @@ class Detokenizer:
         text, self._held = self._held + self._decoder.decode(b"", final=True), ""
         return text
 
-    def _release(self, stop: tuple[str, ...]) -> str:
-        found = [(place + len(s), place, s) for s in stop if (place := self._held.find(s)) >= 0]
+    def _release(self, stop: tuple[str, ...], passed: int) -> str:
+        """What can be shown of the text held: to one of `stop` that ends behind the first `passed` characters, if any."""
+        found = [
+            (place + len(s), place, s)
+            for s in stop
+            if (place := self._held.find(s, max(passed + 1 - len(s), 0))) >= 0
+        ]
         if found:
             end, start, self.stopped = min(found)
             text, self._held = self._held[: end if self._include_stop else start], ""
             return text
-        keep = max((_overlap(self._held, s) for s in stop), default=0)
+        keep = max((_overlap(self._held, s) for s in self._stop), default=0)
         cut = len(self._held) - keep
         text, self._held = self._held[:cut], self._held[cut:]
         return text

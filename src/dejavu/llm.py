@@ -123,7 +123,7 @@ class LLM:
                 (`dejavu.engine.break_even`). False: the plan as it is.
             context: most tokens of prompt and completion together; None: the model's.
             max_batch: most sequences that are decoded together.
-            offline: never use the network; None: as HF_HUB_OFFLINE says.
+            offline: never use the network; None: as HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE says.
             cache: keep the packed weights on disk for the next start.
             progress: told about downloads and packing.
 
@@ -221,6 +221,9 @@ class LLM:
         **variables: Any,
     ) -> Generation:
         """Answer the last of `messages`.
+
+        Names of special tokens in a message become those tokens, as everywhere in what the template makes: take them out
+        of text that is not trusted.
 
         Args:
             messages: all of the chat so far, each with a "role" and a "content" (see `ChatTemplate.render`).
@@ -348,14 +351,14 @@ class LLM:
             raise InputError("the prompt is empty", fix="pass a text with at least one character")
         room = self.context - len(tokens)
         if room < 1:
+            fix = f"shorten the prompt to {self.context - 1} tokens or fewer"
+            if conversation is not None:  # its last message may be short; what was said before is not
+                fix = "shorten the last message or leave out the oldest (dejavu chat: /reset begins anew)"
+            if self.context < self.executor.config.max_context:
+                fix += ", or load with a larger context"
             raise InputError(
                 f"the prompt has {len(tokens)} tokens; the context holds {self.context}, the answer included",
-                fix=f"shorten the prompt to {self.context - 1} tokens or fewer"
-                + (
-                    ", or load with a larger context"
-                    if self.context < self.executor.config.max_context
-                    else ""
-                ),
+                fix=fix,
             )
         return Request(
             prompt,

@@ -1,8 +1,8 @@
 """The bounded jinja2 sandbox that chat templates run in.
 
-Nothing outside can be reached or changed, and every loop round, call and produced character is charged to a budget. Values
-are immutable, so how long a list or dict is as text is known when it is made: one that holds the same list twice, which
-holds the same list twice, and so on, is refused there.
+Nothing outside can be reached or changed, and every loop round, call and produced character is charged to a budget, which
+also ends after some seconds. Values are immutable, so how long a list or dict is as text is known when it is made: one that
+holds the same list twice, which holds the same list twice, and so on, is refused there.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import functools
 import itertools
 import json
 import re
+import time
 from collections.abc import ItemsView, Iterable, KeysView, Mapping, Set, ValuesView
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
 _MAX_STEPS = 1_000_000  # a loop round is one, a call `_CALL`
 _CALL = 4
+_MAX_SECONDS = 20.0  # of one rendering: a step can cost nothing, or read a long text
 _MAX_CHARACTERS = 1 << 24  # produced in all, besides 200 times those of the messages
 _MAX_BITS = 4096  # of whole numbers
 
@@ -62,6 +64,7 @@ class _Budget:
     def __init__(self, steps: int, characters: int) -> None:
         self.steps = steps
         self.characters = characters
+        self.deadline = time.monotonic() + _MAX_SECONDS
         self._weights: dict[
             int, tuple[object, int]
         ] = {}  # by id, which the object beside it keeps from reuse
@@ -70,6 +73,8 @@ class _Budget:
         self.steps -= steps
         if self.steps < 0:
             raise SecurityError("too many loop rounds and calls")
+        if time.monotonic() > self.deadline:
+            raise SecurityError(f"not done after {_MAX_SECONDS:g} seconds")
 
     def allow(self, characters: float) -> None:
         """Refuse before something so large is made."""

@@ -15,6 +15,7 @@ from dejavu.byte_level import BYTE_OF, GPT2, QWEN2
 from dejavu.errors import DejavuError, InputError, ModelFormatError, SourceError, UnsupportedModelError
 from dejavu.gguf_tokenizer import build_from_gguf, byte_level_bpe, surround
 from dejavu.models.folder_files import more_templates
+from dejavu.models.spec import FETCH_AGAIN
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -279,9 +280,7 @@ def _backend_errors(path: Path) -> Iterator[None]:
         if isinstance(error, DejavuError):
             raise
         if isinstance(error, Exception) or type(error).__name__ == "PanicException":
-            raise ModelFormatError(
-                f"{path} is not a sound tokenizer: {error}", fix="fetch the model again"
-            ) from error
+            raise ModelFormatError(f"{path} is not a sound tokenizer: {error}", fix=FETCH_AGAIN) from error
         raise
 
 
@@ -293,10 +292,10 @@ def _read_text(path: Path) -> str:
     except OSError as error:
         raise SourceError(
             f"cannot read {path}: {error.strerror or error}",
-            fix="check its permissions, or fetch the model again",
+            fix=f"check its permissions, or {FETCH_AGAIN}",
         ) from error
     except UnicodeDecodeError as error:
-        raise ModelFormatError(f"{path} cannot be read: {error}", fix="fetch the model again") from error
+        raise ModelFormatError(f"{path} cannot be read: {error}", fix=FETCH_AGAIN) from error
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -306,9 +305,9 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(_read_text(path))
     except (ValueError, RecursionError) as error:
-        raise ModelFormatError(f"{path} is not JSON: {error}", fix="fetch the model again") from error
+        raise ModelFormatError(f"{path} is not JSON: {error}", fix=FETCH_AGAIN) from error
     if not isinstance(value, dict):
-        raise ModelFormatError(f"{path} does not hold a JSON object", fix="fetch the model again")
+        raise ModelFormatError(f"{path} does not hold a JSON object", fix=FETCH_AGAIN)
     return value
 
 
@@ -323,7 +322,7 @@ def _named_id(backend: Backend, names: Mapping[str, Any], key: str) -> int | Non
 
 def _wrong(key: str, value: object, needed: str) -> ModelFormatError:
     return ModelFormatError(
-        f"the tokenizer's {key} is {value!r:.60}; {needed} or null is needed", fix="fetch the model again"
+        f"the tokenizer's {key} is {value!r:.60}; {needed} or null is needed", fix=FETCH_AGAIN
     )
 
 

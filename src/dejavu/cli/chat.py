@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dejavu.cli import options
+from dejavu.cli.generate import print_ending
 from dejavu.cli.options import CodecName, ExecutorName, KvName
-from dejavu.cli.output import describe_timings, print_error, print_json, print_note
+from dejavu.cli.output import print_error, print_json, print_note
 from dejavu.cli.streams import argument_text
 from dejavu.errors import DejavuError, InputError
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 HELP = """\
 /reset        forget the conversation
 /system TEXT  set the system message (empty: none) and forget the conversation
-/save FILE    write the conversation as JSON
+/save FILE    write the conversation as JSON into a new file
 /help         show this
 /quit         leave (Ctrl-D too)
 Ctrl-C stops an answer."""
@@ -61,12 +62,13 @@ def chat(
     ] = 0.0,
     repetition_penalty: Annotated[float, typer.Option(help="Above 1: avoid tokens seen before.")] = 1.0,
     seed: Annotated[int | None, typer.Option(help="Same seed, same answers.")] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no timings.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, timings or notes.")] = False,
     json: options.Json = False,
 ) -> None:
     """Talk with a model. Type /help for the commands.
 
-    With --json, or when stdin is not a terminal, each line of stdin is a turn.
+    When stdin is not a terminal, each line of it is a turn, and the first error ends the chat. With --json no line is a
+    command, and each gets one object: an answer or an error.
     """
     from dejavu.cli.loading import open_llm
     from dejavu.sampling import SamplingParams
@@ -82,8 +84,9 @@ def chat(
         repetition_penalty=repetition_penalty,
         seed=seed,
     )
+    model = model or named or options.DEFAULT_MODEL
     with open_llm(
-        model or named or options.DEFAULT_MODEL,
+        model,
         codec=codec,
         kv=kv,
         threads=threads,
@@ -94,9 +97,14 @@ def chat(
         offline=offline,
         quiet=quiet or json,
     ) as llm:
+        if llm.tokenizer.chat_template is None:
+            raise InputError(
+                f"{model} has no chat template",
+                fix=f"let it continue a text: dejavu generate PROMPT -m {model}",
+            )
         system = None if system is None else argument_text(system)
-        session = Session(llm, params, system=system, json=json, quiet=quiet)
         interactive = sys.stdin.isatty() and not json
+        session = Session(llm, params, system=system, json=json, quiet=quiet, interactive=interactive)
         if interactive:
             print_note("Type /help for the commands; Ctrl-C stops an answer, Ctrl-D leaves.")
         with line_history() if interactive else contextlib.nullcontext():
@@ -127,8 +135,9 @@ class Session:
         llm: the model.
         params: how to answer.
         system: the system message.
-        json: print each answer as a JSON object instead of as it comes.
+        json: print each answer as a JSON object instead of as it comes, and take no line for a command.
         quiet: no timings.
+        interactive: a person types the lines, who reads an error and goes on.
     """
 
     def __init__(
@@ -139,11 +148,14 @@ class Session:
         system: str | None = None,
         json: bool = False,
         quiet: bool = False,
+        interactive: bool = True,
     ) -> None:
         self.llm = llm
         self.params = params
         self.json = json
         self.quiet = quiet
+        self.goes_on = json or interactive
+        """After an error."""
         self.conversation = llm.conversation()
         self.messages: list[dict[str, str]] = []
         self.reset(system)
@@ -154,7 +166,11 @@ class Session:
         self.messages = [{"role": "system", "content": system}] if system else []
 
     def turn(self, read_line: Callable[[], str]) -> bool:
-        """Read a line, and obey or answer it. Returns whether to go on."""
+        """Read a line, and obey or answer it. Returns whether to go on.
+
+        Raises:
+            DejavuError: neither a person nor a program would see it and go on.
+        """
         try:
             line = read_line().strip()
         except EOFError:
@@ -163,15 +179,21 @@ class Session:
             print_note("\n(Ctrl-D or /quit leaves)")
             return True
         except InputError as error:
-            if not self.json:
-                raise
-            print_error(error, as_json=True)  # a program that reads the answers counts on one to each line
+            self.fail(error)
             return True
-        if line.startswith("/"):
+        if self.json and not line:
+            self.fail(InputError("the line is empty", fix="write a message on each line"))
+        elif line.startswith("/") and not self.json:  # a program's lines are data, whoever wrote them
             return self.obey(line)
-        if line:
+        elif line:
             self.answer(line)
         return True
+
+    def fail(self, error: DejavuError) -> None:
+        """Print the error of a turn: a program counts on one object to each line. Raises it where it ends the chat."""
+        if not self.goes_on:
+            raise error
+        print_error(error, as_json=self.json)
 
     def obey(self, line: str) -> bool:
         """Carry out a command. Returns whether to go on."""
@@ -194,19 +216,21 @@ class Session:
         return True
 
     def save(self, name: str) -> None:
-        """Write the conversation to a file."""
-        from dejavu.models.store import expand_path
+        """Write the conversation to a new file; one that is there stays as it is."""
+        from dejavu.models.store import atomic_write, expand_path
 
         if not name:
             print_note("Write: /save FILE")
             return
         try:
-            expand_path(name).write_text(
-                jsonlib.dumps(self.messages, ensure_ascii=False, indent=1) + "\n", encoding="utf-8"
-            )
-        except (OSError, ValueError) as error:
-            reason = error.strerror if isinstance(error, OSError) else error.args[0]
-            print_note(f"Cannot write {name}: {reason or error}")
+            path = expand_path(name)
+            if path.exists():
+                print_note(f"Cannot write {name}: it is there already")
+                return
+            with atomic_write(path) as stream:
+                stream.write(f"{jsonlib.dumps(self.messages, ensure_ascii=False, indent=1)}\n".encode())
+        except (DejavuError, OSError, ValueError) as error:
+            print_note(f"Cannot write {name}: {error.args[0]}")
         else:
             print_note(f"Saved to {name}.")
 
@@ -228,7 +252,7 @@ class Session:
             pass  # `result` stays None
         except DejavuError as error:
             self.messages.pop()
-            print_error(error, as_json=self.json)
+            self.fail(error)
             return
         self.messages.append({"role": "assistant", "content": "".join(pieces)})
         if self.json:
@@ -238,7 +262,7 @@ class Session:
         if result is None:
             print_note("(stopped)")
         elif not self.quiet:
-            print_note(describe_timings(result))
+            print_ending(result, self.params)
 
 
 @contextlib.contextmanager

@@ -17,6 +17,7 @@ from dejavu.errors import InputError
 if TYPE_CHECKING:
     from dejavu.llm import LLM
     from dejavu.outputs import Generation, StreamEvent
+    from dejavu.sampling import SamplingParams
 
 
 def generate(
@@ -44,7 +45,9 @@ def generate(
         ),
     ] = 256,
     min_tokens: Annotated[int, typer.Option(help="Do not stop before so many tokens.")] = 0,
-    temperature: Annotated[float, typer.Option(help="0 takes the most likely token.")] = 0.0,
+    temperature: Annotated[
+        float, typer.Option(help="0 takes the most likely token; --top-k, --top-p and --min-p need more.")
+    ] = 0.0,
     top_k: Annotated[int, typer.Option(help="Choose from the k most likely tokens; 0: from all.")] = 0,
     top_p: Annotated[float, typer.Option(help="Choose from the tokens that make up this probability.")] = 1.0,
     min_p: Annotated[
@@ -81,7 +84,7 @@ def generate(
         typer.Option("--check", help="Of a plan: how many of the neurons that matter most it selected."),
     ] = False,
     stream: Annotated[bool, typer.Option("--stream/--no-stream", help="Print text as it comes.")] = True,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no timings.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, timings or notes.")] = False,
     json: options.Json = False,
 ) -> None:
     """Continue a prompt, or answer it.
@@ -113,6 +116,13 @@ def generate(
         skip_special_tokens=not keep_special,
         logprobs=logprobs,
     )
+    if temperature == 0 and (idle := _idle_options(params)):
+        raise InputError(
+            f"{idle} changes nothing at temperature 0, which takes the most likely token",
+            fix=f"add a --temperature above 0, or leave {idle} out",
+        )
+    if temperature == 0 and seed is not None and not (quiet or json):
+        print_note("--seed changes nothing at temperature 0, which takes the most likely token")
     text = read_prompt(prompt)
     system = None if system is None else argument_text(system)
     with open_llm(
@@ -146,10 +156,16 @@ def generate(
             if json:
                 print_json(result.to_dict() | _about_plan(llm, evidence))
             else:
-                _print_result(result, evidence, quiet=quiet)
+                _print_result(result, evidence, params, quiet=quiet)
         else:
             events = llm.stream_chat(messages, params) if chat else llm.stream(text, params)
-            _print_stream(events, llm, check=check, quiet=quiet)
+            _print_stream(events, llm, params, check=check, quiet=quiet)
+
+
+def _idle_options(params: SamplingParams) -> str:
+    """Those of the options that choose between tokens that were given; they are for a temperature above 0."""
+    given = {"--top-k": params.top_k > 0, "--top-p": params.top_p < 1, "--min-p": params.min_p > 0}
+    return " and ".join(name for name, is_given in given.items() if is_given)
 
 
 def _evidence(llm: LLM, result: Generation, check: bool) -> dict[str, Any] | None:
@@ -176,13 +192,15 @@ def _about_plan(llm: LLM, evidence: dict[str, Any] | None) -> dict[str, Any]:
     return found
 
 
-def _print_stream(events: Iterable[StreamEvent], llm: LLM, *, check: bool, quiet: bool) -> None:
+def _print_stream(
+    events: Iterable[StreamEvent], llm: LLM, params: SamplingParams, *, check: bool, quiet: bool
+) -> None:
     last = None
     for last in events:
         print(last.text, end="", flush=True)
     print()
     if last is not None and last.generation is not None and not quiet:
-        print_note(describe_timings(last.generation))
+        print_ending(last.generation, params)
         _print_evidence(_evidence(llm, last.generation, check))
 
 
@@ -193,13 +211,30 @@ def _print_evidence(evidence: dict[str, Any] | None) -> None:
         print_note(f"plan {evidence['name'] or '(no name)'}: {describe(evidence)}")
 
 
-def _print_result(result: Generation, evidence: dict[str, Any] | None, *, quiet: bool) -> None:
+def print_ending(result: Generation, params: SamplingParams) -> None:
+    """Note the timings, and that there was no room to end, for want of `params.max_tokens` or of context."""
+    print_note(describe_timings(result))
+    cut = [completion for completion in result.completions if completion.finish_reason == "length"]
+    if not cut:
+        return
+    which = f" ({', '.join(str(c.index) for c in cut)})" if len(result.completions) > 1 else ""
+    made = len(cut[0].token_ids)  # all of them have as many: they are of one prompt
+    if made == params.max_tokens:
+        print_note(f"cut off{which}: no more than {made} tokens were wanted (--max-tokens)")
+    else:
+        context = result.usage.prompt_tokens + made
+        print_note(f"cut off{which}: prompt and answer fill the context of {context} tokens (--context)")
+
+
+def _print_result(
+    result: Generation, evidence: dict[str, Any] | None, params: SamplingParams, *, quiet: bool
+) -> None:
     for completion in result.completions:
         if len(result.completions) > 1:
             print_note(f"--- {completion.index}")
         print(completion.text, flush=True)
     if not quiet:
-        print_note(describe_timings(result))
+        print_ending(result, params)
         _print_evidence(evidence)
 
 
@@ -207,10 +242,15 @@ def read_prompt(prompt: str) -> str:
     """The prompt itself, or all of stdin for "-" (less one newline at its end).
 
     Raises:
-        InputError: stdin cannot be read, or is not UTF-8.
+        InputError: it is empty, or stdin cannot be read or is not UTF-8.
     """
-    if prompt != "-":
-        return argument_text(prompt)
+    text = argument_text(prompt) if prompt != "-" else _read_stdin()
+    if not text:  # which a chat template would wrap, so that the model gets a prompt all the same
+        raise InputError("the prompt is empty", fix="give a text with at least one character")
+    return text
+
+
+def _read_stdin() -> str:
     try:  # not by the locale, which may be another, or let everything pass
         text = sys.stdin.buffer.read().decode()
     except UnicodeDecodeError as error:

@@ -30,7 +30,7 @@ def open_llm(
 
     `fallback` False, as for everything that measures a plan: all of it runs.
 
-    `offline` False leaves the choice to the environment (HF_HUB_OFFLINE).
+    `offline` False leaves the choice to the environment (HF_HUB_OFFLINE, TRANSFORMERS_OFFLINE).
     """
     from dejavu.cli.progress import make_progress
     from dejavu.llm import LLM

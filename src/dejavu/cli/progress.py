@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from dejavu.cli.output import say
-from dejavu.models.progress import NoProgress, Progress
 from dejavu.training.progress import Silent
 
 if TYPE_CHECKING:
     import rich.progress
 
+    from dejavu.models.progress import Progress
     from dejavu.training.progress import Progress as StageProgress
 
 _LINE_SECONDS = 15.0
@@ -61,9 +61,9 @@ class ByteBars:
             self._bars = self._task = None
 
 
-def make_progress(*, quiet: bool) -> Progress:
-    """What draws the steps of a fetch."""
-    return NoProgress() if quiet else ByteBars()
+def make_progress(*, quiet: bool) -> Progress | None:
+    """What draws the steps of a fetch; None if `quiet`, so that huggingface-hub draws none of its own bars either."""
+    return None if quiet else ByteBars()
 
 
 @contextlib.contextmanager

@@ -24,6 +24,7 @@ from dejavu.models.changed import ChangedWeights
 from dejavu.models.progress import NoProgress
 from dejavu.models.safetensors import SafeTensors
 from dejavu.models.safetensors_writer import write_safetensors
+from dejavu.models.spec import FETCH_AGAIN
 from dejavu.models.staged_folder import staged_folder
 
 if TYPE_CHECKING:
@@ -156,7 +157,7 @@ class DeltaWeights(ChangedWeights):
         if base.fingerprint != record["fingerprint"]:
             raise ModelFormatError(
                 f"{folder} is for other weights than those of {record['base']}",
-                fix="fetch both again; a delta fits the very file that it was made of",
+                fix=f"{FETCH_AGAIN}, and its base: a delta fits the very file that it was made of",
             )
         self._delta = SafeTensors(folder / ARRAYS_NAME)
         super().__init__(base, self._delta)

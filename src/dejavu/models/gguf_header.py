@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NoReturn
 
 from dejavu.errors import ModelFormatError, UnsupportedModelError
+from dejavu.models.spec import FETCH_AGAIN
 
 if TYPE_CHECKING:
     from dejavu.models.mapped import MappedFile
@@ -95,7 +96,7 @@ class _Parser:
 
     def bad(self, what: str, at: int | None = None) -> NoReturn:
         offset = self.pos if at is None else at
-        raise ModelFormatError(f"{self.path}: offset {offset}: {what}", fix="fetch the file again")
+        raise ModelFormatError(f"{self.path}: offset {offset}: {what}", fix=FETCH_AGAIN)
 
     def need(self, nbytes: int, what: str) -> None:
         if nbytes > self.size - self.pos:

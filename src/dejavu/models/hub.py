@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
@@ -11,12 +12,14 @@ from dejavu.models.delta import ARRAYS_NAME as DELTA_ARRAYS
 from dejavu.models.delta import DELTA_NAME
 from dejavu.models.folder_files import is_inner_file
 from dejavu.models.lora import ARRAYS_NAME
-from dejavu.models.store import fetching_is_off, folder_of, is_disk_error, not_stored, write_record
+from dejavu.models.store import folder_of, is_disk_error, not_stored, write_record
 
 if TYPE_CHECKING:
     from dejavu.models.spec import HubSpec
 
 _SUFFIXES = (".json", ".model", ".txt", ".jinja")
+_WEIGHTS = (".safetensors", ".gguf")
+_SHARD = re.compile(r"model-\d+-of-(\d+)\.safetensors")
 
 
 def fetch_hub(spec: HubSpec, *, offline: bool, bars: bool) -> Path:
@@ -54,7 +57,12 @@ def _snapshot(spec: HubSpec, *, offline: bool, bars: bool) -> tuple[Path, list[s
     if offline:
         snapshot = _cached_snapshot(spec)
         present = [p.relative_to(snapshot).as_posix() for p in snapshot.rglob("*") if p.is_file()]
-        return snapshot, _choose(spec, present)
+        # Another program may have fetched a part of the model: the tokenizer, another file, some of the shards.
+        begun = spec.file in present if spec.file else any(name.endswith(_WEIGHTS) for name in present)
+        files = _choose(spec, present) if begun else []
+        if not _is_whole(files):
+            raise not_stored(spec)
+        return snapshot, files
     info = HfApi().model_info(spec.repo, revision=spec.revision)
     files = _choose(spec, [sibling.rfilename for sibling in info.siblings or []])
     quiet = not bars and not are_progress_bars_disabled()
@@ -84,7 +92,16 @@ def _cached_snapshot(spec: HubSpec) -> Path:
     for revision in (revision for repo in repos for revision in repo.revisions):
         if wanted in (revision.commit_hash, *revision.refs):
             return Path(revision.snapshot_path)
-    raise not_stored(spec, by_variable=fetching_is_off())
+    raise not_stored(spec)
+
+
+def _is_whole(files: list[str]) -> bool:
+    """Whether `files`, which `_choose` has found in the hub's cache, are all of a model: each shard, and a tokenizer."""
+    if {ARRAYS_NAME, DELTA_ARRAYS} & set(files) or any(name.endswith(".gguf") for name in files):
+        return True
+    shards = [match for name in files if (match := _SHARD.fullmatch(name))]
+    has_tokenizer = "tokenizer.json" in files or {"vocab.json", "merges.txt"} <= set(files)
+    return has_tokenizer and all(int(shard[1]) == len(shards) for shard in shards)
 
 
 def _choose(spec: HubSpec, names: list[str]) -> list[str]:
@@ -141,14 +158,14 @@ def _explain(error: Exception, spec: HubSpec) -> DejavuError:
     if isinstance(error, errors.HFValidationError):
         return SourceError(f"{spec}: not a repository name ({error})", fix="write hf:ORG/NAME")
     if isinstance(error, errors.OfflineModeIsEnabled):
-        return not_stored(spec, by_variable=True)
+        return not_stored(spec)
     if is_disk_error(error):
         return CacheError(
             f"the hub's cache cannot be written ({_first_line(error)})", fix="free space, or set HF_HOME"
         )
     return SourceError(
         f"{spec}: the hub cannot be reached ({_first_line(error)})",
-        fix="check the network, HF_ENDPOINT and the proxy variables",
+        fix="check the network, HF_ENDPOINT and the proxy variables; --offline takes what another program fetched",
     )
 
 

@@ -18,6 +18,7 @@ from dejavu.models.gguf import GgufFile
 from dejavu.models.lora import ARRAYS_NAME, LoraWeights
 from dejavu.models.safetensors import SafeTensors
 from dejavu.models.sources import resolve
+from dejavu.models.spec import FETCH_AGAIN
 from dejavu.models.weights import MappedWeights, RawTensors, TensorView, Weights
 from dejavu.models.writing import family_of
 
@@ -166,7 +167,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         values = json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise ModelFormatError(f"{path}: not JSON: {error}", fix="fetch the model again") from error
+        raise ModelFormatError(f"{path}: not JSON: {error}", fix=FETCH_AGAIN) from error
     if not isinstance(values, dict):
         raise ModelFormatError(f"{path}: an object is needed")
     return values

@@ -23,6 +23,7 @@ from dejavu.models.changed import ChangedWeights
 from dejavu.models.mapped import FLOAT_BYTES
 from dejavu.models.safetensors import SafeTensors
 from dejavu.models.safetensors_writer import write_safetensors
+from dejavu.models.spec import FETCH_AGAIN
 from dejavu.models.staged_folder import staged_folder
 from dejavu.models.tensors import tensor_shapes
 from dejavu.models.weights import MappedWeights, TensorView
@@ -48,7 +49,7 @@ PICKLE_NAME = "adapter_model.bin"
 _TENSOR = "base_model.model.{module}.lora_{factor}.weight"
 _LINEAR = re.compile(r"layers\.\d+\.(q|k|v|o|gate|up|down)\.weight")
 _SHOWN = 3  # names in an error message
-_MEND = f"name the right base in {ADAPTER_NAME}, or fetch the adapter again"
+_MEND = f"name the right base in {ADAPTER_NAME}, or {FETCH_AGAIN}"
 
 
 class LoraWeights(ChangedWeights):

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dejavu.errors import ModelFormatError, SourceError
+from dejavu.models.spec import FETCH_AGAIN
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -56,7 +57,7 @@ class MappedFile:
                 raise SourceError(f"{path} is not a regular file", fix="give the path of a model file")
             self.size = info.st_size
             if self.size == 0:
-                raise ModelFormatError(f"{path}: the file is empty", fix="fetch the file again")
+                raise ModelFormatError(f"{path}: the file is empty", fix=FETCH_AGAIN)
             self.map = mmap.mmap(fd, 0, access=mmap.ACCESS_READ)
         except OSError as error:
             raise SourceError(f"cannot map {path}: {error.strerror}") from error

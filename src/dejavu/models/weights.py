@@ -87,15 +87,13 @@ class Weights(Protocol):
 class TensorView:
     """How a tensor of the model is cut from a tensor of the file.
 
-    The result is ``(source.T if transpose else source)[rows] * scale + add``.
+    The result is ``source[rows] * scale + add``.
     """
 
     source: str
     """Name in the file."""
     rows: Rows = None
-    """Rows to take, after the transposition: a part of a fused matrix, or a permutation."""
-    transpose: bool = False
-    """The file stores ``[in, out]``. Only for 2-D tensors."""
+    """Rows to take: a part of a fused matrix, or a permutation."""
     add: float = 0.0
     """Constant to add to every entry (Gemma stores its norm weights minus one)."""
     scale: float = 1.0
@@ -126,13 +124,10 @@ class MappedWeights:
 
     def _add_view(self, name: str, view: TensorView) -> None:
         shape = self._tensors.shape(view.source)
-        if len(shape) not in (1, 2) or (view.transpose and len(shape) != 2):
-            wanted = "2-D" if view.transpose else "1-D or 2-D"
+        if len(shape) not in (1, 2):
             raise ModelFormatError(
-                f"tensor {view.source!r} has shape {list(shape)}; {name} needs a {wanted} tensor"
+                f"tensor {view.source!r} has shape {list(shape)}; {name} needs a 1-D or 2-D tensor"
             )
-        if view.transpose:
-            shape = shape[::-1]
         n = shape[0]
         rows: range | NDArray[np.int64]
         if view.rows is None:
@@ -199,15 +194,8 @@ class MappedWeights:
     def _cut(self, name: str, start: int, stop: int, cols: slice | None) -> NDArray[np.float32]:
         view = self._table[name]
         rows = self._rows[name][start:stop]
-        if not view.transpose:
-            take: Rows = slice(rows.start, rows.stop, rows.step) if isinstance(rows, range) else rows
-            out = self._tensors.read_rows(view.source, take, cols)
-        else:
-            # Rows of the view are columns of the file: read the narrowest range that holds them.
-            low, high = (min(rows), max(rows) + 1) if len(rows) else (0, 0)
-            part = self._tensors.read_rows(view.source, cols, slice(int(low), int(high)))
-            picked = slice(0, high - low, rows.step) if isinstance(rows, range) else rows - low
-            out = np.ascontiguousarray(part.T[picked])
+        take: Rows = slice(rows.start, rows.stop, rows.step) if isinstance(rows, range) else rows
+        out = self._tensors.read_rows(view.source, take, cols)
         if view.scale != 1:
             out *= np.float32(view.scale)
         if view.add:
