@@ -57,7 +57,7 @@ def command(folder: Path, output: Path, *more: str, tokens: int = 12_000, kind: 
     return ["adapt", str(folder / "model"), *text, *fast, "--json", *(more or ("--density", "0.25"))]
 
 
-@pytest.fixture(scope="module", params=["relu", "shifted", "fatrelu"])
+@pytest.fixture(scope="module", params=["relu", "shifted", "fatrelu", "drelu"])
 def twin(folder: Path, request: pytest.FixtureRequest) -> Path:
     output = folder / str(request.param)
     assert run(command(folder, output, kind=request.param)) == 0
@@ -101,7 +101,7 @@ def test_zeros_are_left_out_exactly(twin: Path, codec: Any) -> None:
     assert all(isinstance(x.neurons, Threshold) and x.neurons.threshold == 0 for x in plan.layers)
     native = NativeExecutor.load(twin, codec=codec, kv_dtype="f32", threads=2, cache=False)
     reference = ReferenceExecutor(opened.config, opened.weights, codec=codec)
-    natural = (reference.trace(TOKENS).hidden[..., : opened.config.d_ff] != 0).mean(axis=(1, 2))
+    natural = (reference.trace(TOKENS).gate[..., : opened.config.d_ff] != 0).mean(axis=(1, 2))
     for executor in (native, reference):
         logits = []
         for wanted in (None, plan):
@@ -233,7 +233,7 @@ def test_what_does_not_go_together(folder: Path, tmp_path: Path, capsys: pytest.
         found: dict[str, Any] = json.loads(capsys.readouterr().out)["error"]
         return found
 
-    assert "keep, relu, shifted, fatrelu" in refused(kind="drelu")["message"]
+    assert "keep, relu, shifted, fatrelu, drelu" in refused(kind="elu")["message"]
     plan = AccessPlan(model="0" * 64, layers=(LayerPlan(),))
     plan.save(tmp_path / "plan")
     assert "gates select them" in refused("--plan", str(tmp_path / "plan"))["message"]

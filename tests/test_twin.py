@@ -28,8 +28,9 @@ from dejavu.adapt.student import Student  # noqa: E402
 from dejavu.adapt.twin import LEAST, Twin  # noqa: E402
 
 MODELS: list[tuple[str, Any]] = [
-    *((name, kind) for name in ("llama", "llama-tail") for kind in ("relu", "shifted", "fatrelu")),
+    *((name, kind) for name in ("llama", "llama-tail") for kind in ("relu", "shifted", "fatrelu", "drelu")),
     ("llama-biases", "relu"),
+    ("llama-biases", "drelu"),
     ("qwen2", "shifted"),
     ("qwen3-biases", "fatrelu"),
     ("mistral-window", "shifted"),
@@ -73,8 +74,9 @@ def test_what_is_written_is_what_was_trained(
     logits = reference.prefill(tokens, reference.new_cache(), all_logits=True)
     found = torch.log_softmax(torch.from_numpy(logits), dim=-1).numpy()
     assert relative_error(found, expected) < 1e-5
-    hidden = reference.trace(tokens).hidden
-    np.testing.assert_allclose((hidden != 0).mean(axis=(1, 2)), run.densities, atol=2e-3)
+    trace = reference.trace(tokens)
+    opened_gates = trace.gate if kind == "drelu" else trace.hidden  # where relu(up) makes more zeros
+    np.testing.assert_allclose((opened_gates != 0).mean(axis=(1, 2)), run.densities, atol=2e-3)
     opened.close()
 
 
@@ -137,6 +139,7 @@ def test_thresholds_in_weights_stay_above_zero(tiny_folder: Callable[[str], Path
         ("mistral", "relu", "--activation shifted"),
         ("opt-bare", "relu", "--activation shifted"),
         ("opt-gelu", "shifted", "--activation relu"),
+        ("opt-gelu", "drelu", "--activation relu"),
         ("llama-biases", "fatrelu", "--activation relu"),
         ("gemma2", "shifted", "--activation keep"),
         ("bloom", "relu", "--activation"),

@@ -1,6 +1,6 @@
 """`Gates`: what opens the neurons of a ReLU twin.
 
-A neuron holds relu(g - t) u (FATReLU: g u where g > t), t being its layer's threshold: exactly zero where g does not exceed
+A neuron holds relu(g - t) u (FATReLU: g u where g > t; dReLU: relu(g - t) relu(u)), t being its layer's threshold: exactly zero where g does not exceed
 it. Thresholds follow the layers' target densities, as those of masks do. A density of 1 stands for the natural one, at a
 threshold of 0; from there thresholds rise in proportion until the target is reached.
 """
@@ -81,6 +81,8 @@ class Gates(PlanMasks):
 
     def hidden(self, block: Block, chosen: Tensor, threshold: float) -> Tensor:
         """See `PlanMasks.hidden`."""
+        if self._name == "drelu":
+            return hidden_values(block.products - threshold, block.up, self._config)
         return hidden_values(
             block.products, block.up, dataclasses.replace(self._config, activation_threshold=threshold)
         )

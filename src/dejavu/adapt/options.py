@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from dejavu.codecs import Codec
     from dejavu.plan import AccessPlan
 
-ActivationName = Literal["keep", "relu", "shifted", "fatrelu"]
+ActivationName = Literal["keep", "relu", "shifted", "fatrelu", "drelu"]
 LossName = Literal["forward-kl", "reverse-kl", "mixed"]
 MethodName = Literal["full", "lora"]
 ValuesName = Literal["exact", "leading"]

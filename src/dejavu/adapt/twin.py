@@ -2,7 +2,7 @@
 
 It is trained with a threshold per layer. A config.json has one activation for all layers, so the thresholds go elsewhere:
 
-- "relu": into biases of the gate (ungated: of up), relu(g - t) = relu(g + b) with b = -t;
+- "relu" and "drelu": into biases of the gate (ungated: of up), relu(g - t) = relu(g + b) with b = -t;
 - "shifted" and "fatrelu": into the weights, the file's one threshold being T. With s = T / t the gate is multiplied by s
   and down divided by s: both activations give s h for s g and the threshold s t.
 """
@@ -30,6 +30,14 @@ if TYPE_CHECKING:
     Array = NDArray[np.float32]
     Arrays = Mapping[str, Array]
 
+_TRAINED: dict[str, Activation] = {
+    "relu": "shifted_relu",
+    "shifted": "shifted_relu",
+    "fatrelu": "fatrelu",
+    "drelu": "drelu",
+}
+_BY_BIASES = ("relu", "drelu")
+
 LEAST = 2.0**-6
 """Least threshold that goes into weights: these are multiplied by no more than the ratio of two thresholds."""
 
@@ -54,33 +62,40 @@ class Twin:
             UnsupportedModelError: a config.json of its family cannot say what the twin computes.
         """
         biases = config.biases
-        if name == "relu":
+        if name == "drelu" and not config.gated:
+            raise UnsupportedModelError(
+                f"{config.family}: drelu is relu(gate) * relu(up), and the MLPs have no gate",
+                fix="adapt with --activation relu",
+            )
+        if name in _BY_BIASES:
             biases += tuple(x for x in _linears(config) if x not in biases)
         elif _opener(config) in biases:
             raise UnsupportedModelError(
                 f"{config.family}: {_opener(config)} has biases; {name} holds its thresholds in weights alone",
                 fix="adapt with --activation relu",
             )
-        kind: Activation = "fatrelu" if name == "fatrelu" else "shifted_relu"
+        kind = _TRAINED[name]
         twin = cls(
             name, dataclasses.replace(config, activation=kind, activation_threshold=0.0, biases=biases)
         )
         try:
             config_json(twin.written(1.0))
         except UnsupportedModelError as error:
-            fix = "adapt with --activation " + ("shifted" if name == "relu" else "keep")
+            fix = "adapt with --activation " + ("shifted" if name in _BY_BIASES else "keep")
             raise UnsupportedModelError(f"a twin of it cannot be written: {error}", fix=fix) from error
         return twin
 
     @property
     def least_threshold(self) -> float:
         """That a layer can have."""
-        return -math.inf if self.name == "relu" else LEAST
+        return -math.inf if self.name in _BY_BIASES else LEAST
 
     def written(self, threshold: float) -> ModelConfig:
         """What config.json says, `threshold` being that of all layers."""
         if self.name == "relu":
             return dataclasses.replace(self.config, activation="relu")
+        if self.name == "drelu":
+            return self.config
         return dataclasses.replace(self.config, activation_threshold=threshold)
 
     def publish(self, thresholds: Sequence[float], values: Arrays) -> tuple[ModelConfig, dict[str, Array]]:
@@ -90,10 +105,10 @@ class Twin:
             thresholds: of each layer.
             values: the tensors of `config`, float32.
         """
-        tensors, common = dict(values), _geometric_mean(thresholds) if self.name != "relu" else 0.0
+        tensors, common = dict(values), 0.0 if self.name in _BY_BIASES else _geometric_mean(thresholds)
         for layer, threshold in enumerate(thresholds):
             opener, down = (f"layers.{layer}.{name}" for name in (_opener(self.config), "down"))
-            if self.name == "relu":
+            if self.name in _BY_BIASES:
                 tensors[f"{opener}.bias"] = tensors[f"{opener}.bias"] - np.float32(threshold)
             else:
                 scale = np.float32(common / threshold)

@@ -70,7 +70,8 @@ def adapt(
     activation: Annotated[
         str,
         typer.Option(
-            help="keep, or that of a twin with exact zeros: relu (thresholds in biases), shifted or fatrelu (in weights)."
+            help="keep, or that of a twin with exact zeros: relu or drelu (thresholds in biases), shifted or fatrelu (in "
+            "weights)."
         ),
     ] = "keep",
     method: Annotated[
