@@ -1,8 +1,8 @@
 """`Gates`: what opens the neurons of a ReLU twin.
 
-A neuron holds relu(g - t) u (FATReLU: g u where g > t; dReLU: relu(g - t) relu(u)), t being its layer's threshold: exactly zero where g does not exceed
-it. Thresholds follow the layers' target densities, as those of masks do. A density of 1 stands for the natural one, at a
-threshold of 0; from there thresholds rise in proportion until the target is reached.
+A neuron holds relu(g - t) u (FATReLU: g u where g > t; dReLU: relu(g - t) relu(u)), t being its layer's threshold: exactly
+zero where g does not exceed it. Thresholds follow the layers' target densities, as those of masks do. A density of 1 stands
+for the natural one, at a threshold of 0; from there thresholds rise in proportion until the target is reached.
 """
 
 from __future__ import annotations
