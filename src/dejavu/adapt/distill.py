@@ -217,6 +217,7 @@ class _Run:
         self._stage = _Stage(**state["stage"])
         self._aim()
         self._student.restore(arrays, state["steps"])
+        self._masks.predictors.restore(arrays)
         self._tokens, self._position = state["tokens"], Position(**state["position"])
         self._loss, self._spent = state["loss"], state["seconds"]
         self._masks.thresholds = state["thresholds"]
@@ -237,7 +238,8 @@ class _Run:
             batches = _dealt(pieces, student.workers.count)
             annealed = min(done / ANNEAL, 1.0)
             passes = [MaskPass(masks, annealed=annealed, learning=True) for _ in batches]
-            loss = student.step(batches, passes, pace * schedule(done))
+            rate = pace * schedule(done)
+            loss = student.step(batches, passes, rate)
             if not math.isfinite(loss):
                 kept = f"; {self._checkpoint} holds the state before" if self._checkpoint.exists() else ""
                 raise NumericsError(
@@ -249,18 +251,19 @@ class _Run:
             seen = sum(map(len, pieces))
             self._tokens, self._position, learned = self._tokens + seen, after, learned + seen
             masks.follow(passes)
+            masks.predictors.learn([p.gradients for p in passes], rate)
             masks.refresh(student.steps % len(masks.selectors))
             if student.steps % EVALUATE_STEPS == 0:
                 self._note()
             if student.steps % CHECKPOINT_STEPS == 0:
                 self._save()
-            rate = learned / (time.perf_counter() - began)
+            speed = learned / (time.perf_counter() - began)
             report(
                 State(
                     several,
                     sum(self._shares[: stage.number]) + min(self._done, 1.0) * self._shares[stage.number],
                     self._tokens,
-                    rate,
+                    speed,
                     student.objective,
                     self._loss,
                     mean([p.densities for p in passes]),
@@ -340,7 +343,8 @@ class _Run:
             "thresholds": self._masks.thresholds,
             "curve": [dataclasses.asdict(point) for point in self._curve],
         }
-        save_checkpoint(self._checkpoint, self._student.arrays(), state)
+        arrays = self._student.arrays() | self._masks.predictors.arrays()
+        save_checkpoint(self._checkpoint, arrays, state)
 
     @property
     def _seconds(self) -> float:

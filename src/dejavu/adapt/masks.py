@@ -1,8 +1,8 @@
 """`PlanMasks`: the masks of deployment in the training loop.
 
 Each layer keeps the neurons whose score is above a threshold, the scores being those of the plan's selectors, made of the
-weights as they are now. The thresholds follow the layer's target density: after each batch they move part of the way
-to the quantile of its scores.
+weights as they are now; low-rank predictors learn on beside them. The thresholds follow the layer's target density: after
+each batch they move part of the way to the quantile of its scores.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch
 
 from dejavu.adapt.leading import leading
 from dejavu.adapt.operations import choose, column_major, hidden_values
+from dejavu.adapt.predictors import Predictors
 from dejavu.codecs import mlp_codec
 from dejavu.errors import PlanError
 from dejavu.plan import Dense, LowRank, Oracle, Pick, Sketch, Threshold
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
     from dejavu.adapt.leading import Held
     from dejavu.adapt.model import Block
+    from dejavu.adapt.predictors import Gradient
     from dejavu.codecs import Codec
     from dejavu.models.config import ModelConfig
     from dejavu.plan import NeuronSelector
@@ -80,16 +82,20 @@ class PlanMasks:
         self._held = held
         self._dtype = dtype
         self._threads = threads
-        self.selectors = tuple(selectors)
+        self._selectors = tuple(selectors)
         self.starts = (1.0,) * config.n_layers
         self.targets = tuple(densities)
         self.thresholds = [-math.inf] * config.n_layers
         self._known: dict[str, Tensor] = {}
-        for layer, selector in enumerate(self.selectors):
-            if isinstance(selector, LowRank):
-                for name in ("a", "b", "bias"):
-                    self._known[f"{layer}.{name}"] = torch.tensor(getattr(selector, name), dtype=dtype)
+        self.predictors = Predictors(
+            {layer: x for layer, x in enumerate(selectors) if isinstance(x, LowRank)}, dtype
+        )
         self.refresh_all()
+
+    @property
+    def selectors(self) -> tuple[NeuronSelector, ...]:
+        """Per layer; predictors as they are now."""
+        return tuple(self.predictors.selectors.get(layer, x) for layer, x in enumerate(self._selectors))
 
     @property
     def description(self) -> str:
@@ -174,12 +180,17 @@ class PlanMasks:
         if isinstance(selector, Sketch):
             return self._sketch(layer, self._ahead(layer, selector.lookahead, block), block)
         if isinstance(selector, LowRank):
-            a, b, bias = (self._known[f"{layer}.{name}"] for name in ("a", "b", "bias"))
-            middle = self._ahead(layer, selector.lookahead, block).to(self._dtype) @ a.T  # [n, r]
-            if selector.hidden == "relu":
-                middle = middle.relu()
-            return middle @ b.T + bias
+            return self.predictors.scores(layer, self._ahead(layer, selector.lookahead, block))
         return (block.hidden() if isinstance(selector, Oracle) else block.gate).abs()  # a copy
+
+    def gradient(self, layer: int, block: Block, scores: Tensor, annealed: float) -> Gradient | None:
+        """Of a low-rank predictor, for the neurons that matter most at the density of now; None: the layer has none."""
+        selector = self.selectors[layer]
+        if not isinstance(selector, LowRank):
+            return None
+        sizes = block.hidden().abs_()  # [n, f]
+        label = sizes > quantile(sizes, self.target(layer, annealed))
+        return self.predictors.gradient(layer, self._ahead(layer, selector.lookahead, block), scores, label)
 
     def hidden(self, block: Block, chosen: Tensor, threshold: float) -> Tensor:
         """What the neurons hold, [n, f], of which those with 1 in `chosen` [n, f] have a score above the threshold."""
@@ -223,7 +234,7 @@ class MaskPass:
     Args:
         masks: their thresholds are not changed.
         annealed: see `PlanMasks.target`.
-        learning: note the quantile of each layer's scores.
+        learning: note the quantile of each layer's scores, and the gradients of predictors.
         collect: per layer, where all scores are to be counted.
         recall: compare what is chosen with the neurons that matter most.
     """
@@ -248,6 +259,8 @@ class MaskPass:
         """Of each layer, if asked for: the share that is chosen of as many neurons, those with the largest values."""
         self.quantiles: dict[int, float] = {}
         """By layer: the threshold that its scores call for."""
+        self.gradients: dict[int, Gradient] = {}
+        """By layer: of its predictor."""
 
     def __call__(self, layer: int, block: Block) -> Tensor:
         """See `dejavu.adapt.model.Masks`."""
@@ -262,6 +275,8 @@ class MaskPass:
             if self._learning or threshold == -math.inf:
                 found = self.quantiles[layer] = masks.wanted(layer, scores, self._annealed)
                 threshold = found if threshold == -math.inf else threshold
+            if self._learning and (gradient := masks.gradient(layer, block, scores, self._annealed)):
+                self.gradients[layer] = gradient
             self.densities[layer] = density = choose(scores, threshold) / scores.numel()
             if self._recall:
                 exact = block.hidden().abs_()  # [n, f]
