@@ -30,6 +30,7 @@ import numpy as np
 from dejavu.bench.peers.engines import find_engine
 from dejavu.conversion import convert
 from dejavu.engine import NativeExecutor
+from dejavu.engine.native import default_threads
 from dejavu.environment import describe_machine
 from dejavu.evaluation.perplexity import (
     DEFAULT_WINDOW,
@@ -46,7 +47,7 @@ from dejavu.texts import read_documents
 from dejavu.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Mapping
 
     from dejavu.bench.peers.process import PeerProcess
 
@@ -70,6 +71,9 @@ def main() -> None:
     )
     parser.add_argument("--peer-python", default=sys.executable, help="a Python that has llama-cpp-python")
     parser.add_argument("--peer-files", type=Path, default=Path("build/frontier"), help="where they are kept")
+    parser.add_argument(
+        "--threads", type=int, default=default_threads(), help="of both; default: the physical cores"
+    )
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--svg", type=Path)
@@ -96,12 +100,12 @@ def ours(args: argparse.Namespace) -> dict[str, Callable[[], NativeExecutor]]:
     path = resolve(args.model)
 
     def dense(codec: Any) -> NativeExecutor:
-        return NativeExecutor.load(path, codec=codec)
+        return NativeExecutor.load(path, codec=codec, threads=args.threads)
 
     def planned(plan: str, model: str) -> NativeExecutor:
         loaded = AccessPlan.load(plan)
         where = resolve(model) if model else path
-        executor = NativeExecutor.load(where, codec="int8", leading=loaded.leading)
+        executor = NativeExecutor.load(where, codec="int8", leading=loaded.leading, threads=args.threads)
         executor.set_plan(loaded)
         return executor
 
@@ -135,7 +139,7 @@ def quality(args: argparse.Namespace) -> None:
     fingerprint = opened.weights.fingerprint
     documents = encode_documents(Tokenizer.from_model(opened), read_documents(args.text), limit=args.tokens)
     opened.close()
-    base = NativeExecutor.load(resolve(args.model), codec="f32")
+    base = NativeExecutor.load(resolve(args.model), codec="f32", threads=args.threads)
     reference = measure_perplexity(base, documents)
     base.close()
 
@@ -150,7 +154,7 @@ def quality(args: argparse.Namespace) -> None:
             continue
         with LLAMA_CPP.start(args.peer_python) as peer:
             path = str(peer_file(args, kind))
-            peer.call("load", path=path, threads=2, context=DEFAULT_WINDOW, extra_buffers=False)
+            peer.call("load", path=path, threads=args.threads, context=DEFAULT_WINDOW, extra_buffers=False)
             nll = sum(peer_nll(peer, document) for document in documents) / reference.tokens
         if kind == "F32" and abs(nll - reference.nll) > AGREES:
             raise SystemExit(
@@ -195,7 +199,7 @@ def speed(args: argparse.Namespace) -> None:
         for kind in PEER_TYPES[1:]:
             peers[kind] = stack.enter_context(LLAMA_CPP.start(args.peer_python))
             path = str(peer_file(args, kind))
-            peers[kind].call("load", path=path, threads=2, context=DEFAULT_WINDOW)
+            peers[kind].call("load", path=path, threads=args.threads, context=DEFAULT_WINDOW)
         for repeat in range(args.repeats + 1):
             for name, executor in executors.items():
                 took = decode_seconds(executor, text)
@@ -206,7 +210,8 @@ def speed(args: argparse.Namespace) -> None:
     for name, times in seconds.items():
         low, middle, high = np.quantile(times, [0.25, 0.5, 0.75])
         row = {"name": name, "tokens_per_s": STEPS / middle, "spread": STEPS * (1 / low - 1 / high) / 2}
-        append(args.out, row | {"repeats": args.repeats, "fingerprint": fingerprint})
+        row |= {"model": args.model, "threads": args.threads, "repeats": args.repeats}
+        append(args.out, row | {"fingerprint": fingerprint})
 
 
 def decode_seconds(executor: NativeExecutor, text: np.ndarray) -> float:
@@ -243,7 +248,13 @@ def plot(args: argparse.Namespace) -> None:
             kind = names[next(iter(mine.values()))["kind"]]
             groups.setdefault(kind, []).append((name.removeprefix("llama.cpp "), rate["tokens_per_s"], ratio))
     if args.svg:
-        args.svg.write_text(frontier(groups, title="SmolLM2-135M, 2 cores"))
+        args.svg.write_text(frontier(groups, title=title(rates.values())))
+
+
+def title(speeds: Iterable[Mapping[str, Any]]) -> str:
+    """Model and threads, as rows of speeds have them; older ones do not."""
+    known = [(row["model"], row["threads"]) for row in speeds if "threads" in row]
+    return "; ".join(f"{model}, {n} thread{'s' * (n > 1)}" for model, n in dict.fromkeys(known))
 
 
 if __name__ == "__main__":

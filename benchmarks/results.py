@@ -5,8 +5,8 @@
     python benchmarks/results.py --data DATA -o results/ --only 'relu/*'
 
 DATA has heldout.jsonl, moby_dick.txt, calibration.jsonl and tasks/*.jsonl. Parts that are finished for this code, on this
-machine, are not run again; Ctrl-C loses only what the part at work cannot keep, and the same command goes on. Tables
-without new results, and the prose around them, stay as they are.
+machine, with these models and data, are not run again; Ctrl-C loses only what the part at work cannot keep, and the same
+command goes on. Tables without new results, and the prose around them, stay as they are.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from results_suite.reading import Reader
 from results_suite.running import DEJAVU, ROOT, Results
 from results_suite.selection import PICTURE, look_ahead_picture
 
+from dejavu.errors import DejavuError
+from dejavu.models.loading import fetch
 from dejavu.plan.choice import own_plans
 
 if TYPE_CHECKING:
@@ -50,8 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
 
     folder: Path = options.output.absolute()
-    results, model = Results(folder, options.adapted), model_name(options)
     check_inputs(options)
+    results, model = Results(folder, inputs(options)), model_name(options)
     scale = TOY if options.toy else FULL
     adapted = [plan.as_posix() for plan in own_plans(options.adapted)] if options.adapted else []
     known = parts(scale, model, adapted=adapted, peer=bool(options.peer_python))
@@ -87,6 +89,22 @@ def check_inputs(options: argparse.Namespace) -> None:
     for path in (options.data, options.adapted):
         if path is not None and not path.exists():
             raise SystemExit(f"{path} does not exist")
+
+
+def inputs(options: argparse.Namespace) -> dict[str, Path]:
+    """Data and models, as the commands call them; a model that a dry run finds nowhere is left out."""
+    found: dict[str, Path] = {"data": options.data}
+    if options.adapted:
+        found["adapted-model"] = options.adapted
+    path = Path(options.model)
+    try:
+        found[model_name(options)] = (
+            path if path.exists() else fetch(options.model, offline=options.dry_run or None)
+        )
+    except DejavuError:
+        if not options.dry_run:
+            raise
+    return found
 
 
 def link_inputs(folder: Path, options: argparse.Namespace) -> None:

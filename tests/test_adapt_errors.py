@@ -78,7 +78,7 @@ def test_no_torch(refused: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)
     error = refused(*TOKENS)
     assert "adapting a model needs torch" in error["message"]
-    assert error["fix"] == "pip install 'dejavu-llm[train]'"
+    assert error["fix"] == "pip install '.[train]' in a clone of dejavu"
 
 
 def test_nothing_to_resume(refused: Any) -> None:

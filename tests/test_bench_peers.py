@@ -22,9 +22,12 @@ from dejavu.bench.peers.table import peer_records, peer_table
 from dejavu.bench.results import Result, Run
 from dejavu.bench.shapes import shape
 from dejavu.cli.app import run
+from dejavu.conversion import convert_to_delta
 from dejavu.errors import CacheError, InputError, PeerError, PeerMissingError, UnsupportedModelError
 from dejavu.models.loading import open_model
+from dejavu.models.safetensors import SafeTensors
 from test_convert import written
+from test_delta import changed
 from tiny_chat import build_tiny_chat
 from tiny_gated import configured
 
@@ -318,6 +321,21 @@ def test_files_of_a_model(tmp_path: Path) -> None:
     assert json.loads((folder / "config.json").read_text())["torch_dtype"] == "bfloat16"
     assert own.find(folders, "bf16") == folder
     assert own.find(ENGINES["torch"], "int8") != folder
+
+
+def test_peers_get_a_delta_as_a_whole_model(tmp_path: Path) -> None:
+    base = build_tiny_chat(tmp_path / "base")
+    convert_to_delta(changed(base, tmp_path / "adapted"), tmp_path / "delta", str(base), base)
+    (tmp_path / "files").mkdir()
+    folder = PeerFiles(tmp_path / "files", tmp_path / "delta").find(ENGINES["transformers"], "f32")
+    whole, delta = SafeTensors(folder / "model.safetensors"), open_model(tmp_path / "delta")
+    name = "layers.0.down.weight"
+    np.testing.assert_array_equal(
+        whole.read("model.layers.0.mlp.down_proj.weight"), np.asarray(delta.weights.read(name))
+    )
+    assert (folder / "config.json").is_file()
+    delta.close()
+    whole.close()
 
 
 def test_files_of_a_shape(tmp_path: Path) -> None:

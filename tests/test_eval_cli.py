@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ from dejavu.cli.app import run
 from dejavu.evaluation import suite
 from dejavu.evaluation.journal import Journal
 from dejavu.models.loading import open_model
-from dejavu.plan import AccessPlan, Threshold
+from dejavu.plan import AccessPlan, Sketch, Threshold
 from dejavu.reference import ReferenceExecutor
 from dejavu.tokenizer import Tokenizer
 from test_eval_scores import direct
@@ -73,8 +74,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def dejavu(tiny: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> Dejavu:
     monkeypatch.setenv("DEJAVU_CACHE", str(tmp_path / "cache"))
 
-    def call(*args: str, model: Path = tiny) -> SimpleNamespace:
-        args = args if "--codec" in args else ("--codec", "f32", *args)
+    def call(*args: str, model: Path = tiny, codec: str | None = "f32") -> SimpleNamespace:
+        args = args if codec is None or "--codec" in args else ("--codec", codec, *args)
         capsys.readouterr()
         code = run(["eval", str(model), "--task-folder", str(folder), "--kv", "f32", *args])
         out, err = capsys.readouterr()
@@ -234,6 +235,24 @@ def test_a_changed_model_is_scored_anew(
     assert scored() == 12
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("dejavu.environment.package_version", "9.9"), ("dejavu.engine.core.chosen_isa", "another")],
+)
+def test_items_of_another_engine_are_not_taken(
+    name: str, value: str, dejavu: Dejavu, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    args = ("--tasks", "cloze", "--limit", "3", "--codec", "int8", "--resume", "-o")
+
+    def scored() -> int:
+        assert dejavu(*args, str(tmp_path / "results.json")).code == 0
+        return len(items(tmp_path / "results.items.jsonl"))
+
+    assert scored() == scored() == 3
+    monkeypatch.setattr(name, lambda *_: value)
+    assert scored() == 6
+
+
 def test_shards_add_up(dejavu: Dejavu, folder: Path, tmp_path: Path) -> None:
     args = ("--tasks", "quiz,cloze", "--text", str(folder / "text.txt"), "--window", "30", "--json")
     whole = dejavu(*args).json
@@ -268,6 +287,36 @@ def test_codecs_side_by_side(dejavu: Dejavu, folder: Path) -> None:
     alone = dejavu("--tasks", "cloze", "--codec", "int8", "--json").json["runs"][0]
     assert alone["key"] == found[1]["key"]
     assert alone["tasks"] == found[1]["tasks"]
+
+
+def test_the_codec_is_the_one_that_the_plans_were_made_for(
+    dejavu: Dejavu, tiny: Path, plan: str, tmp_path: Path
+) -> None:
+    """As `dejavu generate` and `dejavu bench` take it: this model's plan reads leading bits that bf16 does not have."""
+    third, folder = AccessPlan.load(plan), tmp_path / "model"
+    shutil.copytree(tiny, folder)
+    for place, bits in (("plan", 4), ("gentler/0.49", 3)):
+        sketch = AccessPlan.uniform(third.model, len(third.layers), neurons=Sketch(bits=bits, density=0.5))
+        replace(sketch, name=place, evidence={"codec": "int8"}).save(folder / place)
+
+    def names(*args: str, model: Path = folder, codec: str | None = None) -> list[str]:
+        found = dejavu("--tasks", "cloze", "--limit", "1", *args, "--json", model=model, codec=codec)
+        assert found.code == 0, found.err
+        return [run["name"] for run in found.json["runs"]]
+
+    assert names() == ["int8, plan"]
+    assert names("--plan", "off", "--plan", "gentler/0.49") == ["int8", "int8, gentler/0.49"]
+    assert names("--plan", "off") == ["bf16"]
+    assert names("--plan", plan) == ["bf16, third"]  # it does not say
+    assert names("--plan", "off", "--executor", "reference") == ["f32"]
+    assert names(codec="bf16") == ["bf16"]
+    assert names("--codec", "bf16", "--codec", "auto", "--plan", "off", "--plan", "auto") == [
+        "bf16",
+        "bf16",
+        "int8",
+        "int8, plan",
+    ]
+    assert names(model=tiny) == ["bf16"]
 
 
 def test_divergence_is_left_out_for_the_base_itself(dejavu: Dejavu, folder: Path, plan: str) -> None:
@@ -466,3 +515,13 @@ def test_generation_metrics_of_what_generate_writes(
     metrics = found["runs"][0]["tasks"]["talk"]["metrics"]
     assert metrics["exact_match"]["value"] == 0
     assert found["runs"][0]["tasks"]["talk"]["items"] == 5
+
+
+def test_a_prompt_that_fills_the_context_is_skipped(dejavu: Dejavu, tmp_path: Path) -> None:
+    path = tmp_path / "spaces.jsonl"
+    rows = [{"prompt": "ab" + " " * n, "target": "x"} for n in (0, CONTEXT)]
+    path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    found = dejavu("--tasks", str(path), "--max-tokens", "4", "--json")
+    assert found.code == 0, found.err
+    task = found.json["runs"][0]["tasks"]["spaces"]
+    assert (task["items"], task["skipped"]) == (1, [{"line": 2, "reason": "too long"}])

@@ -14,13 +14,14 @@ from dejavu.cli.app import run
 from dejavu.errors import InputError
 from dejavu.models.loading import open_model
 from dejavu.plan import AccessPlan, Threshold
+from eval_extra import eval_extra
 from tiny_chat import build_tiny_chat
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-pytest.importorskip("lm_eval", reason="pip install 'dejavu-llm[eval]'")
+eval_extra("lm_eval")
 pytestmark = pytest.mark.filterwarnings("default")  # those of lm_eval and what it imports
 
 CONTEXT = 120
@@ -180,6 +181,43 @@ def test_generation_is_that_of_generate(lm: Any) -> None:
     found = lm.generate_until([request("the sea", options), request("a", options)], disable_tqdm=True)
     params = SamplingParams(temperature=0, max_tokens=12, stop=["zz"])
     assert found == [lm.llm.generate(prompt, params).text for prompt in ("the sea", "a")]
+
+
+@pytest.mark.parametrize("bos", [False, True])
+def test_prompts_lose_their_beginning_where_text_has_no_room(
+    bos: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As in the harness's own models: what fits beside `max_gen_toks`, from the end."""
+    from dejavu.evaluation.harness import DejavuLM
+
+    folder = build_tiny_chat(tmp_path, context=CONTEXT)
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(config | {"add_bos_token": bos}))
+    model = DejavuLM(str(folder), codec="f32", kv_dtype="f32", cache=False)
+    prompt = "".join(np.random.default_rng(1).choice(list("abcdefgh"), CONTEXT + 30))
+    room = CONTEXT - 12 - bos  # one token a character
+    options, params = {"max_gen_toks": 12}, SamplingParams(temperature=0, max_tokens=12)
+    requests = [request(text, options) for text in (prompt, prompt[-room - 1 :], prompt[-room:])]
+    found = model.generate_until(requests, disable_tqdm=True)
+    assert found == [model.llm.generate(prompt[-room:], params).text] * 3
+    assert caplog.text.count("do not fit") == 2
+    with pytest.raises(InputError, match="no room for a prompt"):
+        model.generate_until([request(prompt, {"max_gen_toks": CONTEXT})], disable_tqdm=True)
+    model.llm.close()
+
+
+def test_the_cache_of_requests_tells_tokenizers_and_templates_apart(lm: Any, tmp_path: Path) -> None:
+    from dejavu.evaluation.harness import DejavuLM
+
+    names = [lm.tokenizer_name]
+    for changes in ({}, {"add_bos_token": True}, {"chat_template": "{{ messages[0].content }}"}):
+        folder = build_tiny_chat(tmp_path / str(len(names)), context=CONTEXT)
+        config = json.loads((folder / "tokenizer_config.json").read_text())
+        (folder / "tokenizer_config.json").write_text(json.dumps(config | changes))
+        with LLM.from_pretrained(str(folder), codec="f32", plan="off", cache=False) as llm:
+            names.append(DejavuLM(llm=llm).tokenizer_name)
+    assert names[0] == names[1]
+    assert len(set(names)) == 3
 
 
 def test_a_templated_context_has_one_bos(tmp_path: Path) -> None:

@@ -33,6 +33,7 @@ from dejavu.evaluation.tasks import Item
 from dejavu.models.loading import open_model
 from dejavu.plan import AccessPlan, KvPolicy, Static, Threshold
 from dejavu.reference import ReferenceExecutor
+from eval_extra import eval_extra
 from tiny_chat import build_tiny_chat
 from tolerances import TOLERANCES
 
@@ -217,10 +218,19 @@ def test_generation_metrics() -> None:
 
 
 def test_bleu_is_sacrebleus() -> None:
-    sacrebleu = pytest.importorskip("sacrebleu")
+    sacrebleu = eval_extra("sacrebleu")
     targets, texts = ["the cat sat on the mat today"], ["the cat sat on the mat"]
     wanted = sacrebleu.corpus_bleu(texts, [targets]).score
     assert generation_metrics(targets, texts)["bleu"].value == pytest.approx(wanted)
+
+
+def test_packages_of_the_extra_can_be_made_a_must(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("DEJAVU_TEST_EVAL", raising=False)
+    with pytest.raises(pytest.skip.Exception, match="pip install"):
+        eval_extra("no_such_package")
+    monkeypatch.setenv("DEJAVU_TEST_EVAL", "1")
+    with pytest.raises(pytest.fail.Exception, match="no_such_package cannot be imported"):
+        eval_extra("no_such_package")
 
 
 def test_means() -> None:

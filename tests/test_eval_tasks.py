@@ -165,10 +165,18 @@ def test_what_does_not_fit_is_skipped_and_counted() -> None:
     prepared = prepare_task(TOKENIZER, task, exact - 1)
     assert prepared.skipped == ((2, "too long"),)
     assert [item.line for item in prepared.items] == [1, 3]
-    generation = Task("g", "generation", (Item(1, (("the cat", " sat"),)),), "f" * 64)
-    room = len(TOKENIZER.encode("the cat", add_special=False)) + 10
-    assert prepare_task(TOKENIZER, generation, room, max_tokens=10).skipped == ()
-    assert prepare_task(TOKENIZER, generation, room, max_tokens=11).skipped == ((1, "too long"),)
+
+
+def test_a_prompt_fits_as_it_is_fed_whatever_the_reference_is() -> None:
+    """White space at its end is fed to the model too; the reference text is not."""
+    prompt = "the cat \n\n"
+    task = Task("g", "generation", (Item(1, ((prompt, " sat" * 50),)),), "f" * 64)
+    room = len(TOKENIZER.encode_prompt(prompt)) + 10
+    assert room > len(TOKENIZER.encode_prompt(prompt.rstrip())) + 10
+    assert prepare_task(TOKENIZER, task, room, max_tokens=10).skipped == ()
+    assert prepare_task(TOKENIZER, task, room, max_tokens=11).skipped == ((1, "too long"),)
+    empty = Task("g", "generation", (Item(1, (("", " sat"),)),), "f" * 64)
+    assert prepare_task(TOKENIZER, empty, room).skipped == ((1, "no tokens"),)
 
 
 @given(st.integers(0, 40), st.one_of(st.none(), st.integers(1, 50)), st.integers(1, 6))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import struct
 import subprocess
 from collections.abc import Callable
 from html import escape, unescape
@@ -21,6 +22,7 @@ from dejavu.models.spec import SHIPPED
 from dejavu.plan import AccessPlan, Threshold
 from dejavu.report import Interval, Row, interval_chart, row_chart
 from dejavu.report.axes import Axis
+from dejavu.results_page.speed import memory_table
 from test_report import NASTY, check_html
 from tiny_chat import build_tiny_chat
 
@@ -128,8 +130,8 @@ def test_everything_on_one_page(report: Dejavu, results: Path) -> None:
     assert f"<td>{accuracy['value']:.3f} ± {accuracy['stderr']:.3f}</td>" in found.html
     difference = sparse["difference"]["tasks"]["quiz"]["acc"]
     assert f"<td>{difference['value']:+.3f} ± {difference['stderr']:.3f}</td>" in found.html
-    timed = json.loads((results / "bench.json").read_text())["results"]
-    for record in timed:
+    decoded = json.loads((results / "bench.json").read_text())["results"]
+    for record in decoded:
         assert f"{record['tokens_per_s']:.1f} ± {record['tokens_per_s_spread']:.1f}" in found.html
     assert json.loads((results / "analysis" / "analysis.json").read_text())["verdict"][
         0
@@ -139,22 +141,87 @@ def test_everything_on_one_page(report: Dejavu, results: Path) -> None:
 def test_the_frontier_joins_what_was_scored_with_what_was_timed(report: Dejavu, results: Path) -> None:
     found = report("eval.json", "bench.json", "plan").json["frontier"]
     runs = json.loads((results / "eval.json").read_text())["runs"]
-    timed = json.loads((results / "bench.json").read_text())["results"]
-    speeds = [r["tokens_per_s"] for r in timed if r["kind"] == "tg"]
+    decoded = json.loads((results / "bench.json").read_text())["results"]
+    speeds = [r["tokens_per_s"] for r in decoded if r["kind"] == "tg"]
     assert [(s["group"], s["speed"]) for s in found] == [
         ("dejavu, dense", speeds[0]),
         ("dejavu, by a plan", speeds[1]),
     ]
     for setting, entry in zip(found, runs, strict=True):
         assert setting["ratio"] == pytest.approx(entry["texts"]["text.txt"]["metrics"]["ppl_ratio"]["value"])
-    alone = report("eval.json", "bench.json")  # nobody says which plan was timed
+    alone = report("eval.json", "bench.json")  # the records themselves say which plan was timed
+    assert alone.json["frontier"] == found
+    assert "A plan was timed that the frontier leaves out" not in alone.html
     assert all(
         command in alone.html
         for source in alone.json["sources"]
         for command in map(escape, source["commands"])
     )
-    assert [s["group"] for s in alone.json["frontier"]] == ["dejavu, dense"]
+
+
+def timed(results: Path, path: Path, **changes: Any) -> Path:
+    """bench.json with its planned records changed; None leaves a field out."""
+    document = json.loads((results / "bench.json").read_text())
+    planned = [record for record in document["results"] if record["plan"] != "off"]
+    for record in planned:
+        record |= changes
+        for name in [name for name, value in changes.items() if value is None]:
+            del record[name]
+    path.write_text(json.dumps(document))
+    return path
+
+
+def groups(found: SimpleNamespace) -> list[str]:
+    return [setting["group"] for setting in found.json["frontier"]]
+
+
+BOTH = ["dejavu, dense", "dejavu, by a plan"]
+
+
+def test_plans_are_joined_by_what_they_are(report: Dejavu, results: Path, tmp_path: Path) -> None:
+    runs = json.loads((results / "eval.json").read_text())["runs"]
+    records = json.loads((results / "bench.json").read_text())["results"]
+    digests = [run["plan_sha256"] for run in runs]
+    assert digests[0] is None
+    assert {record["plan_sha256"] for record in records} == set(digests)
+    auto = timed(results, tmp_path / "auto.json", plan="auto")
+    assert groups(report("eval.json", auto)) == BOTH
+    another = timed(results, tmp_path / "another.json", plan_sha256="0" * 64)  # its folder has the same name
+    assert groups(report("eval.json", another, "plan")) == BOTH[:1]
+
+
+def test_older_results_tell_their_plan_by_its_name(report: Dejavu, results: Path, tmp_path: Path) -> None:
+    older = timed(results, tmp_path / "older.json", plan_sha256=None)
+    assert groups(report("eval.json", older, "plan")) == BOTH
+    alone = report("eval.json", older)
+    assert groups(alone) == BOTH[:1]
     assert "A plan was timed that the frontier leaves out" in alone.html
+
+
+def test_each_setting_is_there_once_and_beside_what_it_was_timed_with(
+    report: Dejavu, results: Path, tmp_path: Path
+) -> None:
+    """Dense weights are in several files, measured on days of different speed."""
+    shutil.copy(results / "eval.json", tmp_path / "again.json")
+    document = json.loads((results / "bench.json").read_text())
+    dense = [record for record in document["results"] if record["plan"] == "off"]
+    for record in dense:
+        record["tokens_per_s"] *= 3
+    (tmp_path / "fast.json").write_text(json.dumps(document | {"results": dense}))
+    expected = report("eval.json", "bench.json").json["frontier"]
+    for benches in (("bench.json", tmp_path / "fast.json"), (tmp_path / "fast.json", "bench.json")):
+        assert report("eval.json", tmp_path / "again.json", *benches).json["frontier"] == expected
+    only = report("eval.json", tmp_path / "fast.json").json["frontier"]
+    assert [s["speed"] for s in only] == pytest.approx([3 * expected[0]["speed"]])
+
+
+def test_memory_of_plans_of_one_name(results: Path) -> None:
+    records = json.loads((results / "bench.json").read_text())["results"]
+    planned = next(record for record in records if record["plan"] != "off")
+    other = planned | {"plan": "elsewhere/plan", "plan_sha256": "0" * 64}
+    table = memory_table([*records, other])
+    assert table is not None
+    assert [row[0] for row in table.rows] == ["int8", "int8, plan plan", "int8, plan plan"]
 
 
 def test_a_model_that_predicts_nothing(report: Dejavu, results: Path, tmp_path: Path) -> None:
@@ -241,6 +308,30 @@ def test_adapted_weights_share_the_page_of_their_base(report: Dejavu, results: P
     assert "1.0700 times the perplexity" in found.html
     assert found.json["fingerprint"] == json.loads((results / "eval.json").read_text())["fingerprint"]
     assert len(found.json["frontier"]) == 2  # the adapted runs were not timed
+    AccessPlan.uniform("f" * 64, 2, neurons=Threshold(density=0.5), name="gentle").save(
+        folder / "gentler" / "0.5"
+    )
+    gentle = report(*both, folder)
+    assert [Path(s["path"]).name for s in gentle.json["sources"][-3:]] == ["adaptation.json", "plan", "0.5"]
+    assert ">gentle<" in gentle.html
+
+
+def test_an_adapted_model_is_not_said_to_be_missing(report: Dejavu, results: Path, tmp_path: Path) -> None:
+    """Where its folder came without the curve, and where a frontier has it."""
+    own = AccessPlan.uniform("f" * 64, 2, neurons=Threshold(density=0.25), name="adapted")
+    own.save(tmp_path / "adapted" / "plan")
+    other = json.loads((results / "eval.json").read_text()) | {"fingerprint": "f" * 64}
+    (tmp_path / "eval-adapted.json").write_text(json.dumps(other))
+    row = {"name": "x", "kind": "adapted", "text": "t", "tokens": 9, "ppl_ratio": 1.1}
+    (tmp_path / "frontier.jsonl").write_text(json.dumps(row))
+
+    def commands(*more: Path | str) -> list[str]:
+        return [entry["command"].split()[1] for entry in report("eval.json", *more).json["missing"]]
+
+    assert "adapt" in commands()
+    assert "adapt" in commands("frontier.jsonl")
+    assert "adapt" not in commands(tmp_path / "eval-adapted.json", tmp_path / "adapted")
+    assert "adapt" not in commands(tmp_path / "frontier.jsonl")
 
 
 @pytest.mark.parametrize(
@@ -409,21 +500,45 @@ def test_nothing_overflows(report: Dejavu, tmp_path: Path, width: int, scheme: s
     assert seen["cut"] == []
 
 
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium: apt-get install chromium")
+@pytest.mark.parametrize("width", [390, 1280])
+def test_screenshots_are_of_the_width_and_the_scheme(report: Dejavu, tmp_path: Path, width: int) -> None:
+    page = report(*ALL).output
+    pictures = []
+    for scheme in ("light", "dark"):
+        path = tmp_path / f"{scheme}-{width}.png"
+        browse(page, scheme, tmp_path / "profile", f"--screenshot={path}", size=(width, 900))
+        pictures.append(path.read_bytes())
+        assert pictures[-1].startswith(b"\x89PNG\r\n\x1a\n")
+        assert struct.unpack(">II", pictures[-1][16:24]) == (width, 900)
+    assert pictures[0] != pictures[1]
+
+
 def look(page: Path, scheme: str, profile: Path) -> Any:
     """What a browser says of the page in the frame of `page`."""
-    assert CHROMIUM
-    options = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={profile}"]
-    options += ["--window-size=1400,1000", f"--blink-settings=preferredColorScheme={int(scheme == 'light')}"]
-    done = subprocess.run(
-        [CHROMIUM, *options, "--dump-dom", page.as_uri()],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=True,
-    )
+    done = browse(page, scheme, profile, "--dump-dom", size=(1400, 1000))
     found = re.search(r'<pre id="seen">(.+?)</pre>', done.stdout)
     assert found, done.stderr[-500:]
     return json.loads(unescape(found[1]))
+
+
+def browse(
+    page: Path, scheme: str, profile: Path, action: str, *, size: tuple[int, int]
+) -> subprocess.CompletedProcess[str]:
+    """Open a page in a window of `size`, and do something with it."""
+    assert CHROMIUM
+    options = [
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--hide-scrollbars",
+        f"--user-data-dir={profile}",
+    ]
+    options += [f"--blink-settings=preferredColorScheme={int(scheme == 'light')}"]
+    options += [f"--window-size={size[0]},{size[1]}", action]
+    return subprocess.run(
+        [CHROMIUM, *options, page.as_uri()], capture_output=True, text=True, timeout=120, check=True
+    )
 
 
 @pytest.mark.parametrize("value", [None, "x", "missing"])
@@ -466,7 +581,7 @@ def test_perplexities_that_cannot_be_stay_off_the_frontier(
     document["runs"][0]["texts"]["text.txt"]["metrics"]["perplexity"]["value"] = -1
     (tmp_path / "eval.json").write_text(json.dumps(document))
     found = report(tmp_path / "eval.json", "bench.json")
-    assert (found.code, found.json["frontier"]) == (0, [])
+    assert (found.code, groups(found)) == (0, BOTH[1:])
 
 
 @pytest.mark.parametrize("name", ["layers", "neurons", "heads", "tokens", "command"])
@@ -501,16 +616,9 @@ def test_odd_stages_of_an_adaptation(report: Dejavu, tmp_path: Path) -> None:
 
 def test_plans_of_people_who_are_not_here(report: Dejavu, results: Path, tmp_path: Path) -> None:
     """A path in a result is of the machine that made it."""
-    document = json.loads((results / "bench.json").read_text())
     for name in ("~nosuch/plan", "a\0b/plan"):
-        for record in document["results"]:
-            record["plan"] = record["plan"] if record["plan"] == "off" else name
-        (tmp_path / "bench.json").write_text(json.dumps(document))
-        found = report("eval.json", tmp_path / "bench.json", "plan")
-        assert [setting["group"] for setting in found.json["frontier"]] == [
-            "dejavu, dense",
-            "dejavu, by a plan",
-        ]
+        bench = timed(results, tmp_path / "bench.json", plan=name, plan_sha256=None)
+        assert groups(report("eval.json", bench, "plan")) == BOTH
 
 
 def test_in_a_working_folder_that_is_gone(

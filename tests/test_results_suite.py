@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,8 +44,8 @@ def suite(name: str) -> ModuleType:
     return importlib.import_module(f"results_suite.{name}")
 
 
-def make_results(folder: Path, code: str = "abc1234") -> Any:
-    found = suite("running").Results(folder)
+def make_results(folder: Path, code: str = "abc1234", **options: Any) -> Any:
+    found = suite("running").Results(folder, **options)
     found.__dict__["code"] = code  # what git would say
     return found
 
@@ -416,18 +417,74 @@ def test_a_dry_run_writes_nothing(
         results.main(command)
 
 
-def test_an_adapted_model_has_the_same_key_before_it_is_linked(tmp_path: Path) -> None:
+def test_keys_hold_the_content_of_what_the_commands_name(tmp_path: Path) -> None:
+    for name in (
+        "data/tasks/cb.jsonl",
+        "data/heldout.jsonl",
+        "adapted/plan/plan.json",
+        "adapted/model.bin",
+        "m.gguf",
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("1")
+    commands = {
+        "tasks": "dejavu eval ./base.gguf --task-folder data/tasks",
+        "text": "dejavu eval smollm2-sparse --text data/heldout.jsonl",
+        "plan": "dejavu bench base.gguf --plan off,adapted-model/plan",
+        "adapted": "dejavu eval adapted-model --codec int8",
+        "nothing": "dejavu bench --shape opt-1.3b -o data.json",
+    }
+    parts = [suite("parts").Part(name, (command,), 1, "b.json") for name, command in commands.items()]
+    parts.append(suite("parts").Part("later", ("dejavu report",), 1, "b.json", after=("text",)))
+    inputs = {
+        "data": tmp_path / "data",
+        "adapted-model": tmp_path / "adapted",
+        "./base.gguf": tmp_path / "m.gguf",
+    }
+
+    def keys() -> dict[str, str]:
+        suite("running").content.cache_clear()
+        found = make_results(tmp_path / "out", inputs=inputs)
+        return {part.name: found.key(part, parts) for part in parts}
+
+    before = keys()
+    assert keys() == before
+    for name, stale in {
+        "data/tasks/cb.jsonl": {"tasks"},
+        "data/heldout.jsonl": {"text", "later"},
+        "adapted/model.bin": {"adapted"},
+        "adapted/plan/plan.json": {"adapted", "plan"},
+        "m.gguf": {"tasks"},
+    }.items():
+        (tmp_path / name).write_text("2")
+        after = keys()
+        assert {part for part in after if after[part] != before[part]} == stale, name
+        before = after
     (tmp_path / "out").mkdir()
-    (tmp_path / "adapted" / "plan").mkdir(parents=True)
-    (tmp_path / "adapted" / "plan" / "plan.json").write_text("{}")
-    part = suite("parts").Part("a/b", ("dejavu eval adapted-model",), 1, "b.json")
-    keys = {}
-    for when in ("before", "linked"):
-        with_folder = suite("running").Results(tmp_path / "out", tmp_path / "adapted")
-        for name, found in (("given", with_folder), ("not given", make_results(tmp_path / "out"))):
-            found.__dict__["code"] = "abc1234"
-            keys[when, name] = found.key(part, [part])
-        if when == "before":
-            (tmp_path / "out" / "adapted-model").symlink_to(tmp_path / "adapted")
-    assert keys["before", "given"] == keys["linked", "given"] == keys["linked", "not given"]
-    assert keys["before", "not given"] != keys["linked", "given"]
+    (tmp_path / "out" / "adapted-model").symlink_to(tmp_path / "adapted")
+    assert keys() == before
+
+
+def test_the_code_of_a_part_is_that_of_the_benchmarks_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def git(*arguments: str) -> None:
+        person = ("-c", "user.name=x", "-c", "user.email=x@example.org")
+        subprocess.run(["git", "-C", str(tmp_path), *person, *arguments], check=True, capture_output=True)
+
+    for name in ("benchmarks/x.py", "docs/x.md"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text("1")
+    git("init")
+    git("add", ".")
+    git("commit", "-m", "x")
+    monkeypatch.setattr(suite("running"), "ROOT", tmp_path)
+    found = []
+    for name in ("docs/x.md", "benchmarks/x.py"):
+        found.append(suite("running").Results(tmp_path).code)
+        (tmp_path / name).write_text("2")
+    found.append(suite("running").Results(tmp_path).code)
+    assert found[0] == found[1]
+    assert found[2].startswith(f"{found[0]}+")
+    git("commit", "-am", "y")
+    assert suite("running").Results(tmp_path).code not in found

@@ -266,7 +266,7 @@ def test_says_how_to_get_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(DejavuError, match="torch") as caught:
         missing.import_torch()
-    assert "pip install 'dejavu-llm[train]'" in str(caught.value.fix)
+    assert "pip install '.[train]' in a clone of dejavu" in str(caught.value.fix)
 
 
 def test_the_verb_says_it_before_it_computes(

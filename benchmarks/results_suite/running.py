@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,11 +20,13 @@ from dejavu.environment import describe_machine, usable_cpus
 from dejavu.models.store import atomic_write
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from results_suite.parts import Part
 
 ROOT = Path(__file__).resolve().parents[2]
+CODE = ("src", "csrc", "CMakeLists.txt", "benchmarks")
+"""What decides what is measured."""
 DEJAVU = (sys.executable, "-c", "import sys; from dejavu.cli import main; sys.exit(main())")
 
 
@@ -32,25 +35,31 @@ class Results:
     """The folder of results. A part's note says which key its result was made under."""
 
     folder: Path
-    adapted: Path | None = None
-    """The adapted model; None: if there is one, it lies in the folder."""
+    inputs: Mapping[str, Path] = field(default_factory=dict)
+    """Data and models: how commands call them, and where they lie."""
 
     @cached_property
     def code(self) -> str:
-        """The commit, and a hash of what of the package differs from it."""
-        difference = _git("diff", "HEAD", "--", "src", "csrc", "CMakeLists.txt")
+        """The commit, and a hash of what of the package and the benchmarks differs from it."""
+        difference = _git("diff", "HEAD", "--", *CODE)
         changed = f"+{hashlib.sha256(difference.encode()).hexdigest()[:8]}" if difference else ""
-        return _git("log", "-1", "--format=%h", "--", "src", "csrc", "CMakeLists.txt") + changed
+        return _git("log", "-1", "--format=%h", "--", *CODE) + changed
 
     def key(self, part: Part, known: Sequence[Part]) -> str:
-        """Of the commands, the code, the machine, and all that for the parts before it."""
+        """Of the commands, the inputs that they name, the code, the machine, and all that for the parts before it."""
         earlier = [self.key(other, known) for other in known if other.name in part.after]
-        facts = [part.commands, self.code, describe_machine().cpu, len(usable_cpus()), earlier]
-        adapted = self.adapted or self.folder / "adapted-model"
-        plan = adapted / "plan/plan.json"  # says which weights it is for
-        if plan.exists() and any("adapted-model" in command for command in part.commands):
-            facts.append(plan.read_text())
+        machine = [describe_machine().cpu, len(usable_cpus())]
+        facts = [part.commands, self._named(part), self.code, machine, earlier]
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+
+    def _named(self, part: Part) -> dict[str, list[tuple[str, int, str]]]:
+        """The inputs, or what of them, that the commands name, with their content."""
+        found = {}
+        for name, place in self.inputs.items():
+            pattern = rf"(?<![\w./-]){re.escape(name)}((?:/[\w./-]+)?)(?![\w.-])"
+            for below in re.findall(pattern, " ".join(part.commands)):
+                found[name + below] = content(place / below.lstrip("/"))
+        return found
 
     def note(self, name: str) -> dict[str, Any] | None:
         """What is known of a part that is finished."""
@@ -122,6 +131,21 @@ class Results:
 
     def _path(self, name: str, what: str) -> Path:
         return self.folder / "notes" / f"{name.replace('/', '-')}.{what}"
+
+
+@cache  # inputs are many and large, and stay as they are while parts run
+def content(path: Path) -> list[tuple[str, int, str]]:
+    """Name, bytes and SHA-256 of a file, or of each below a folder; of nothing there is nothing."""
+    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    found = []
+    for file in filter(Path.is_file, files):
+        digest = hashlib.sha256()
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+        name = file.relative_to(path) if path.is_dir() else file.name
+        found.append((str(name), file.stat().st_size, digest.hexdigest()))
+    return found
 
 
 def _call(command: list[str], folder: Path, out: Any) -> int:

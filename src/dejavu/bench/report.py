@@ -86,6 +86,7 @@ def _record(subject: Subject, result: Result) -> dict[str, object]:
         "codec": result.case.setting.codec,
         "kv_dtype": result.case.setting.kv_dtype,
         "plan": result.case.setting.plan,
+        "plan_sha256": result.plan_sha256,
         "threads": result.case.setting.threads,
         "test": result.case.test.label,
         "kind": result.case.test.kind,

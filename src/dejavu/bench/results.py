@@ -45,6 +45,8 @@ class Result:
     """Of the weights in memory, as they were packed for the setting."""
     predictor_bytes: int = 0
     """Of what the plan adds to them: predictors, compensators, leading bits of the head."""
+    plan_sha256: str | None = None
+    """`plan_digest` of the plan that it ran by; None: dense."""
     recall: float | None = None
     """tg by a plan: of as many neurons as were selected, those with the largest values, share that was; mean of layers."""
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from dejavu.bench.plans import suited_codec
 from dejavu.bench.runner import Subject
 from dejavu.bench.shapes import shape
 from dejavu.engine import NativeExecutor, synthetic
@@ -16,7 +17,6 @@ from dejavu.errors import InputError
 from dejavu.inventory import inventory
 from dejavu.models.loading import fetch, open_model
 from dejavu.models.spec import LocalSpec, parse_spec
-from dejavu.opening import made_for, natural_codec
 from dejavu.plan import AccessPlan, choose_plan
 from dejavu.plan.choice import OWN, own_plans
 from dejavu.tokenizer import Tokenizer
@@ -61,8 +61,7 @@ def model_subject(
         config, tokenizer, weights = model.config, Tokenizer.from_model(model), model.weights
         if plans is None:
             plans = ("off", "auto") if Path(OWN) in own_plans(path) else ("off",)
-        made = (made_for(plan, weights, path)[0] for plan in plans if plan != "off")
-        codec = next((known for known in made if known), None) or natural_codec(weights)
+        codec = suited_codec(plans, weights, path)
         fingerprint = weights.fingerprint
     finally:
         model.close()

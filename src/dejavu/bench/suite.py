@@ -13,6 +13,7 @@ from dejavu.bench.cases import make_cases, make_tests, name_dense, parse_choices
 from dejavu.bench.peers.contest import PeerCase, make_peer_cases
 from dejavu.bench.peers.engines import find_engine
 from dejavu.bench.peers.files import PeerFiles
+from dejavu.bench.plans import plan_digest
 from dejavu.bench.runner import Subject, run_cases
 from dejavu.bench.shapes import shape
 from dejavu.bench.subjects import model_subject, shape_subject
@@ -119,7 +120,9 @@ def run_request(
             progress=progress,
         )
     cases = make_cases(codecs or (subject.codec,), kv_dtypes, threads, tests, subject.plans)
-    cases, dense = name_dense(cases, lambda setting: subject.choose(setting) is None)
+    planned = dict.fromkeys(case.setting for case in cases if case.setting.plan != "off")
+    digests = {setting: plan_digest(subject.choose(setting)) for setting in planned}
+    cases, dense = name_dense(cases, lambda setting: digests[setting] is None)
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="dejavu-bench-"))
         files = PeerFiles(Path(folder), subject.path or shape(str(request.shape)), progress)
@@ -134,6 +137,7 @@ def run_request(
             progress=say,
             rivals=peers,
         )
+    results = [replace(result, plan_sha256=digests.get(result.case.setting)) for result in results]
     machine = {**asdict(describe_machine()), "isa": chosen_isa(), "versions": versions()}
     return Outcome(subject, results, peers, machine, _notes(subject, dense))
 

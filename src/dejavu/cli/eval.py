@@ -81,7 +81,10 @@ def evaluate(
     ] = False,
     codec: Annotated[
         list[CodecName] | None,
-        typer.Option(help="Precision of the weights; auto suits the model's file; repeat it to compare."),
+        typer.Option(
+            help="Precision of the weights; auto: what the first plan that says so was made for, else what suits the "
+            "model's file; repeat it to compare."
+        ),
     ] = None,
     kv: options.Kv = KvName.f16,
     threads: options.Threads = None,
@@ -94,15 +97,17 @@ def evaluate(
     Accuracies with standard errors, perplexity, and how far the predictions are from those of the dense f32 model.
     Under a plan every token that is scored selects for itself, as in decoding.
     """
+    from dejavu.bench.plans import plan_digest, suited_codec
     from dejavu.cli.loading import open_llm
     from dejavu.cli.progress import make_progress, stage_bars
     from dejavu.codecs import CODECS
+    from dejavu.engine.core import chosen_isa
+    from dejavu.environment import package_version
     from dejavu.evaluation.journal import Journal
-    from dejavu.evaluation.record import SCHEMA, Setting, Workload, evaluate, options_digest, plan_digest
+    from dejavu.evaluation.record import SCHEMA, Setting, Workload, evaluate, options_digest
     from dejavu.evaluation.results_file import KIND
     from dejavu.evaluation.tasks import find_tasks, read_tasks
     from dejavu.models.loading import fetch, open_model
-    from dejavu.opening import natural_codec
     from dejavu.texts import read_documents
 
     names = [name for entry in tasks or [] for name in entry.split(",") if name]
@@ -120,12 +125,17 @@ def evaluate(
     results = _results_file(output, [*find_tasks(names, task_folder), *(text or [])], resume=resume)
     items = results.items if results else None
     path = fetch(model, offline=offline or None, progress=make_progress(quiet=json))
+    exact = executor is ExecutorName.reference
+    plans, codecs = plan or ["auto"], [c.value for c in codec or [CodecName.auto]]
     opened = open_model(path)
-    natural = "f32" if executor is ExecutorName.reference else natural_codec(opened.weights)
-    fingerprint = opened.weights.fingerprint
-    opened.close()
-    codecs = [natural if c is CodecName.auto else c.value for c in codec or [CodecName.auto]]
-    wanted = [(c, p) for c in dict.fromkeys(codecs) for p in plan or ["auto"]]
+    try:
+        fingerprint = opened.weights.fingerprint
+        if CodecName.auto.value in codecs:
+            suited = suited_codec(plans, opened.weights, path, exact=exact)
+            codecs = [suited if c == CodecName.auto.value else c for c in codecs]
+    finally:
+        opened.close()
+    wanted = [(c, p) for c in dict.fromkeys(codecs) for p in plans]
     shared: dict[str, Any] = {
         "kv": kv,
         "threads": threads,
@@ -156,6 +166,8 @@ def evaluate(
                             kv.value,
                             executor.value,
                             plan_digest(llm.plan),
+                            package_version(),
+                            None if exact else chosen_isa(),
                         ),
                         workload,
                         journal,
@@ -193,7 +205,7 @@ def evaluate(
         print_note("nothing was scored: every item was skipped, or there is none in the shard")
     generated = [t["metrics"] for t in runs[0]["tasks"].values() if t["kind"] == "generation"]
     if any("bleu" not in metrics for metrics in generated):
-        print_note("no BLEU: pip install sacrebleu, or 'dejavu-llm[eval]'")
+        print_note("no BLEU: pip install sacrebleu, or '.[eval]' in a clone of dejavu")
     if output is None:
         print_note("Give -o FILE.json to keep the results, and to be able to --resume.")
     else:

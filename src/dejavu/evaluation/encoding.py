@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from dejavu.tokenizer import Tokenizer
 
 SkipReason = Literal["too long", "no tokens"]
-"""Why an item is not scored: it does not fit into the context; a continuation has no tokens of its own."""
+"""Why an item is not scored: it does not fit into the context; a prompt or a continuation has no tokens of its own."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,7 @@ class Prompt:
 
     context: tuple[int, ...]
     targets: tuple[tuple[int, ...], ...]
+    """Of a prompt to generate from there is none."""
 
     @property
     def tokens(self) -> int:
@@ -74,3 +75,13 @@ def encode_item(
         else:
             prompts.append(Prompt(start, (target,)))
     return prompts
+
+
+def encode_generation(
+    tokenizer: Tokenizer, prompt: str, max_context: int, max_tokens: int
+) -> list[Prompt] | SkipReason:
+    """The one prompt as `LLM.generate` feeds it; too long where `max_tokens` tokens do not fit behind it."""
+    tokens = tokenizer.encode_prompt(prompt)
+    if not tokens:
+        return "no tokens"
+    return "too long" if len(tokens) + max_tokens > max_context else [Prompt(tuple(tokens), ())]

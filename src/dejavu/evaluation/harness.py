@@ -1,16 +1,17 @@
-"""dejavu as a model of lm-evaluation-harness (``pip install 'dejavu-llm[eval]'``).
+"""dejavu as a model of lm-evaluation-harness (``pip install '.[eval]'`` in a clone of dejavu).
 
     python -m dejavu.evaluation.harness --model dejavu --model_args pretrained=smollm2,plan=PLAN --tasks lambada_openai
 
 takes all options of ``lm_eval``. In Python, importing this module registers the model "dejavu".
 
 Under a plan every token of a log-likelihood selects for itself, as in decoding; generated text is decoded by the plan
-after a dense prompt, as `dejavu generate` does. Sequences beyond the context lose their first tokens, as the harness
-wants it, with a warning.
+after a dense prompt, as `dejavu generate` does. What does not fit into the context, with the text to generate, loses its
+first tokens with a warning, as in the harness's own models.
 """
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import logging
 from typing import TYPE_CHECKING, Any
@@ -56,8 +57,10 @@ class DejavuLM(LM):  # type: ignore[misc, unused-ignore]
 
     @property
     def tokenizer_name(self) -> str:
-        """Names the chat template in the harness's cache of requests."""
-        return type(self.llm.tokenizer).__name__
+        """Hash of all of the tokenizer that requests depend on: names it in the harness's cache of them."""
+        tokenizer = self.llm.tokenizer
+        facts = f"{tokenizer.digest}{tokenizer.chat_template}"  # rendered chats are cached too
+        return hashlib.sha256(facts.encode()).hexdigest()
 
     def chat_template(self, chat_template: bool | str = False) -> str | None:
         """The template's source, for the record."""
@@ -91,12 +94,14 @@ class DejavuLM(LM):  # type: ignore[misc, unused-ignore]
         """The text that follows each context, up to a string of "until", an end token or "max_gen_toks" (256).
 
         Raises:
-            InputError: a context leaves no room for text, or an option of generation is unknown.
+            InputError: no context fits beside so much text, or an option of generation is unknown.
         """
         texts = []
         for request in tqdm(requests, disable=disable_tqdm):
             context, options = request.args
-            texts.append(self.llm.generate(context, sampling(options)).text)
+            params = sampling(options)
+            fitting = self._fit_prompt(context, params.max_tokens or 1)  # None: until the context is full
+            texts.append(self.llm.generate(fitting, params).text)
         return texts
 
     def _prefix(self) -> int:
@@ -122,6 +127,23 @@ class DejavuLM(LM):  # type: ignore[misc, unused-ignore]
                     bar.update(len(found))
                     yield from found
 
+    def _fit_prompt(self, text: str, max_tokens: int) -> str:
+        """The end of a text that begins with a token, as much as the context holds beside `max_tokens`."""
+        tokenizer, room = self.llm.tokenizer, self.llm.context - max_tokens
+        count = len(tokenizer.encode_prompt(text))
+        if count <= room:
+            return text
+        _warn(count, room)
+        starts = [start for start, _ in tokenizer.backend.encode(text, add_special_tokens=False).offsets]
+        ends = (text[start:] for start in starts[len(starts) - room :])  # BOS may come before them
+        found = next((end for end in ends if len(tokenizer.encode_prompt(end)) <= room), None)
+        if found is None:
+            raise InputError(
+                f"{max_tokens} tokens to generate leave no room for a prompt in a context of {self.llm.context}",
+                fix=f"lower {_MAX_TOKENS[0]} of the task, or raise max_length up to the model's context",
+            )
+        return found
+
     def _fit(self, pair: tuple[tuple[int, ...], tuple[int, ...]]) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """The last tokens of a pair, as many as the context holds."""
         context, target = pair
@@ -131,13 +153,15 @@ class DejavuLM(LM):  # type: ignore[misc, unused-ignore]
             )
         whole = (context + target)[-(self.llm.context + 1) :]
         if len(whole) < len(context) + len(target):
-            logging.getLogger(__name__).warning(
-                "%d tokens do not fit into the context of %d: the first are left out",
-                len(context) + len(target) - 1,
-                self.llm.context,
-            )
+            _warn(len(context) + len(target) - 1, self.llm.context)
         kept = min(len(target), len(whole) - 1)
         return whole[: len(whole) - kept], whole[len(whole) - kept :]
+
+
+def _warn(tokens: int, room: int) -> None:
+    logging.getLogger(__name__).warning(
+        "%d tokens do not fit where there is room for %d: the first are left out", tokens, room
+    )
 
 
 def sampling(options: Mapping[str, Any]) -> SamplingParams:

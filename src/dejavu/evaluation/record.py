@@ -6,8 +6,6 @@ import hashlib
 import json
 import time
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from dejavu.errors import InputError
@@ -31,7 +29,6 @@ if TYPE_CHECKING:
     from dejavu.evaluation.journal import Journal
     from dejavu.evaluation.tasks import Task
     from dejavu.llm import LLM
-    from dejavu.plan import AccessPlan
 
 SCHEMA = 1
 
@@ -80,8 +77,12 @@ class Setting:
     codec: str
     kv_dtype: str
     executor: str
-    plan: str | None = None
+    plan: str | None
     """SHA-256 of the plan."""
+    version: str | None
+    """Of dejavu; None: it is not installed as a package."""
+    isa: str | None
+    """Instruction set that the kernels are for; None: the reference executor has none."""
 
     @property
     def key(self) -> str:
@@ -93,15 +94,6 @@ def options_digest(llm: LLM) -> str:
     """SHA-256 of a model's configuration and tokenizer, which the fingerprint of its weights does not hold."""
     config = json.dumps(llm.executor.config.to_dict(), sort_keys=True)
     return hashlib.sha256(f"{config}{llm.tokenizer.digest}".encode()).hexdigest()
-
-
-def plan_digest(plan: AccessPlan | None) -> str | None:
-    """SHA-256 of a plan as it is saved."""
-    if plan is None:
-        return None
-    with TemporaryDirectory() as folder:
-        plan.save(folder)
-        return hashlib.sha256((Path(folder) / "plan.json").read_bytes()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -143,7 +135,8 @@ def evaluate(
     """Evaluate one model, but for what `journal` holds already.
 
     Args:
-        llm: the model, with its plan; tokens of tasks and texts select by it, each for itself.
+        llm: the model, with its plan; tokens of tasks and texts select by it, each for itself, but for those of prompts to
+            generate from, which are dense.
         setting: how it is run.
         workload: what is evaluated.
         journal: takes finished items.

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from dejavu.errors import InputError
 from dejavu.evaluation.divergence import cut, measure_window, text_metrics
-from dejavu.evaluation.encoding import encode_item
+from dejavu.evaluation.encoding import encode_generation, encode_item
 from dejavu.evaluation.likelihood import GROUP, Score, pack, score
 from dejavu.evaluation.metrics import (
     Estimate,
@@ -63,7 +63,7 @@ class PreparedTask:
     task: Task
     items: tuple[Item, ...]
     prompts: tuple[tuple[Prompt, ...], ...]
-    """Of each item; of generation one prompt, with the target."""
+    """Of each item."""
     skipped: tuple[tuple[int, SkipReason], ...]
     """Lines, and why."""
     max_tokens: int
@@ -101,12 +101,12 @@ def prepare_task(
 ) -> PreparedTask:
     """Encode the items of `share`; `max_tokens` are generated. Items beyond `max_context` are skipped."""
     items, prompts, skipped = [], [], []
-    room = max_context - (max_tokens if task.kind == "generation" else 0)
     for i in (share or Share()).numbers(len(task.items)):
         item = task.items[i]
-        encoded = encode_item(tokenizer, item.pairs, max_context)
-        if isinstance(encoded, list) and task.kind == "generation" and len(encoded[0].context) > room:
-            encoded = "too long"
+        if task.kind == "generation":
+            encoded = encode_generation(tokenizer, item.pairs[0][0], max_context, max_tokens)
+        else:
+            encoded = encode_item(tokenizer, item.pairs, max_context)
         if isinstance(encoded, list):
             items.append(item)
             prompts.append(tuple(encoded))

@@ -41,6 +41,14 @@ class Collection:
         return source.fingerprint in self._adapted and source.fingerprint != self.fingerprint
 
     @property
+    def shows_adapted(self) -> bool:
+        """Whether there is something of an adapted model: its curve, its plans, or its place on a frontier."""
+        rows = (row for source in self.of("frontier") for row in source.data["rows"])
+        return any(s.kind == "adaptation" or s.of_adapted for s in self.sources) or any(
+            row.get("kind") == "adapted" for row in rows
+        )
+
+    @property
     def _adapted(self) -> set[str | None]:
         return {s.fingerprint for s in self.sources if s.of_adapted}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections import ChainMap
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from dejavu.results_page.collection import Collection
+
+Held = tuple[str | None, str, str]
+"""Fingerprint of weights, their codec, and that of the K/V cache."""
 
 _GROUPS = {
     "dense": "dejavu, dense",
@@ -65,35 +69,47 @@ def from_rows(rows: Iterable[Mapping[str, Any]]) -> list[Setting]:
 
 
 def from_runs(collection: Collection) -> list[Setting]:
-    """Of the runs of `dejavu eval` that `dejavu bench` has timed: the same weights, codec, K/V cache and plan."""
-    timed: dict[tuple[str | None, str, str, str | None], Mapping[str, Any]] = {}
-    for bench in collection.of("bench"):
-        for record in bench.data["results"]:
-            if record["kind"] != "tg" or record["batch"] != 1:
-                continue
-            plan = _digest(collection, record["plan"])
-            key = (bench.fingerprint, record["codec"], record["kv_dtype"], plan)
-            if key not in timed or _order(record) < _order(timed[key]):
-                timed[key] = record
-    bases = _base_perplexities(collection)
-    found = []
+    """Of runs of `dejavu eval` that `dejavu bench` has timed: the same weights, codec, K/V cache and plan; each once."""
+    timed, bases = _timed(collection), _base_perplexities(collection)
+    found: dict[tuple[Held, str | None], Setting] = {}
     for source in collection.of("eval"):
         for run in source.data["runs"]:
-            key = (source.fingerprint, run["codec"], source.data["kv_dtype"], run["plan_sha256"])
-            ratio = _ratio(run, bases)
-            if key in timed and ratio:
-                group = _GROUPS["dense" if run["plan"] is None else "plan"]
+            held, plan = (source.fingerprint, run["codec"], source.data["kv_dtype"]), run["plan_sha256"]
+            record, ratio = timed.get(held, {}).get(plan), _ratio(run, bases)
+            if record and ratio and (held, plan) not in found:
+                group = _GROUPS["dense" if plan is None else "plan"]
                 name = f"adapted, {run['name']}" if collection.adapted(source) else run["name"]
-                record = timed[key]
-                found.append(
-                    Setting(name, group, ratio, record["tokens_per_s"], record["tokens_per_s_spread"])
-                )
-    return found
+                speed, spread = record["tokens_per_s"], record["tokens_per_s_spread"]
+                found[held, plan] = Setting(name, group, ratio, speed, spread)
+    return [*found.values()]
+
+
+def _timed(collection: Collection) -> dict[Held, Mapping[str | None, Mapping[str, Any]]]:
+    """Of weights as they are held, by the plan's SHA-256 (None: dense), the record of its decoding.
+
+    One with the shortest cache, and then the fastest. Plans and dense weights are compared with each other: what was timed
+    in the same rounds, in one file, comes before what other files have of the same.
+    """
+    files: dict[Held, list[dict[str | None, Mapping[str, Any]]]] = {}
+    for bench in collection.of("bench"):
+        found: dict[Held, dict[str | None, Mapping[str, Any]]] = {}
+        decoded = [r for r in bench.data["results"] if r["kind"] == "tg" and r["batch"] == 1]
+        for record in sorted(decoded, key=_order):
+            plans = found.setdefault((bench.fingerprint, record["codec"], record["kv_dtype"]), {})
+            plans.setdefault(_digest(collection, record), record)
+        for held, plans in found.items():
+            files.setdefault(held, []).append(plans)
+    return {held: ChainMap(*sorted(of_each, key=_completeness)) for held, of_each in files.items()}
 
 
 def _order(record: Mapping[str, Any]) -> tuple[int, float]:
     """Shortest cache first, then the fastest."""
     return record["depth"], -record["tokens_per_s"]
+
+
+def _completeness(plans: Mapping[str | None, Mapping[str, Any]]) -> tuple[int, tuple[int, float]]:
+    """Most plans first, then by the first of their records."""
+    return -len(plans), min(map(_order, plans.values()))
 
 
 def chart(settings: list[Setting], title: str) -> str:
@@ -139,16 +155,21 @@ def sentence(settings: list[Setting], *, limit: float = 1.02) -> str:
 def untold(collection: Collection) -> bool:
     """Whether a plan was timed of which it cannot be told which one it is."""
     return any(
-        (_digest(collection, record["plan"]) or "").startswith(_UNKNOWN)
+        (_digest(collection, record) or "").startswith(_UNKNOWN)
         for bench in collection.of("bench")
         for record in bench.data["results"]
     )
 
 
-def _digest(collection: Collection, plan: str) -> str | None:
-    """SHA-256 of the plan that was timed; None: dense; its path after `_UNKNOWN`: not among the plans given."""
-    if plan == "off":
-        return None
+def _digest(collection: Collection, record: Mapping[str, Any]) -> str | None:
+    """SHA-256 of the plan that was timed; None: dense.
+
+    Older files do not say it: then that of the one given plan which lies there, or is called so, else its path
+    after `_UNKNOWN`.
+    """
+    plan = record["plan"]
+    if plan == "off" or record.get("plan_sha256"):
+        return record.get("plan_sha256")
     given = collection.of("plan")
     exact = [s for s in given if place(s.path) == place(plan)]
     named = exact or [s for s in given if s.path.name == Path(plan).name]

@@ -46,7 +46,7 @@ def missing(collection: Collection) -> Iterator[tuple[str, str]]:
             "Whether contextual sparsity exists in this model was not measured.",
             f"dejavu analyze {model} --text FILE -o analysis",
         )
-    if not collection.of("adaptation"):
+    if not collection.shows_adapted:
         yield (
             "The model was not adapted to sparse MLPs, or its folder was not given.",
             f"dejavu adapt {model} --text FILE --density 0.33 --hours 4 -o adapted",

@@ -11,12 +11,13 @@ from typing import Any, Literal
 from dejavu.errors import InputError
 from dejavu.models.store import expand_path
 from dejavu.plan import AccessPlan
+from dejavu.plan.choice import own_plans
 from dejavu.plan.storage import PLAN_NAME
 from dejavu.plan.summary import summarize
 from dejavu.results_page import shapes
 
 Kind = Literal["eval", "bench", "analysis", "plan", "adaptation", "frontier"]
-ANALYSIS_NAME, ADAPTATION_NAME, OWN_PLAN = "analysis.json", "adaptation.json", "plan"
+ANALYSIS_NAME, ADAPTATION_NAME = "analysis.json", "adaptation.json"
 STAGES_NAME = "frontier.json"
 _SCHEMA = 1
 _MAX_BYTES = 256 << 20
@@ -127,8 +128,8 @@ def _read_folder(folder: Path) -> list[Source]:
     found = [
         _source(p, _json(p)) for name in (ANALYSIS_NAME, ADAPTATION_NAME) if (p := folder / name).is_file()
     ]
-    if (not found or found[-1].kind == "adaptation") and (folder / OWN_PLAN / PLAN_NAME).is_file():
-        found.append(_plan(folder / OWN_PLAN, of_adapted=True))
+    if not found or found[-1].kind == "adaptation":
+        found += [_plan(folder / name, of_adapted=True) for name in own_plans(folder)]
     if not found:
         raise InputError(f"{folder} holds no {PLAN_NAME}, {ANALYSIS_NAME} or {ADAPTATION_NAME}", fix=_KNOWN)
     return found

@@ -57,6 +57,7 @@ BENCH = _MADE | {
             "codec": str,
             "kv_dtype": str,
             "plan": str,
+            "plan_sha256?": MAYBE_TEXT,
             "threads": int,
             "test": str,
             "kind": str,

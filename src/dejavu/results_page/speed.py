@@ -39,12 +39,13 @@ def speed_table(records: Sequence[Record]) -> Table:
 
 def memory_table(records: Sequence[Record]) -> Table | None:
     """What the weights of each setting take, and the share of the neurons that ran; None: not measured."""
-    seen: dict[str, list[str]] = {}
+    seen: dict[tuple[str, str], list[str]] = {}
     for record in records:
         if record.get("bits_per_weight"):
             density = record.get("density")
-            old = seen.get(weights(record))
-            seen[weights(record)] = [
+            key = (record["codec"], record.get("plan_sha256") or record["plan"])
+            old = seen.get(key)
+            seen[key] = [
                 weights(record),
                 human_bytes(record["packed_bytes"]),
                 human_bytes(record["predictor_bytes"]),

@@ -26,5 +26,5 @@ def import_torch(
         return importlib.import_module("torch")
     except ImportError as error:
         raise DejavuError(
-            f"{what} needs torch ({error})", fix=f"pip install 'dejavu-llm[train]'{otherwise}"
+            f"{what} needs torch ({error})", fix=f"pip install '.[train]' in a clone of dejavu{otherwise}"
         ) from error

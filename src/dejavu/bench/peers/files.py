@@ -11,7 +11,7 @@ from dejavu.bench.peers.synthetic_gguf import write_synthetic_gguf
 from dejavu.conversion import convert
 from dejavu.errors import CacheError
 from dejavu.models.folder_writer import config_json
-from dejavu.models.loading import open_model
+from dejavu.models.loading import kind_of, open_model
 
 if TYPE_CHECKING:
     from dejavu.bench.peers.engines import Engine
@@ -25,7 +25,8 @@ class PeerFiles:
 
     Args:
         folder: where they are put; the caller removes it.
-        source: a model (a GGUF file or a folder), or a shape for synthetic weights.
+        source: a model (a GGUF file or a folder; of a delta or an adapter peers get a converted one), or a shape for
+            synthetic weights.
         progress: told of writing.
     """
 
@@ -71,7 +72,7 @@ class PeerFiles:
         return kinds.most_common(1)[0][0] == kind
 
     def _model_folder(self, codec: Codec) -> Path:
-        if isinstance(self._source, Path) and self._source.is_dir():
+        if isinstance(self._source, Path) and kind_of(self._source) == "folder":
             return self._source
         kind = "bf16" if codec == "bf16" else "f32"
         target = self._folder / f"folder-{kind}"
