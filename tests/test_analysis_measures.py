@@ -118,6 +118,14 @@ def test_zeros_are_in_no_set() -> None:
     assert half["density"] == pytest.approx(0.2)
     assert half["neighbours_jaccard_mean"] == 0
     assert half["unions"][0]["mean"] == pytest.approx(0.4)
+    assert half["static_coverage_mean"] == pytest.approx(0.2)  # of the fixed set's first two
+    uneven = Overlap(np.ones((2, 10)), pieces=1, seed=0)
+    few, many = scores([[0]] * 8, 10)[0], scores([[0, 1, 2, 3, 4]] * 8, 10)[0]
+    uneven.add(np.stack([few, many]))
+    found = uneven.result()[2]
+    assert found["density"] == pytest.approx(0.3)
+    assert found["unions"][0]["chance"] == pytest.approx(((1 - 0.9**2) + (1 - 0.5**2)) / 2)
+    assert found["chance_jaccard"] == pytest.approx((0.1 / 1.9 + 0.5 / 1.5) / 2)
     nothing = Overlap(np.ones((1, 10)), pieces=1, seed=0)
     nothing.add(np.zeros((1, 4, 10), np.float32))
     assert nothing.result()[0]["neighbours_jaccard_mean"] == nothing.result()[0]["static_coverage_mean"] == 1

@@ -753,7 +753,7 @@ def test_chat_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     file = tmp_path / "talk.json"
     assert talk(
         session, "/help", "/wrong", "/system Be brief.", "Hi", "/save ~nosuch/x", "/save a\0b", f"/save {file}",
-        "/save", f"/save {tmp_path}", "/reset", f"/save {file}",
+        "/save", f"/save {tmp_path}", "/reset", f"/save {file}", f"/save {'a' * 300}",
     )  # fmt: skip
     roles = [message["role"] for message in json.loads(file.read_text(encoding="utf-8"))]
     assert roles == ["system", "user", "assistant"]
@@ -763,6 +763,7 @@ def test_chat_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert "holds a NUL" in err
     assert f"Cannot write {tmp_path}: it is there already" in err
     assert f"Cannot write {file}: it is there already" in err
+    assert f"Cannot write {'a' * 300}: File name too long" in err
     assert not talk(session, "/quit")
     assert not talk(session, EOFError())
 
@@ -803,7 +804,7 @@ def test_an_error_ends_a_chat_that_nobody_types(
     result = dejavu("chat", tiny, *REFERENCE, "--context", "40")
     assert "cut off: prompt and answer fill the context of 40 tokens" in result.err
     assert result.code == InputError.exit_code
-    assert "leave out the oldest (dejavu chat: /reset begins anew)" in result.err
+    assert "leave out the oldest (dejavu chat: /reset begins anew; with --json, start it again)" in result.err
     assert lines.buffer.read() == b"And more\n"
 
 

@@ -283,6 +283,10 @@ def test_nothing_stands_in_for_neurons_that_all_run() -> None:
     layers = [LayerPlan(sketch, Dense(), map_of)] * 2
     found = combine(layers, Allotment("neurons", (Dense(), sketch), (1.0, 0.5), ("dense", "sketch4")))
     assert [layer.compensator for layer in found] == [None, map_of]
+    neurons_later = combine(
+        [LayerPlan(compensator=map_of)], Allotment("heads", (Dense(),), (1.0,), ("dense",))
+    )
+    assert neurons_later[0].compensator is map_of
 
 
 def test_a_denser_plan_gets_compensators_of_its_own(

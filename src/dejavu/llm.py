@@ -353,7 +353,10 @@ class LLM:
         if room < 1:
             fix = f"shorten the prompt to {self.context - 1} tokens or fewer"
             if conversation is not None:  # its last message may be short; what was said before is not
-                fix = "shorten the last message or leave out the oldest (dejavu chat: /reset begins anew)"
+                fix = (
+                    "shorten the last message or leave out the oldest (dejavu chat: /reset begins anew; with --json, start "
+                    "it again)"
+                )
             if self.context < self.executor.config.max_context:
                 fix += ", or load with a larger context"
             raise InputError(

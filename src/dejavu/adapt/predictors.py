@@ -39,6 +39,10 @@ class Gradient:
     b: Tensor
     bias: Tensor
 
+    def is_finite(self) -> bool:
+        """Whether all of it is."""
+        return all(bool(part.isfinite().all()) for part in (self.a, self.b, self.bias))
+
 
 class Predictors:
     """Those of some layers.
@@ -93,14 +97,14 @@ class Predictors:
     def learn(self, found: Sequence[Mapping[int, Gradient]], pace: float) -> None:
         """One step along the mean of what passes `found`, at the share `pace` of the highest learning rate.
 
-        A layer that no pass has a gradient of stays as it is, and so does one whose gradient is not finite.
+        A gradient that is not finite does not count; a layer of which there is no other stays as it is.
         """
         if self._adam is None:
             return
+        usable = [{i: gradient for i, gradient in some.items() if gradient.is_finite()} for some in found]
         for (layer, name), tensor in self._masters.items():
-            parts = [getattr(gradients[layer], name) for gradients in found if layer in gradients]
-            mean = torch.stack(parts).mean(dim=0) if parts else None
-            tensor.grad = mean if mean is not None and bool(mean.isfinite().all()) else None
+            parts = [getattr(gradients[layer], name) for gradients in usable if layer in gradients]
+            tensor.grad = torch.stack(parts).mean(dim=0) if parts else None
         for group, size in zip(self._adam.param_groups, self._sizes, strict=True):
             group["lr"] = RATE * pace * size
         self._adam.step()

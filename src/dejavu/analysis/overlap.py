@@ -22,7 +22,7 @@ class Overlap:
     """Sets of the neurons (or heads) with the largest scores, over pieces of text. What scores zero is in no set.
 
     Args:
-        usage: mean score of each on other text, [L, n]; the fixed set is its largest.
+        usage: mean score of each on other text, [L, n]; a token's fixed set is its largest, as many as the token's own has.
         pieces: number of pieces that will be added.
         seed: of the draw of unrelated tokens.
     """
@@ -32,10 +32,10 @@ class Overlap:
         self._rng = np.random.default_rng([seed, 1])
         self._per_piece = -(-_POOL // max(1, pieces))
         shape = (len(DENSITIES), self._layers)
-        self._static = [highest(usage, count_at(density, self._n)) for density in DENSITIES]  # each [L, n]
+        self._rank = np.argsort(np.argsort(-usage, axis=1, kind="stable"), axis=1)  # [L, n]
         self._neighbours, self._pairs = np.zeros(shape, np.float64), 0
         self._against_static, self._covered, self._tokens = np.zeros(shape), np.zeros(shape), 0
-        self._taken = np.zeros(len(DENSITIES))
+        self._taken = np.zeros(shape)
         self._pool: list[list[NDArray[np.uint8]]] = [[] for _ in range(len(DENSITIES) * self._layers)]
 
     def add(self, scores: NDArray[np.float32]) -> None:
@@ -47,8 +47,8 @@ class Overlap:
         for layer in range(self._layers):
             for i, density in enumerate(DENSITIES):
                 mask = highest(scores[layer], count_at(density, self._n)) & (scores[layer] > 0)  # [t, n]
-                self._taken[i] += mask.sum()
-                static = self._static[i][layer]  # [n]
+                self._taken[i, layer] += mask.sum()
+                static = self._rank[layer] < mask.sum(axis=1, keepdims=True)  # [t, n]
                 self._neighbours[i, layer] += jaccard(mask[1:], mask[:-1]).sum()
                 self._against_static[i, layer] += jaccard(mask, static).sum()
                 self._covered[i, layer] += share((mask & static).sum(axis=1), mask.sum(axis=1)).sum()
@@ -58,25 +58,25 @@ class Overlap:
         """One entry per density."""
         out = []
         for i in range(len(DENSITIES)):
-            exact = float(self._taken[i] / (self._tokens * self._layers * self._n))
+            densities = self._taken[i] / (self._tokens * self._n)  # [L]
             neighbours = self._neighbours[i] / self._pairs
             static, covered = self._against_static[i] / self._tokens, self._covered[i] / self._tokens
             out.append(
                 {
-                    "density": exact,
-                    "chance_jaccard": chance_jaccard(exact),
+                    "density": float(densities.mean()),
+                    "chance_jaccard": float(chance_jaccard(densities).mean()),
                     "neighbours_jaccard": neighbours.tolist(),
                     "neighbours_jaccard_mean": float(neighbours.mean()),
                     "static_jaccard": static.tolist(),
                     "static_jaccard_mean": float(static.mean()),
                     "static_coverage": covered.tolist(),
                     "static_coverage_mean": float(covered.mean()),
-                    "unions": self._unions(i, exact),
+                    "unions": self._unions(i, densities),
                 }
             )
         return out
 
-    def _unions(self, i: int, density: float) -> list[dict[str, Any]]:
+    def _unions(self, i: int, densities: NDArray[np.float64]) -> list[dict[str, Any]]:
         """Share of the layer that batches of unrelated tokens touch together."""
         pools = [np.concatenate(self._pool[i * self._layers + layer]) for layer in range(self._layers)]
         tokens = len(pools[0])
@@ -95,7 +95,7 @@ class Overlap:
             out.append(
                 {
                     "batch": batch,
-                    "chance": chance_union(density, batch),
+                    "chance": float(chance_union(densities, batch).mean()),
                     "share": share.tolist(),
                     "mean": float(share.mean()),
                 }

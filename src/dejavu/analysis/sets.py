@@ -29,11 +29,11 @@ def share(part: NDArray[np.int_], whole: NDArray[np.int_]) -> NDArray[np.float64
     return np.where(whole > 0, part / np.maximum(whole, 1), 1.0)
 
 
-def chance_jaccard(density: float) -> float:
+def chance_jaccard(density: NDArray[np.float64]) -> NDArray[np.float64]:
     """What two independent random sets of this density have on average, for many members."""
     return density / (2 - density)
 
 
-def chance_union(density: float, batch: int) -> float:
+def chance_union(density: NDArray[np.float64], batch: int) -> NDArray[np.float64]:
     """Share that `batch` independent random sets of this density touch together."""
     return 1 - (1 - density) ** batch

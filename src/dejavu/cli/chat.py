@@ -16,7 +16,7 @@ from dejavu.cli.generate import print_ending
 from dejavu.cli.options import CodecName, ExecutorName, KvName
 from dejavu.cli.output import print_error, print_json, print_note
 from dejavu.cli.streams import argument_text
-from dejavu.errors import DejavuError, InputError
+from dejavu.errors import CacheError, DejavuError, InputError
 
 if TYPE_CHECKING:
     from dejavu.llm import LLM
@@ -229,8 +229,11 @@ class Session:
                 return
             with atomic_write(path) as stream:
                 stream.write(f"{jsonlib.dumps(self.messages, ensure_ascii=False, indent=1)}\n".encode())
+        except CacheError as error:  # says itself what cannot be written
+            print_note(str(error.args[0]))
         except (DejavuError, OSError, ValueError) as error:
-            print_note(f"Cannot write {name}: {error.args[0]}")
+            reason = error.strerror if isinstance(error, OSError) else error.args[0]
+            print_note(f"Cannot write {name}: {reason or error}")
         else:
             print_note(f"Saved to {name}.")
 

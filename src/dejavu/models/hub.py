@@ -100,8 +100,9 @@ def _is_whole(files: list[str]) -> bool:
     if {ARRAYS_NAME, DELTA_ARRAYS} & set(files) or any(name.endswith(".gguf") for name in files):
         return True
     shards = [match for name in files if (match := _SHARD.fullmatch(name))]
-    has_tokenizer = "tokenizer.json" in files or {"vocab.json", "merges.txt"} <= set(files)
-    return has_tokenizer and all(int(shard[1]) == len(shards) for shard in shards)
+    # tokenizer.model alone does not run; but fetching may bring no more, and opening the model says what is missing.
+    known = {"tokenizer.json", "tokenizer.model"} & set(files) or {"vocab.json", "merges.txt"} <= set(files)
+    return bool(known) and all(int(shard[1]) == len(shards) for shard in shards)
 
 
 def _choose(spec: HubSpec, names: list[str]) -> list[str]:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Agreement:
-    """Shares over all tokens and layers: of the active ones that were selected, of the selected that are active."""
+    """Shares over all that was counted: of the active ones that were selected, of the selected that are active."""
 
     recall: float
     precision: float

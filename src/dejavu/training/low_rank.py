@@ -24,7 +24,7 @@ from dejavu.engine.core import chosen_isa
 from dejavu.errors import InputError, NumericsError
 from dejavu.plan import LowRank
 from dejavu.reference.selection import low_rank_scores
-from dejavu.training.agreement import Agreement, Tally
+from dejavu.training.agreement import Tally
 from dejavu.training.checkpoint import load_checkpoint, save_checkpoint
 from dejavu.training.labels import largest
 from dejavu.training.missing import import_torch
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from dejavu.training.agreement import Agreement
     from dejavu.training.examples import Examples, Target
     from dejavu.training.inputs import Block
     from dejavu.training.stream import Piece, TokenStream
@@ -148,11 +149,11 @@ def train_low_rank(
         arrays, state = load_checkpoint(checkpoint, settings)
         trainer = _Trainer(examples, options, arrays)
         tokens, position = int(state["tokens"]), Position(**state["position"])
-        agreement = {block: [Agreement(**a) for a in layers] for block, layers in state["agreement"].items()}
     else:
         stream.require(min(options.tokens, MIN_TOKENS))
         trainer = _Trainer(examples, options, None)
-        tokens, position, agreement = 0, Position(), {}
+        tokens, position = 0, Position()
+    agreement: dict[Block, list[Agreement]] = {}  # as of the first step from here
     held_out = stream.validation(VALIDATION_TOKENS)
     clock = _Clock()
     for batch, after in _until(stream.batches(BATCH, position), options.tokens - tokens):
@@ -171,7 +172,6 @@ def train_low_rank(
                 "settings": settings,
                 "tokens": tokens,
                 "position": dataclasses.asdict(position),
-                "agreement": {b: [dataclasses.asdict(a) for a in layers] for b, layers in agreement.items()},
             }
             save_checkpoint(checkpoint, trainer.arrays(), state)
         clock.add(sum(map(len, batch)))

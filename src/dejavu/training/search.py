@@ -210,11 +210,13 @@ class Search:
 
 
 def combine(layers: Sequence[LayerPlan], allotment: Allotment) -> list[LayerPlan]:
-    """`layers` with the selectors of `allotment`; where no neurons are skipped, nothing stands in for them."""
+    """`layers` with the selectors of `allotment`; where it skips no neurons, nothing stands in for them."""
     combined = [
         dataclasses.replace(layer, **{allotment.block: selector})  # type: ignore[arg-type]
         for layer, selector in zip(layers, allotment.selectors, strict=True)
     ]
+    if allotment.block == "heads":
+        return combined
     return [
         dataclasses.replace(layer, compensator=None) if isinstance(layer.neurons, Dense) else layer
         for layer in combined
