@@ -124,14 +124,14 @@ Engine::BatchThread::BatchThread(Engine& engine, int thread_)
       mine(share(total, gemm.nr, thread, threads)),
       panels(share(total, gemm.mr, thread, threads)),
       columns(share(padded, 64, thread, threads)),
-      x(b.x.get(0)),
-      line(w.branch.get(0)),
-      normed(w.normed.get(0)),
-      scratch(w.scratch.get(0)),
-      c0(w.c0.get(0)),
-      c1(w.c1.get(0)),
-      scores(w.scores.get(0)),
-      packed(w.packed.get(0)) {}
+      x(b.x.floats()),
+      line(w.branch.floats()),
+      normed(w.normed.floats()),
+      scratch(w.scratch.floats()),
+      c0(w.c0.floats()),
+      c1(w.c1.floats()),
+      scores(w.scores.floats()),
+      packed(w.packed.floats()) {}
 
 void Engine::BatchThread::run() {
   if (gemm.begin) gemm.begin();
@@ -161,7 +161,7 @@ void Engine::BatchThread::prepare(const float* weight, const float* bias) {
       if (c.pre_norm) e.norm(from, weight, bias, line), from = line;
       to_stored_order(e.layout_, from, normed + size_t(i) * size_t(padded));
     }
-    gemm.pack_bt(normed, size_t(padded), padded, n, (char*)b.input.get(0) + size_t(t0 / gemm.nr) * panel, panel);
+    gemm.pack_bt(normed, size_t(padded), padded, n, (char*)b.input.floats() + size_t(t0 / gemm.nr) * panel, panel);
   }
   e.pool_.barrier();
 }

@@ -76,7 +76,7 @@ struct Engine::BatchThread {
              const LowRank* stand_in = nullptr);
   void capture_input(float* captured, int layer);
   const float* turn(int layer, int token) const;
-  float* row(Buffer& buffer, int token, int width) const { return buffer.get(0) + size_t(token) * size_t(width); }
+  float* row(Buffer& buffer, int token, int width) const { return buffer.floats() + size_t(token) * size_t(width); }
   // One layer's piece of a captured array.
   float* piece(float* captured, int layer, int width) const {
     return captured + size_t(layer) * size_t(total) * size_t(width);

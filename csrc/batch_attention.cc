@@ -25,7 +25,7 @@ void Engine::BatchThread::attention(int i) {
       const size_t at = size_t(s.row) * size_t(q_width) + size_t(h * hd);
       const int position = b.position[size_t(s.row)];
       float log_sum;
-      e.attend(*s.cache, i, h, 1, position, e.attended(i, position), b.q.get(0) + at, scores, b.mixed.get(0) + at,
+      e.attend(*s.cache, i, h, 1, position, e.attended(i, position), b.q.floats() + at, scores, b.mixed.floats() + at,
                &log_sum);
     }
   }
@@ -41,12 +41,12 @@ void Engine::BatchThread::attention(int i) {
     for (int t = panels.begin; b.plan && t < panels.end; ++t) mask_heads(i, t);
     const size_t panel = gemm.panel_bytes_a(q_width);
     gemm.pack_a(row(b.mixed, panels.begin, q_width), size_t(q_width), panels.end - panels.begin, q_width,
-                (char*)b.left.get(0) + size_t(panels.begin / gemm.mr) * panel, panel);
+                (char*)b.left.floats() + size_t(panels.begin / gemm.mr) * panel, panel);
   }
   e.pool_.barrier();
   const auto o_row = [&](int r) { return layer.o.row(r / hd, r % hd); };
-  products.axpy(PackedRows{layer.o.layout, o_row}, q_width, b.left.get(0), total, columns, scratch, packed,
-                b.branch.get(0), size_t(padded));
+  products.axpy(PackedRows{layer.o.layout, o_row}, q_width, b.left.floats(), total, columns, scratch, packed,
+                b.branch.floats(), size_t(padded));
   if (!c.parallel_residual) {
     close(layer.o_bias, layer.attn_post_norm, layer.attn_norm, layer.attn_norm_bias);
     return;
@@ -70,9 +70,9 @@ void Engine::BatchThread::project(int i) {
     const bool query = head < c.heads, value = head >= c.heads + c.kv_heads;
     const Bundles& bundles = query ? layer.heads : layer.kv;
     const int bundle = query ? head : (head - c.heads) % c.kv_heads, offset = first + (value ? hd : 0);
-    products.dot(PackedRows{e.layout_, [&](int r) { return bundles.row(bundle, offset + r); }}, m, b.input.get(0),
+    products.dot(PackedRows{e.layout_, [&](int r) { return bundles.row(bundle, offset + r); }}, m, b.input.floats(),
                  total, scratch, packed, c0, b.ld);
-    float* to = (query ? b.q : value ? b.v : b.k).get(0) + bundle * hd + first;
+    float* to = (query ? b.q : value ? b.v : b.k).floats() + bundle * hd + first;
     k.transpose(c0, b.ld, m, total, to, size_t(query ? q_width : kv_width));
   }
 }

@@ -63,15 +63,15 @@ void Engine::BatchThread::many_logits() {
     for (int i = 0; i < n; ++i) {
       to_stored_order(layout, logits_input(r0 + i), normed + size_t(i) * size_t(layout.padded));
     }
-    gemm.pack_bt(normed, size_t(layout.padded), layout.padded, n, (char*)b.input.get(0) + size_t(r0 / gemm.nr) * panel,
-                 panel);
+    gemm.pack_bt(normed, size_t(layout.padded), layout.padded, n,
+                 (char*)b.input.floats() + size_t(r0 / gemm.nr) * panel, panel);
   }
   e.pool_.barrier();
   const Range vocabulary = share(c.vocab, kPiece, thread, threads);
   for (int v0 = vocabulary.begin; v0 < vocabulary.end; v0 += kPiece) {
     const int n = least(vocabulary.end - v0, kPiece);
     const auto row_at = [&](int r) { return e.head_.row((v0 + r) / kPlainRows, (v0 + r) % kPlainRows); };
-    products.dot(PackedRows{layout, row_at}, n, b.input.get(0), count, scratch, packed, c0, b.ld);
+    products.dot(PackedRows{layout, row_at}, n, b.input.floats(), count, scratch, packed, c0, b.ld);
     k.transpose(c0, b.ld, n, count, b.logits + v0, size_t(c.vocab));
     for (int t = 0; t < count; ++t) e.finish_logits(b.logits + size_t(t) * size_t(c.vocab) + v0, v0, n);
   }
@@ -83,9 +83,9 @@ void Engine::BatchThread::sketched_logits() {
   const Range mine_here = share(count, 1, thread, threads);
   Selector best;
   best.k = b.plan->head.exact;
-  float* room = w.picking.get(0);
+  float* room = w.picking.floats();
   int32_t* list = reinterpret_cast<int32_t*>(room + c.vocab);
-  float *along = w.along.get(0), *along_room = along + e.along_bytes() / sizeof(float);
+  float *along = w.along.floats(), *along_room = along + e.along_bytes() / sizeof(float);
   for (int r = mine_here.begin; r < mine_here.end; ++r) {
     float* out = b.logits + size_t(r) * size_t(c.vocab);
     e.prepare_sketched(logits_input(r), scratch, along, along_room);

@@ -18,11 +18,11 @@ void Engine::BatchThread::mlp(int i) {
     auto keep = [&](const float* from, float* to) { k.transpose(from, b.ld, n, total, to + n0, size_t(c.ff)); };
     if (b.capture.hidden) keep(c1, piece(b.capture.hidden, i, c.ff));
     if (b.capture.gate) keep(c.gated ? c0 : c1, piece(b.capture.gate, i, c.ff));
-    if (by_gate) keep(c0, b.gate.get(0));
+    if (by_gate) keep(c0, b.gate.floats());
     if (masked) {
-      keep(c1, b.hidden.get(0));
+      keep(c1, b.hidden.floats());
     } else {
-      gemm.pack_at(c1, b.ld, total, n, products.at((void*)b.left.get(0), n0, gemm.mr), left_panel);
+      gemm.pack_at(c1, b.ld, total, n, products.at((void*)b.left.floats(), n0, gemm.mr), left_panel);
     }
   }
   e.pool_.barrier();
@@ -30,15 +30,15 @@ void Engine::BatchThread::mlp(int i) {
   if (masked) {
     if (panels.end > panels.begin) {
       gemm.pack_a(row(b.hidden, panels.begin, c.ff), size_t(c.ff), panels.end - panels.begin, c.ff,
-                  (char*)b.left.get(0) + size_t(panels.begin / gemm.mr) * left_panel, left_panel);
+                  (char*)b.left.floats() + size_t(panels.begin / gemm.mr) * left_panel, left_panel);
     }
     e.pool_.barrier();
   }
   const auto down_row = [&](int r) {
     return layer.nested ? layer.parts.down.row(r, 0) : layer.mlp.row(r, c.gated ? 2 : 1);
   };
-  products.axpy(PackedRows{mlp_layout(layer), down_row}, c.ff, b.left.get(0), total, columns, scratch, packed,
-                b.branch.get(0), size_t(padded));
+  products.axpy(PackedRows{mlp_layout(layer), down_row}, c.ff, b.left.floats(), total, columns, scratch, packed,
+                b.branch.floats(), size_t(padded));
   if (c.parallel_residual) {
     for (int t = mine.begin; t < mine.end; ++t) k.add(row(b.x, t, c.d), row(b.q, t, q_width), c.d);
   }
@@ -54,7 +54,7 @@ void Engine::BatchThread::hidden(int i, int n0, int n, bool keep_gate) {
   const auto multiply = [&](int part, const float* bias, float* out) {
     const RowLayout& layout = mlp_layout(layer);
     const NestedMlp& parts = layer.parts;
-    uint8_t* joined = reinterpret_cast<uint8_t*>(w.joined.get(0));
+    uint8_t* joined = reinterpret_cast<uint8_t*>(w.joined.floats());
     for (int r = 0; parts.cut() && r < n; ++r) {
       uint8_t* codes = joined + size_t(r) * layout.code_bytes;
       join_parts(parts, n0 + r, part, codes);
@@ -65,7 +65,7 @@ void Engine::BatchThread::hidden(int i, int n0, int n, bool keep_gate) {
       if (!parts.cut()) return parts.whole.row(n0 + r, part);
       return Row{joined + size_t(r) * layout.code_bytes, parts.low.row(n0 + r, part).scales};
     };
-    products.dot(PackedRows{layout, row_at}, n, b.input.get(0), total, scratch, packed, out, b.ld);
+    products.dot(PackedRows{layout, row_at}, n, b.input.floats(), total, scratch, packed, out, b.ld);
     for (int r = 0; bias && r < n; ++r) {
       for (int t = 0; t < total; ++t) out[size_t(r) * b.ld + size_t(t)] += bias[n0 + r];
     }

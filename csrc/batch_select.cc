@@ -47,7 +47,7 @@ void Engine::BatchThread::choose_for(int target, bool heads, int token) {
   const LayerPlan& plan = b.plan->layers[size_t(target)];
   const Selector& selector = heads ? plan.heads : plan.neurons;
   const int units = heads ? c.heads : e.own_neurons();
-  float *all = w.predictor.get(0), *gate = all + round_up(c.ff, 16), *up = gate + round_up(c.ff, 16);
+  float *all = w.predictor.floats(), *gate = all + round_up(c.ff, 16), *up = gate + round_up(c.ff, 16);
   if (selector.rule == Rule::low_rank) {
     const LowRank& predictor = selector.low_rank;
     e.hidden_of(predictor, {0, predictor.rank}, prepare_one(target, heads, token).second, gate);
@@ -73,7 +73,7 @@ void Engine::BatchThread::set_mask(const Selector& selector, const float* all, i
     for (int32_t j : selector.indices) chosen[j] = 1;
     return;
   }
-  float* room = w.picking.get(0);
+  float* room = w.picking.floats();
   int32_t* list = reinterpret_cast<int32_t*>(room + units);
   const int n = pick(e.k_, selector, all, units, room, list);
   for (int j = 0; j < n; ++j) chosen[list[j]] = 1;
@@ -88,7 +88,7 @@ void Engine::BatchThread::mask_heads(int i, int token) {
     float* mixed = row(b.mixed, token, q_width);
     uint8_t* chosen = mask(i, true, token);
     if (late(selector)) {
-      float* norms = w.predictor.get(0);
+      float* norms = w.predictor.floats();
       for (int h = 0; h < c.heads; ++h) norms[h] = length_of(mixed + h * hd, hd);
       set_mask(selector, norms, c.heads, chosen);
     }
@@ -112,7 +112,7 @@ void Engine::BatchThread::mask_neurons(int i, int token) {
     if (late(selector)) {
       const bool by_gate = selector.rule == Rule::threshold && c.gated;
       const float* from = by_gate ? row(b.gate, token, c.ff) : hidden;
-      float* sizes = w.predictor.get(0);
+      float* sizes = w.predictor.floats();
       for (int j = 0; j < own; ++j) sizes[j] = std::fabs(from[j]);
       set_mask(selector, sizes, own, chosen);
     }
@@ -131,7 +131,7 @@ void Engine::BatchThread::mask_neurons(int i, int token) {
 
 // out += what stands in for the neurons that were not chosen; natural order.
 void Engine::BatchThread::compensate(const LowRank& stand_in, int token, float* out) {
-  float* sum = w.predictor.get(0);
+  float* sum = w.predictor.floats();
   e.output_of(stand_in, {0, c.d}, row(b.stand_in, token, e.planned_.widest_rank), scratch, sum);
   k.add(out, sum, c.d);
 }

@@ -52,7 +52,7 @@ void Engine::make_room(Cache* const* caches, int count, bool sparse) {
   q_.get(n * heads * hd);
   if (sparse) mixed_.get(n * heads * hd);
   if (threads() > 1) {
-    mixed_parts_.get(size_t(threads()) * kMaxTokens * heads * hd);
+    position_outputs_.get(size_t(threads()) * kMaxTokens * heads * hd);
     log_sums_.get(size_t(threads()) * kMaxTokens * heads);
   }
   attn_partials_.resize(partial_floats_ * size_t(threads()) * kMaxTokens);
@@ -64,7 +64,7 @@ void Engine::make_room(Cache* const* caches, int count, bool sparse) {
     w.branch.get(partial_floats_ + 2 * widest);
     w.input.get(n * prepared_floats());
     w.scratch.get(2 * prepared_floats() + ff * 2 + 4 * widest + RowLayout(Codec::int8, int(rank)).input_bytes() / 4);
-    w.head.get(n * hd * size_t(std::max(2 * c_.kv_heads, kMostHeads)) + 16);
+    w.head_room.get(n * hd * size_t(std::max(2 * c_.kv_heads, kMostHeads)) + 16);
     w.scores.get(positions * kMostHeads);
     w.rope.get(n * size_t(c_.rope_dim) * 2 + 16);
     w.predictor.get(rank + 3 * widest + size_t(c_.rope_dim) + 64);
@@ -87,13 +87,13 @@ Engine::Decoder::Decoder(Engine& engine, const Step& step, int thread_)
       rows(engine.k_.rows[int(engine.layout_.codec)]),
       plan(step.sparse ? engine.planned_.plan.get() : nullptr) {
   for (int t = 0; t < s.n; ++t) {
-    x[t] = w.x.get(0) + size_t(t) * e.stream_floats();
-    block_input[t] = c.pre_norm ? w.normed.get(0) + size_t(t) * e.stream_floats() : x[t];
-    input[t] = w.input.get(0) + size_t(t) * e.prepared_floats();
+    x[t] = w.x.floats() + size_t(t) * e.stream_floats();
+    block_input[t] = c.pre_norm ? w.normed.floats() + size_t(t) * e.stream_floats() : x[t];
+    input[t] = w.input.floats() + size_t(t) * e.prepared_floats();
     const size_t slot = (size_t(thread) * kMaxTokens + size_t(t)) * e.partial_floats_;
     attn_partial[t] = e.attn_partials_.data() + slot;
     mlp_partial[t] = e.mlp_partials_.data() + slot;
-    rope[t] = w.rope.get(0) + size_t(t) * size_t(c.rope_dim) * 2;
+    rope[t] = w.rope.floats() + size_t(t) * size_t(c.rope_dim) * 2;
     position[t] = s.caches[t]->length();
     chosen[t] = w.chosen.data() + size_t(t) * size_t(c.ff);
   }
@@ -102,7 +102,7 @@ Engine::Decoder::Decoder(Engine& engine, const Step& step, int thread_)
 void Engine::Decoder::run() {
   since = Clock::now();
   for (int t = 0; t < s.n; ++t) {
-    e.embed(s.tokens[t], position[t], w.branch.get(0), x[t]);
+    e.embed(s.tokens[t], position[t], w.branch.floats(), x[t]);
     if (c.position != Position::rope) continue;
     e.rope_table(position[t], position[t] + 1, false, rope[t]);
     if (!c.local_inv_freq.empty()) e.rope_table(position[t], position[t] + 1, true, rope[t] + c.rope_dim);
@@ -177,7 +177,7 @@ void Engine::Decoder::finish(std::vector<float>& partials, const float* first_bi
                              const float* post_norm, const float* norm_weight, const float* norm_bias) {
   const int floats = int(e.layout_.output_floats());
   const size_t step = e.partial_floats_;
-  float *branch = w.branch.get(0), *total = branch + c.d;
+  float *branch = w.branch.floats(), *total = branch + c.d;
   barrier();
   enter(Part::rest);
   if (threads > kRepeatedReduction) {
@@ -288,12 +288,12 @@ void Engine::Decoder::axpy(const Bundles& b, int bundle, int first, int n, const
 void Engine::Decoder::logits() {
   const RowKernels& head_rows = e.k_.rows[int(e.head_.layout.codec)];
   const bool sketched = plan && plan->head.bits && plan->head.exact < c.vocab;
-  char* along = reinterpret_cast<char*>(w.along.get(0));
+  char* along = reinterpret_cast<char*>(w.along.floats());
   float* along_room = reinterpret_cast<float*>(along + size_t(s.n) * e.along_bytes());
   float* out[kMaxTokens] = {};
   for (int t = 0; t < s.n; ++t) {
     out[t] = s.logits + size_t(t) * size_t(c.vocab);
-    const float* last = e.head_input(x[t], w.branch.get(0), w.branch.get(0) + c.d);
+    const float* last = e.head_input(x[t], w.branch.floats(), w.branch.floats() + c.d);
     if (sketched) {
       e.prepare_sketched(last, input[t], along + size_t(t) * e.along_bytes(), along_room);
     } else {
@@ -317,9 +317,9 @@ void Engine::Decoder::sketched_logits(const char* along, float* const* out) {
   barrier();
   Selector best;
   best.k = plan->head.exact;
-  int32_t* list = reinterpret_cast<int32_t*>(w.picking.get(0) + c.vocab);
+  int32_t* list = reinterpret_cast<int32_t*>(w.picking.floats() + c.vocab);
   for (int t = 0; t < s.n; ++t) {
-    const int n = pick(e.k_, best, out[t], c.vocab, w.picking.get(0), list);
+    const int n = pick(e.k_, best, out[t], c.vocab, w.picking.floats(), list);
     const Range some = share(n, 16, thread, threads);
     barrier();  // all have picked before anybody changes the scores
     e.exact_logits(list + some.begin, some.end - some.begin, input[t], out[t]);

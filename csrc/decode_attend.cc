@@ -11,16 +11,16 @@ namespace dejavu {
 void Engine::Decoder::attend_all(int i) {
   const Layer& layer = e.layers_[size_t(i)];
   const int hd = c.head_dim, heads = c.heads;
-  float *scores = w.scores.get(0), log_sums[kMostHeads];
+  float *scores = w.scores.floats(), log_sums[kMostHeads];
   const bool oracle = plan && plan->layers[size_t(i)].heads.rule == Rule::oracle;
   if (oracle) {
     const Range mine = share(heads, 1, thread, threads);
     for (int t = 0; t < s.n; ++t) {
-      float* norms = e.planned_.head_scores.get(0) + size_t(i * kMaxTokens + t) * size_t(heads);
+      float* norms = scores_of(i, t, true);
       for (int h = mine.begin; h < mine.end; ++h) {
         const size_t at = size_t(t * heads + h) * size_t(hd);
-        float* mixed = e.mixed_.get(0) + at;
-        e.attend(*s.caches[t], i, h, 1, position[t], e.attended(i, position[t]), e.q_.get(0) + at, scores, mixed,
+        float* mixed = e.mixed_.floats() + at;
+        e.attend(*s.caches[t], i, h, 1, position[t], e.attended(i, position[t]), e.q_.floats() + at, scores, mixed,
                  log_sums);
         norms[h] = length_of(mixed, hd);
       }
@@ -28,22 +28,14 @@ void Engine::Decoder::attend_all(int i) {
     barrier();
     pick_heads(i);
   }
-  w.units.clear();
-  for (int h = 0; h < heads; ++h) {
-    for (int t = 0; t < s.n; ++t) {
-      if (head_chosen(t, h)) {
-        w.units.push_back(h);
-        break;
-      }
-    }
-  }
+  gather_units(heads, [&](int t, int head) { return head_chosen(t, head); });
   const Range mine = share(int(w.units.size()), 1, thread, threads);
-  const bool by_parts = !oracle && parts_pay(i);
-  if (by_parts) {
-    attend_parts(i);
+  const bool by_positions = !oracle && positions_pay(i);
+  if (by_positions) {
+    attend_positions(i);
     barrier();
   }
-  float* room = w.head.get(0);
+  float* room = w.head_room.floats();
   for (int j = mine.begin; j < mine.end;) {
     const int h = w.units[size_t(j)], count = neighbours(i, j, mine.end);
     const float* by[kMaxTokens];
@@ -52,11 +44,11 @@ void Engine::Decoder::attend_all(int i) {
     for (int t = 0; t < s.n; ++t) {
       if (!head_chosen(t, h)) continue;
       const size_t at = size_t(t * heads + h) * size_t(hd);
-      float* mixed = oracle ? e.mixed_.get(0) + at : room + n * count * hd;
-      if (by_parts) {
+      float* mixed = oracle ? e.mixed_.floats() + at : room + n * count * hd;
+      if (by_positions) {
         join_positions(t, h, count, mixed);
       } else if (!oracle) {
-        e.attend(*s.caches[t], i, h, count, position[t], e.attended(i, position[t]), e.q_.get(0) + at, scores, mixed,
+        e.attend(*s.caches[t], i, h, count, position[t], e.attended(i, position[t]), e.q_.floats() + at, scores, mixed,
                  log_sums);
       }
       by[n] = mixed, out[n++] = attn_partial[t];
@@ -82,7 +74,7 @@ int Engine::Decoder::neighbours(int i, int first, int end) const {
 
 // Whether threads share out positions instead of heads. They do where heads do not come out even, such as nine in three
 // groups on two threads, and the context is long enough to pay for one more barrier.
-bool Engine::Decoder::parts_pay(int i) const {
+bool Engine::Decoder::positions_pay(int i) const {
   constexpr int kPass = 4;  // going over keys and values, for up to kMostHeads, in heads' worth of arithmetic
   if (threads == 1) return false;
   const auto cost = [&](Range heads) {
@@ -104,7 +96,7 @@ bool Engine::Decoder::parts_pay(int i) const {
 }
 
 // What the chosen heads give over this thread's share of the positions.
-void Engine::Decoder::attend_parts(int i) {
+void Engine::Decoder::attend_positions(int i) {
   const int count = int(w.units.size());
   for (int j = 0, together; j < count; j += together) {
     const int h = w.units[size_t(j)];
@@ -116,10 +108,10 @@ void Engine::Decoder::attend_parts(int i) {
       const Range mine = share(all.end - from, kKeyTile, thread, threads);
       const Range over{std::max(all.begin, from + mine.begin), from + mine.end};
       const size_t at = size_t(t * c.heads + h), part = size_t(thread * kMaxTokens * c.heads) + at;
-      float *out = e.mixed_parts_.get(0) + part * size_t(c.head_dim), *log_sums = e.log_sums_.get(0) + part;
+      float *out = e.position_outputs_.floats() + part * size_t(c.head_dim), *log_sums = e.log_sums_.floats() + part;
       if (over.begin < over.end) {
-        e.attend(*s.caches[t], i, h, together, position[t], over, e.q_.get(0) + at * size_t(c.head_dim),
-                 w.scores.get(0), out, log_sums);
+        e.attend(*s.caches[t], i, h, together, position[t], over, e.q_.floats() + at * size_t(c.head_dim),
+                 w.scores.floats(), out, log_sums);
       } else {
         std::fill_n(log_sums, together, -INFINITY);
       }
@@ -132,8 +124,8 @@ void Engine::Decoder::join_positions(int token, int head, int count, float* out)
   const size_t hd = size_t(c.head_dim), stride = size_t(kMaxTokens * c.heads), at = size_t(token * c.heads + head);
   std::fill_n(out, size_t(count) * hd, 0.0f);
   for (size_t h = 0; h < size_t(count); ++h) {
-    const float* log_sums = e.log_sums_.get(0) + at + h;
-    const float* parts = e.mixed_parts_.get(0) + (at + h) * hd;
+    const float* log_sums = e.log_sums_.floats() + at + h;
+    const float* parts = e.position_outputs_.floats() + (at + h) * hd;
     float highest = -INFINITY, total = 0;
     for (int k = 0; k < threads; ++k) highest = std::max(highest, log_sums[size_t(k) * stride]);
     for (int k = 0; k < threads; ++k) total += std::exp(log_sums[size_t(k) * stride] - highest);

@@ -13,8 +13,10 @@ void Engine::Decoder::attention(int i) {
   w.heads.assign(size_t(s.n * heads), 1);
   if (plan) {
     enter(Part::predicting);
-    for (int target : e.planned_.neuron_targets[size_t(i > 0 ? i - 1 : 0)]) {
-      if (i > 0 && plan->layers[size_t(target)].neurons.rule == Rule::low_rank) score_hidden(target, false);
+    if (i > 0) {  // of MLPs whose selectors read what entered the one before: `finish` was the barrier between
+      for (int target : e.planned_.neuron_targets[size_t(i - 1)]) {
+        if (plan->layers[size_t(target)].neurons.rule == Rule::low_rank) score_hidden(target, false);
+      }
     }
     for (int target : e.planned_.head_targets[size_t(i)]) score(target, true);
     choose_heads(i);
@@ -29,14 +31,7 @@ void Engine::Decoder::attention(int i) {
   // tokens want different ones.
   const bool alike = heads_alike(i);
   const auto in_ranges = [&](int count, auto wanted, auto compute) {
-    w.units.clear();
-    for (int u = 0; u < count; ++u) {
-      for (int t = 0; t < s.n; ++t) {
-        if (!wanted(t, u)) continue;
-        w.units.push_back(u);
-        break;
-      }
-    }
+    gather_units(count, wanted);
     const Range mine = share(int(w.units.size()), 1, thread, threads);
     for (int j = mine.begin; j < mine.end;) {
       const int first = w.units[size_t(j)];
@@ -93,7 +88,7 @@ void Engine::Decoder::pick_heads(int i) {
     if (thread == 0) e.counters_.heads[size_t(i)] += int64_t(heads) * s.n;
     return;
   }
-  float *scratch = w.picking.get(0), *values = scratch + heads;
+  float *scratch = w.picking.floats(), *values = scratch + heads;
   int32_t* list = reinterpret_cast<int32_t*>(values + heads);
   w.heads.assign(size_t(s.n * heads), 0);
   for (int t = 0; t < s.n; ++t) {
@@ -102,7 +97,7 @@ void Engine::Decoder::pick_heads(int i) {
     if (selector.rule == Rule::fixed) {
       found = selector.indices.data(), n = int(selector.indices.size());
     } else {
-      const float* scores = e.planned_.head_scores.get(0) + size_t(i * kMaxTokens + t) * size_t(heads);
+      const float* scores = scores_of(i, t, true);
       if (selector.rule == Rule::random) {
         for (int h = 0; h < heads; ++h) values[h] = random_score(selector.seed, i + kRandomHeads, position[t], h);
         scores = values;
@@ -139,7 +134,7 @@ void Engine::Decoder::queries(int i, int head, int count) {
   int tokens[kMaxTokens], n = 0;
   for (int t = 0; t < s.n; ++t) {
     if (!head_chosen(t, head)) continue;
-    in[n] = input[t], out[n] = e.q_.get(0) + size_t(t * c.heads + head) * size_t(hd), tokens[n++] = t;
+    in[n] = input[t], out[n] = e.q_.floats() + size_t(t * c.heads + head) * size_t(hd), tokens[n++] = t;
   }
   dot(layer.heads, head, 0, count * hd, in, n, out);
   for (int j = 0; j < n; ++j) {
@@ -177,7 +172,7 @@ void Engine::Decoder::keys_and_values(int i, int unit, int count) {
 // Of this step's tokens alone.
 void Engine::Decoder::new_keys_and_values(int i, int unit, int count) {
   const int hd = c.head_dim;
-  float* room = w.head.get(0);
+  float* room = w.head_room.floats();
   const void* in[kMaxTokens] = {};
   float* out[kMaxTokens] = {};
   int tokens[kMaxTokens], n = 0;
@@ -211,7 +206,7 @@ void Engine::late_keys_or_values(Worker& w, Cache& cache, int i, int group, bool
                                  const void* now) const {
   const RowKernels& rows = k_.rows[int(layout_.codec)];
   const int hd = c_.head_dim;
-  float *out = w.late.get(0), *rope = nullptr;
+  float *out = w.late.floats(), *rope = nullptr;
   for (int p0 = begin; p0 < end; p0 += kMaxTokens) {
     const int n = end - p0 < kMaxTokens ? end - p0 : kMaxTokens;
     const void* in[kMaxTokens];

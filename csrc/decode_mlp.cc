@@ -43,15 +43,14 @@ void Engine::Decoder::choose_neurons(int i) {
     }
     barrier();
   }
-  float* scores = e.planned_.neuron_scores.get(0) + size_t(i) * kMaxTokens * size_t(c.ff);
-  float* scratch = w.picking.get(0);
+  float* scratch = w.picking.floats();
   for (int t = 0; t < s.n; ++t) {
     int n;
     if (selector.rule == Rule::fixed) {
       n = int(selector.indices.size());
       std::memcpy(chosen[t], selector.indices.data(), size_t(n) * sizeof(int32_t));
     } else {
-      const float* from = scores + size_t(t) * size_t(c.ff);
+      const float* from = scores_of(i, t, false);
       if (selector.rule == Rule::random) {
         float* values = scratch + c.ff;
         for (int j = 0; j < own; ++j) values[j] = random_score(selector.seed, i, position[t], j);
@@ -70,8 +69,8 @@ void Engine::Decoder::choose_apart(int i) {
   const Selector& selector = plan->layers[size_t(i)].neurons;
   const int own = e.own_neurons();
   const Range mine = scored();
-  const float* scores = e.planned_.neuron_scores.get(0) + size_t(i) * kMaxTokens * size_t(c.ff);
-  int n = pick(e.k_, selector, scores + mine.begin, mine.end - mine.begin, w.picking.get(0), chosen[0]);
+  const float* scores = scores_of(i, 0, false);
+  int n = pick(e.k_, selector, scores + mine.begin, mine.end - mine.begin, w.picking.floats(), chosen[0]);
   for (int j = 0; j < n; ++j) chosen[0][j] += mine.begin;
   __atomic_fetch_add(&e.counters_.neurons[size_t(i)], int64_t(n), __ATOMIC_RELAXED);
   const Range added = share(c.ff - own, 1, thread, threads);
@@ -98,7 +97,7 @@ void Engine::Decoder::dense_mlp(int i, float* const* output) {
   if (layer.nested) {
     const Selector all;
     for (int begin = mine.begin; begin < mine.end; begin += kTogether) {
-      const int end = begin + kTogether < mine.end ? begin + kTogether : mine.end;
+      const int end = std::min(begin + kTogether, mine.end);
       for (int t = 0; t < s.n; ++t) sum_neurons(layer, all, t, begin, end, output[t]);
     }
   } else {
@@ -112,14 +111,14 @@ void Engine::Decoder::dense_mlp(int i, float* const* output) {
 void Engine::Decoder::listed_mlp(int i, float* const* output) {
   const Layer& layer = e.layers_[size_t(i)];
   const Selector& selector = plan->layers[size_t(i)].neurons;
-  const bool by_parts =
+  const bool unfused =
       layer.nested || selector.rule == Rule::threshold || selector.rule == Rule::oracle || c.activation.exact_zeros();
   if (s.n == 1) {
     const int n = chosen_count[0];
-    if (!by_parts) return mlp_of_one(i, apart ? Dealt{{0, n}} : deal(n, 4, layer.mlp.stride), chosen[0], output[0]);
+    if (!unfused) return mlp_of_one(i, apart ? Dealt{{0, n}} : deal(n, 4, layer.mlp.stride), chosen[0], output[0]);
     const Range mine = apart ? Range{0, n} : share(n, 4, thread, threads);
     for (int begin = mine.begin; begin < mine.end; begin += kTogether) {
-      const int end = begin + kTogether < mine.end ? begin + kTogether : mine.end;
+      const int end = std::min(begin + kTogether, mine.end);
       sum_neurons(layer, selector, 0, begin, end, output[0]);
     }
     return;
@@ -134,7 +133,7 @@ void Engine::Decoder::listed_mlp(int i, float* const* output) {
   }
   const Range mine = share(int(w.units.size()), 4, thread, threads);
   if (mine.begin == mine.end) return;
-  if (!by_parts) {
+  if (!unfused) {
     for (size_t u = 0; u < w.units.size(); ++u) w.masks[u] = w.masks[size_t(w.units[u])];  // in the list's order
     e.mlp_rows(layer).mlp_many({&layer.mlp, w.units.data(), w.masks.data(), mine.begin, mine.end, c.gated, c.activation,
                                 layer.gate_bias, layer.up_bias, s.n, input, output});
@@ -146,7 +145,7 @@ void Engine::Decoder::listed_mlp(int i, float* const* output) {
     at[t] = int(std::lower_bound(list, list + chosen_count[t], w.units[size_t(mine.begin)]) - list);
   }
   for (int begin = mine.begin; begin < mine.end; begin += kTogether) {
-    const int end = begin + kTogether < mine.end ? begin + kTogether : mine.end;
+    const int end = std::min(begin + kTogether, mine.end);
     const int last = w.units[size_t(end - 1)];
     for (int t = 0; t < s.n; ++t) {
       int stop = at[t];
@@ -161,7 +160,7 @@ void Engine::Decoder::listed_mlp(int i, float* const* output) {
 // kTogether of them.
 void Engine::Decoder::sum_neurons(const Layer& layer, const Selector& selector, int t, int begin, int end,
                                   float* output) {
-  const int parts = c.gated ? 2 : 1;
+  const int dot_rows = c.gated ? 2 : 1;
   int n = end - begin;
   if (n <= 0) return;
   const int32_t* list = selector.rule == Rule::dense ? nullptr : chosen[t];
@@ -174,9 +173,9 @@ void Engine::Decoder::sum_neurons(const Layer& layer, const Selector& selector, 
     if (c.activation.exact_zeros()) n = open_gates(layer, ids, gate, n);
     neuron_dots(layer, selector, t, 1, 1, ids, n, up);
   } else {
-    neuron_dots(layer, selector, t, 0, parts, ids, n, dots);
-    for (int j = 0; c.gated && j < n; ++j) gate[j] = dots[j * parts];
-    for (int j = 0; j < n; ++j) up[j] = dots[j * parts + parts - 1];
+    neuron_dots(layer, selector, t, 0, dot_rows, ids, n, dots);
+    for (int j = 0; c.gated && j < n; ++j) gate[j] = dots[j * dot_rows];
+    for (int j = 0; j < n; ++j) up[j] = dots[j * dot_rows + dot_rows - 1];
   }
   for (int j = 0; j < n; ++j) {
     if (layer.gate_bias) gate[j] += layer.gate_bias[ids[j]];
@@ -190,7 +189,7 @@ void Engine::Decoder::sum_neurons(const Layer& layer, const Selector& selector, 
     kept += h[j] != 0;
   }
   const Bundles& down = layer.nested ? layer.parts.down : layer.mlp;
-  e.mlp_rows(layer).axpy_list(down, layer.nested ? 0 : parts, ids, kept, h, output);
+  e.mlp_rows(layer).axpy_list(down, layer.nested ? 0 : dot_rows, ids, kept, h, output);
 }
 
 // out[i * rows + r] = the dot of row first + r (gate, then up) of the i-th neuron of `ids`. What scoring computed of it
@@ -198,18 +197,19 @@ void Engine::Decoder::sum_neurons(const Layer& layer, const Selector& selector, 
 void Engine::Decoder::neuron_dots(const Layer& layer, const Selector& selector, int t, int first, int rows,
                                   const int32_t* ids, int n, float* out) {
   // Leading bits that scoring has read for this very input.
-  const bool led = selector.rule == Rule::sketch && selector.lookahead == 0 &&
-                   (selector.leading_values || !layer.parts.cut() || selector.bits == layer.parts.lead.bits);
+  const bool scored_already = selector.rule == Rule::sketch && selector.lookahead == 0 &&
+                              (selector.leading_values || !layer.parts.cut() || selector.bits == layer.parts.lead.bits);
   const bool gate_first = c.gated && first == 0;
   const int own = e.own_neurons();  // second copies, the last ones, have no scores
   int from = 0;
-  if (led || selector.rule == Rule::oracle || (selector.rule == Rule::threshold && first == 0)) {
+  if (scored_already || selector.rule == Rule::oracle || (selector.rule == Rule::threshold && first == 0)) {
     const size_t at = size_t(t) * size_t(c.ff);
-    const float *gate = e.planned_.gate.get(0) + at, *up = e.planned_.up.get(0) + at;
+    const float *gate = e.planned_.gate.floats() + at, *up = e.planned_.up.floats() + at;
     for (; from < n && ids[from] < own; ++from) {
       for (int r = 0; r < rows; ++r) out[from * rows + r] = (gate_first && r == 0 ? gate : up)[ids[from]];
     }
-    if (led && !selector.leading_values && layer.parts.cut()) e.add_low(layer, first, rows, ids, from, input[t], out);
+    if (scored_already && !selector.leading_values && layer.parts.cut())
+      e.add_low(layer, first, rows, ids, from, input[t], out);
   }
   e.exact_dots(layer, first, rows, ids + from, n - from, input[t], out + from * rows);
 }
@@ -231,12 +231,12 @@ int Engine::Decoder::open_gates(const Layer& layer, int32_t* ids, float* gate, i
 void Engine::Decoder::compensate(int i, float* const* output) {
   const LowRank& stand_in = plan->layers[size_t(i)].compensator;
   const Range mine = share(c.d, kTileRows, thread, threads);
-  float *hidden = w.predictor.get(0), *natural = hidden + (stand_in.rank + 15) / 16 * 16;
+  float *hidden = w.predictor.floats(), *natural = hidden + (stand_in.rank + 15) / 16 * 16;
   float* stored = natural + e.stream_floats();
   for (int t = 0; t < s.n; ++t) {
-    e.hidden_of(stand_in, {0, stand_in.rank}, e.to_input8(input[t], w.scratch.get(0)), hidden);
+    e.hidden_of(stand_in, {0, stand_in.rank}, e.to_input8(input[t], w.scratch.floats()), hidden);
     std::memset(natural, 0, e.stream_floats() * sizeof(float));
-    e.output_of(stand_in, mine, hidden, w.scratch.get(0), natural);
+    e.output_of(stand_in, mine, hidden, w.scratch.floats(), natural);
     to_stored_order(e.layout_, natural, stored);
     e.k_.add(output[t], stored, e.layout_.padded);
   }

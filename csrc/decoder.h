@@ -96,15 +96,27 @@ struct Engine::Decoder {
   bool head_chosen(int token, int head) const { return w.heads[size_t(token * c.heads + head)] != 0; }
   bool heads_alike(int i) const;
   bool group_needed(int i, int token, int group) const;
+  // Fills w.units with those of `count` that any token wants.
+  template <typename Wanted>
+  void gather_units(int count, Wanted wanted) {
+    w.units.clear();
+    for (int u = 0; u < count; ++u) {
+      for (int t = 0; t < s.n; ++t) {
+        if (!wanted(t, u)) continue;
+        w.units.push_back(u);
+        break;
+      }
+    }
+  }
   void queries(int i, int head, int count);
   void keys_and_values(int i, int unit, int count);
   void new_keys_and_values(int i, int unit, int count);
 
   // decode_attend.cc
   void attend_all(int i);
-  bool parts_pay(int i) const;
+  bool positions_pay(int i) const;
   int neighbours(int i, int first, int end) const;
-  void attend_parts(int i);
+  void attend_positions(int i);
   void join_positions(int token, int head, int count, float* out) const;
 
   // decode_mlp.cc
@@ -121,8 +133,20 @@ struct Engine::Decoder {
   void compensate(int i, float* const* output);
 
   // decode_score.cc: the two stages of scoring; a barrier lies between them, and another before the scores are read.
+  // The selector of layer T may read the input of an earlier layer m (Selector::source), and then
+  //   of neurons: score in the MLP of m, barrier, score_hidden in the attention of m + 1, barrier, picked in the MLP of
+  //   T; of heads: score in the attention of m, barrier, score_hidden behind it, barrier, picked in the attention of T.
   void score(int target, bool heads);         // hidden values of low-rank predictors; scores of everything else
   void score_hidden(int target, bool heads);  // scores of low-rank predictors
+  // Of all units of a layer for one token: scores, and a low-rank predictor's hidden values.
+  float* scores_of(int layer, int token, bool heads) const {
+    const Buffer& all = heads ? e.planned_.head_scores : e.planned_.neuron_scores;
+    return all.floats() + size_t(layer * kMaxTokens + token) * size_t(heads ? c.heads : c.ff);
+  }
+  float* hidden_of(int layer, int token, bool heads) const {
+    const Buffer& all = heads ? e.planned_.head_hidden : e.planned_.neuron_hidden;
+    return all.floats() + size_t(layer * kMaxTokens + token) * size_t(e.planned_.widest_rank);
+  }
 };
 
 }  // namespace dejavu

@@ -114,13 +114,14 @@ class Engine {
                const Capture& capture = {});
 
  private:
-  struct Buffer {  // grows, never shrinks, is not initialised; aligned to cache lines
-    float* get(size_t floats);
+  struct Buffer {               // grows, never shrinks, is not initialised; aligned to cache lines
+    float* get(size_t floats);  // room for so many
+    float* floats() const { return data.get(); }
     std::unique_ptr<float, Deallocate> data;
     size_t size = 0;
   };
   struct Worker {
-    Buffer x, normed, branch, input, head, scores, rope, scratch, packed, c0, c1;
+    Buffer x, normed, branch, input, head_room, scores, rope, scratch, packed, c0, c1;
     Buffer predictor, picking, late, joined, along;
     std::vector<int32_t> chosen;  // [tokens, neurons]
     std::vector<uint8_t> heads;   // [tokens, heads] 1: chosen
@@ -256,7 +257,7 @@ class Engine {
   std::vector<float> piece_sums_;  // [pieces, partial_floats_]
   Buffer q_, mixed_;
   // Of attention whose positions are shared out: what the heads give over each thread's, and the log sums.
-  Buffer mixed_parts_, log_sums_;  // [threads, tokens, heads, head_dim], [threads, tokens, heads]
+  Buffer position_outputs_, log_sums_;  // [threads, tokens, heads, head_dim], [threads, tokens, heads]
   Planned planned_;
   Counters counters_;
   long barrier_cost_ = 128 * 1000;

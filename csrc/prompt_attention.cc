@@ -20,14 +20,14 @@ void Engine::BatchThread::attend_prompt(const Segment& segment, int layer) {
     // Keys before the window of the first query are left out, in whole panels and units of depth.
     const int unit = std::lcm(gemm.nr, gemm.kr), from = e.attended(layer, start + t0).begin / unit * unit;
     const size_t at = size_t(segment.row + t0) * size_t(q_width) + size_t(h * hd), ld = size_t(round_up(n, 16));
-    gemm.pack_a(b.q.get(0) + at, size_t(q_width), m, hd, packed, gemm.panel_bytes_a(hd));
-    const char* keys = (const char*)b.keys.get(0) + b.keys_stride * size_t(g) + size_t(from / gemm.nr) * key_panel;
-    const char* values = (const char*)b.values.get(0) + b.values_stride * size_t(g);
+    gemm.pack_a(b.q.floats() + at, size_t(q_width), m, hd, packed, gemm.panel_bytes_a(hd));
+    const char* keys = (const char*)b.keys.floats() + b.keys_stride * size_t(g) + size_t(from / gemm.nr) * key_panel;
+    const char* values = (const char*)b.values.floats() + b.values_stride * size_t(g);
     gemm.multiply(m, n - from, hd, packed, gemm.panel_bytes_a(hd), keys, key_panel, scores + from, ld, false);
     for (int r = 0; r < m; ++r) mask_scores(layer, h, start + t0 + r, from, n, scores + size_t(r) * ld);
     gemm.pack_a(scores + from, ld, m, n - from, packed_scores, gemm.panel_bytes_a(n - from));
     gemm.multiply(m, hd, n - from, packed_scores, gemm.panel_bytes_a(n - from), products.at(values, from, gemm.nr),
-                  value_panel, b.mixed.get(0) + at, size_t(q_width), false);
+                  value_panel, b.mixed.floats() + at, size_t(q_width), false);
   }
   e.pool_.barrier();  // the packed keys and values serve the next segment
 }
@@ -45,7 +45,7 @@ void Engine::BatchThread::pack_keys_and_values(const Segment& segment, int layer
       k.load_keys[type](cache.keys(block, layer, g), cache.key_scales(block, layer, g), hd, p % kCacheBlock / kKeyTile,
                         scratch + (p - p0), size_t(key_columns));
     }
-    char* to = (char*)b.keys.get(0) + b.keys_stride * size_t(g);
+    char* to = (char*)b.keys.floats() + b.keys_stride * size_t(g);
     gemm.pack_b(scratch, size_t(key_columns), hd, n, to + size_t(p0 / gemm.nr) * key_panel, key_panel);
   }
   const int blocks = cache.block_count(end);
@@ -55,7 +55,7 @@ void Engine::BatchThread::pack_keys_and_values(const Segment& segment, int layer
       k.load_value[type](cache.values(block, layer, g), cache.value_scales(block, layer, g), hd, p,
                          scratch + size_t(p) * size_t(hd));
     }
-    char* to = (char*)b.values.get(0) + b.values_stride * size_t(g);
+    char* to = (char*)b.values.floats() + b.values_stride * size_t(g);
     gemm.pack_b(scratch, size_t(hd), n, hd, products.at(to, p0, gemm.nr), value_panel);
   }
 }

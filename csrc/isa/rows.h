@@ -43,7 +43,7 @@ class Reading {
     Row& place = known_[unsigned(i) % kAhead];
     const Row here = place;
     if (i + kAhead < n_) place = row_(order(i + kAhead));
-    return std::is_same_v<RowAt, Onward> && !is_grouped(C) ? led(here) : place;
+    return std::is_same_v<RowAt, Onward> && !is_grouped(C) ? prefetch_place(here) : place;
   }
 
  private:

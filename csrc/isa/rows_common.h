@@ -142,9 +142,9 @@ inline float load_weight(const uint8_t* codes, int i) {
 }
 
 // Rows without scales that lie one behind the other (f32 and bf16) are read as a processor's own prefetcher likes it,
-// and fetched no further ahead than it goes: one that is led astray reads half as fast (docs/architecture.md).
-constexpr size_t kLead = 512;  // bytes
-inline Row led(Row row) { return {row.codes + kLead, row.scales}; }
+// and fetched no further ahead than it goes: one that is misled reads half as fast (docs/architecture.md).
+constexpr size_t kPrefetchAhead = 512;  // bytes
+inline Row prefetch_place(Row row) { return {row.codes + kPrefetchAhead, row.scales}; }
 
 // Fetches the scales (and minima) of the block or tail that begins with group g.
 template <Codec C>

@@ -29,7 +29,7 @@ inline void mlp_step(const MlpManyArgs& a, const Streams& order, int i, int n) {
   }
   float h[2][kMaxTokens][kSumSets * kSumRows];  // gate (or fc1), up
   const auto ahead = [&](int r, int part) {
-    return in_place<C>(a) ? led(bundles.row(ids[r], part)) : bundles.row(following[r], part);
+    return in_place<C>(a) ? prefetch_place(bundles.row(ids[r], part)) : bundles.row(following[r], part);
   };
   // The two rows of a neuron are neighbours: both are read before the next four neurons.
   for (int r0 = 0; r0 < n; r0 += 4) {
