@@ -22,6 +22,7 @@ Codec parse_codec(const std::string& name);
 KvType parse_kv(const std::string& name);
 Activation parse_activation(const std::string& name, float threshold = 0.0f);
 
+Config parse_config(const nb::dict& values);  // std::invalid_argument: a field is missing or out of range
 std::unique_ptr<Plan> parse_plan(const nb::dict& plan, const Config& config);
 
 void bind_gemm(nb::module_& m);

@@ -135,7 +135,7 @@ struct Bundles {
 };
 
 // The order in which n rows are read: as kStreams sequences side by side, which come from memory about one and a half
-// times as fast as one (docs/architecture.md).
+// times as fast as one (docs/kernels.md).
 struct Streams {
   static constexpr int kStreams = 4;
   int each, whole;

@@ -42,7 +42,9 @@ float highest(const float* scores, int n, int k, float* scratch) {
 float likely_floor(const float* scores, int n, int k, float* scratch) {
   constexpr int kSample = 256, kWorthIt = 2048;
   const float share = float(k) / float(n);
-  const float deviation = std::sqrt(share * (1 - share) * kSample);  // of the sample's number above the k-th highest
+  // Of the k highest a sample holds share * kSample on average, with the deviation of a binomial distribution; four
+  // deviations more make a miss unlikely, and a miss costs one look at all scores.
+  const float deviation = std::sqrt(share * (1 - share) * kSample);
   const int rank = int(share * kSample + 4 * deviation) + 2;
   if (n < kWorthIt || rank > kSample / 2) return -std::numeric_limits<float>::infinity();
   for (int i = 0; i < kSample; ++i) scratch[i] = scores[long(n) * i / kSample];

@@ -6,6 +6,7 @@
 #include "choose.h"
 #include "learn.h"
 #include "math.h"
+#include "memory.h"
 #include "rows.h"
 #include "tiles.h"
 

@@ -142,7 +142,7 @@ inline float load_weight(const uint8_t* codes, int i) {
 }
 
 // Rows without scales that lie one behind the other (f32 and bf16) are read as a processor's own prefetcher likes it,
-// and fetched no further ahead than it goes: one that is misled reads half as fast (docs/architecture.md).
+// and fetched no further ahead than it goes: one that is misled reads half as fast (docs/kernels.md).
 constexpr size_t kPrefetchAhead = 512;  // bytes
 inline Row prefetch_place(Row row) { return {row.codes + kPrefetchAhead, row.scales}; }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dejavu.errors import InputError
 from dejavu.nested import leading_bits, stored_bits
@@ -43,8 +43,8 @@ MIN_TOKENS = 2048
 """Shortest text that is calibrated on."""
 SPREAD = (0.5, 1.0, 1.5)
 """Densities at which the search measures layers, relative to the target."""
-MOST = 0.9
-"""And the highest of them."""
+HIGHEST_DENSITY = 0.9
+"""Of those that are measured."""
 RETRIES = 3
 """Times that a plan is made denser when other held-out text shows a higher ratio than asked for."""
 DENSER = 0.02
@@ -99,11 +99,12 @@ class _Recipe:
         self._cost = Cost(self._config, subject.codec, stored_bits(options.sketches))
 
     def run(self, checkpoint: Path, resume: bool, command: str) -> AccessPlan:
-        options, stream = self._options, self._stream
+        """Train, calibrate, search, compensate, and verify on other text; denser where that shows a higher ratio."""
+        options = self._options
         self._check_options()
-        stream.require(MIN_TOKENS)
+        self._stream.require(MIN_TOKENS)
         search_pieces, verify_pieces = self._held_out()
-        pieces = self._text(CALIBRATION_TOKENS)
+        pieces = self._training_text(CALIBRATION_TOKENS)
         if resume and not options.targets:
             raise InputError("nothing is trained that could be resumed", fix="leave --resume out")
         trained = self._train(pieces, checkpoint, resume) if options.targets else None
@@ -113,10 +114,10 @@ class _Recipe:
         searches = {block: self._search(probe, found) for block, found in calibrations.items()}
         allotments: dict[Block, Allotment] = {}
         if options.heads_density is not None:
-            allotments["heads"] = self._at_density(searches["heads"], options.heads_density)
+            allotments["heads"] = self._allot(searches["heads"], options.heads_density)
             layers = combine(layers, allotments["heads"])
         search = searches["neurons"]
-        allotment = self._neurons(search, layers)
+        allotment = self._allot_neurons(search, layers)
         if options.compensator is not None:
             layers = self._compensate(search, allotment, layers, options.compensator)
             if options.max_ppl_ratio is not None:  # what was gained may go into a lower density
@@ -126,7 +127,7 @@ class _Recipe:
         limit = options.max_ppl_ratio
         for attempt in range(RETRIES + 1):
             allotments["neurons"] = allotment
-            plan = self._plan(self._settle(searches, allotments, layers))
+            plan = self._plan(self._correct_thresholds(searches, allotments, layers))
             measured = held_out.measure(plan)
             if limit is None or measured.ratio <= limit or attempt == RETRIES:
                 break
@@ -135,26 +136,28 @@ class _Recipe:
                 layers = self._compensate(search, allotment, layers, options.compensator)
         sets = self._compare(plan, calibrations, allotments, held_out)
         evidence = describe(plan, measured, sets, self._cost)
+        tokens = {
+            "training": trained.tokens if trained else 0,
+            "calibration": sum(map(len, pieces)),
+            "search": probe.tokens,
+            "verification": held_out.tokens,
+        }
+        self._complete(evidence, allotments, trained)
+        return dataclasses.replace(plan, evidence=evidence | {"command": command, "tokens": tokens})
+
+    def _complete(
+        self, evidence: dict[str, Any], allotments: dict[Block, Allotment], trained: Trained | None
+    ) -> None:
+        """Add what was wanted of each layer, how well its predictor learned, and the options."""
         for block, allotted in allotments.items():
             for i, record in enumerate(evidence["layers"]):
                 record[block] |= {"selector": allotted.families[i], "target": allotted.densities[i]}
-        if limit is not None:
-            evidence["max_ppl_ratio"] = limit
         for block, found in (trained.agreement if trained else {}).items():
             for record, agreement in zip(evidence["layers"], found, strict=True):
                 record[block]["trained"] = dataclasses.asdict(agreement)
-        evidence |= {
-            "command": command,
-            "seed": options.seed,
-            "codec": self._subject.codec,
-            "tokens": {
-                "training": trained.tokens if trained else 0,
-                "calibration": sum(map(len, pieces)),
-                "search": probe.tokens,
-                "verification": held_out.tokens,
-            },
-        }
-        return dataclasses.replace(plan, evidence=evidence)
+        if self._options.max_ppl_ratio is not None:
+            evidence["max_ppl_ratio"] = self._options.max_ppl_ratio
+        evidence |= {"seed": self._options.seed, "codec": self._subject.codec}
 
     def _check_options(self) -> None:
         """Raise `InputError` for sketches that the codec lacks, and for ranks that the maps they are of cannot have."""
@@ -190,7 +193,7 @@ class _Recipe:
             )
         return search, verify
 
-    def _text(self, tokens: int) -> list[Piece]:
+    def _training_text(self, tokens: int) -> list[Piece]:
         """The beginning of the training text."""
         return next(self._stream.batches(tokens))[0]
 
@@ -262,20 +265,20 @@ class _Recipe:
         usable = [c for c in calibrations if c.family.name != "oracle"]
         return Search(self._subject.fingerprint, probe, usable, self._cost, self._progress)
 
-    def _at_density(self, search: Search, density: float) -> Allotment:
+    def _allot(self, search: Search, density: float) -> Allotment:
         if self._options.uniform:
             return search.uniform(density)
-        search.measure_layers(sorted({min(share * density, MOST) for share in SPREAD}))
+        search.measure_layers(sorted({min(share * density, HIGHEST_DENSITY) for share in SPREAD}))
         return search.for_density(density)
 
-    def _neurons(self, search: Search, layers: Layers) -> Allotment:
+    def _allot_neurons(self, search: Search, layers: Layers) -> Allotment:
         limit = self._options.max_ppl_ratio
         if limit is None:
-            return self._at_density(search, self._options.target)
+            return self._allot(search, self._options.target)
         search.measure_layers([share * self._options.target for share in SPREAD])
         return search.for_ratio(limit, layers)
 
-    def _settle(
+    def _correct_thresholds(
         self, searches: dict[Block, Search], allotments: dict[Block, Allotment], layers: Layers
     ) -> Layers:
         """All selectors in place, their thresholds set for the densities that they have together."""
@@ -292,7 +295,7 @@ class _Recipe:
             allotment.selectors,
             self._scores,
             self._inputs,
-            self._traces(self._text(COMPENSATOR_TOKENS), "compensators"),
+            self._traces(self._training_text(COMPENSATOR_TOKENS), "compensators"),
             rank,
         )
         kept = search.worthwhile(allotment, fitted)

@@ -130,6 +130,7 @@ class Search:
         ):
             if not isinstance(selector, Dense):
                 calibration = self._named(allotment.families[layer])
+                # What came out is off by real / wanted: aim off as far in the other direction.
                 corrected = min(wanted * wanted / max(real[layer], 1e-3), 1.0 - STEP / 2)
                 selector = calibration.selector(layer, corrected)
             selectors.append(selector)
