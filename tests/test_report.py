@@ -149,6 +149,17 @@ def test_pareto_points_are_those_that_nothing_beats() -> None:
     assert [(p.x, p.y) for p in pareto_points(points, ("low", "low"))] == [(90, 1.0)]
 
 
+def test_groups_keep_their_colours_where_others_have_no_points() -> None:
+    def chart(second: list[Point]) -> str:
+        groups = [Group("first", [Point(1, 1)]), Group("second", second), Group("third", [Point(2, 2)])]
+        return scatter_chart("colours", groups, x=Axis("x"), y=Axis("y"))
+
+    assert 'class="f2"' in chart([])
+    assert 'class="f1"' not in chart([])
+    assert ">second<" not in chart([])
+    assert 'class="f1"' in chart([Point(3, 3)])
+
+
 def test_labels_of_a_scatter_do_not_cover_each_other() -> None:
     crowd = [Point(100 + i % 3, 1 + 0.05 * i, f"point {i}") for i in range(6)]
     chart = scatter_chart(

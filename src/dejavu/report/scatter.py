@@ -62,7 +62,7 @@ def scatter_chart(
 
     Args:
         title: drawn on top.
-        groups: the points, in the order of the legend.
+        groups: the points, in the order of the legend; one without points keeps its place among the colours.
         x: the axis to the right.
         y: the axis upward.
         pareto: which end of x and of y is better: joins the points that no other point beats in both.
@@ -71,8 +71,8 @@ def scatter_chart(
     """
     width, height = size
     points = [point for group in groups for point in group.points]
-    colors = [i % COLORS for i in range(len(groups))]
-    body, top = legend([(g.label, c, False) for g, c in zip(groups, colors, strict=True)], 36, width)
+    shown = [(group, i % COLORS) for i, group in enumerate(groups) if group.points]
+    body, top = legend([(group.label, color, False) for group, color in shown], 36, width)
     across = fit(x, [p.x for p in points], LEFT + 8, width - RIGHT - 8)
     upward = fit(y, [p.y for p in points], height - BOTTOM - 8, top + 8)
     body += frame(across, upward, top, size)
@@ -82,7 +82,7 @@ def scatter_chart(
         body.append(f'<polyline class="line front" points="{path}"/>')
     area = (LEFT, top, width, height - BOTTOM)
     taken: list[Box] = [_around(across(p.x), upward(p.y)) for p in points]
-    for group, color in zip(groups, colors, strict=True):
+    for group, color in shown:
         for point in group.points:
             cx, cy = across(point.x), upward(point.y)
             tip = escape(

@@ -122,7 +122,7 @@ def chart(settings: list[Setting], title: str) -> str:
         groups.setdefault(setting.group, []).append(Point(setting.speed, loss, setting.name))
     return scatter_chart(
         title,
-        [Group(name, points) for name, points in groups.items() if points],
+        [Group(name, points) for name, points in groups.items()],
         x=Axis("tokens/s"),
         y=Axis("perplexity above the base's", log=True, percent=True, low=_LEAST),
         pareto=("high", "low"),
