@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import settings
 
 from tiny_models import CASES, build, prompt, transformers_logits
 
@@ -14,6 +16,28 @@ if TYPE_CHECKING:
 
     import numpy as np
     from numpy.typing import NDArray
+
+
+# No deadlines: on a busy machine they fail what is sound. What is drawn differs from run to run, and what failed is printed
+# as a blob that brings it back.
+settings.register_profile("dejavu", deadline=None, derandomize=False, print_blob=True)
+settings.load_profile("dejavu")
+
+
+def pytest_report_header() -> str:
+    from dejavu import _core
+
+    return f"instruction sets: {', '.join(_core.isas())}"
+
+
+def pytest_configure() -> None:
+    """Where `DEJAVU_TEST_ISAS` lists instruction sets (with commas), tests of these may not be left out unseen."""
+    wanted = {name.strip() for name in os.environ.get("DEJAVU_TEST_ISAS", "").split(",") if name.strip()}
+    if wanted:
+        from dejavu import _core
+
+        if missing := sorted(wanted - {*_core.isas()}):
+            raise pytest.UsageError(f"DEJAVU_TEST_ISAS is set, and this machine lacks: {', '.join(missing)}")
 
 
 @pytest.fixture(scope="session")

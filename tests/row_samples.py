@@ -11,6 +11,35 @@ WIDTHS = [1, 31, 32, 33, 64, 100, 511, 512, 513, 576, 896, 1024, 1100, 2048]
 POISON = np.float32(np.nan)
 
 
+WALL = -12345
+
+
+class Walled:
+    """Hands out arrays that begin `skew` elements beyond a cache line, with walls before and after them.
+
+    The reads of a kernel may be aligned to nothing, and it may write nothing but its output.
+    """
+
+    def __init__(self, skew: int) -> None:
+        self._skew = skew
+        self._rooms: list[tuple[np.ndarray, int, int]] = []
+
+    def __call__(self, values: np.ndarray) -> np.ndarray:
+        """A copy of `values` (of four bytes each) between walls."""
+        assert values.itemsize == 4
+        room = np.full(values.size + 64, WALL, values.dtype)
+        begin = 16 + -room.ctypes.data % 64 // 4 + self._skew
+        room[begin : begin + values.size] = values.ravel()
+        self._rooms.append((room, begin, begin + values.size))
+        return room[begin : begin + values.size].reshape(values.shape)
+
+    def check(self) -> None:
+        """All walls are whole."""
+        for room, begin, end in self._rooms:
+            assert (room[:begin] == WALL).all()
+            assert (room[end:] == WALL).all()
+
+
 def weights(shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
     random = np.random.default_rng(seed)
     w = random.standard_normal(shape, np.float32) * np.exp(

@@ -21,11 +21,12 @@ from tiny_chat import build_tiny_chat
 from tiny_models import CASES, prompt, relative_error
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 torch = pytest.importorskip("torch")
 
+from dejavu.adapt import operations  # noqa: E402
 from dejavu.adapt.divergence import Head, divergence  # noqa: E402
 from dejavu.adapt.leading import Held, leading  # noqa: E402
 from dejavu.adapt.masks import MaskPass, PlanMasks, leading_weights  # noqa: E402
@@ -279,9 +280,63 @@ def test_many_are_counted_exactly(isa: str) -> None:
     assert _core.learn_choose(isa, torch.ones(n, dtype=torch.bfloat16), 0.5) == n
 
 
+@pytest.mark.parametrize("isa", _core.isas())
+def test_arrays_that_do_not_fit_are_refused(isa: str) -> None:
+    """Before anything is read or written beyond them."""
+
+    def of(*shape: int, dtype: Any = torch.float32) -> Any:
+        return torch.zeros(*shape, dtype=dtype)
+
+    x, less, half = of(3, 4), of(3, 3), of(3, 4, dtype=torch.bfloat16)
+    activate = (isa, "silu", 0.0)
+    core: Any = _core
+    for call, *arguments in (
+        (core.learn_rms_norm, isa, x, of(4), 1e-3, of(2), of(3, 4)),
+        (core.learn_rms_norm, isa, x, of(5), 1e-3, of(3), of(3, 4)),
+        (core.learn_rms_norm, isa, x, of(4), 1e-3, of(3), less),
+        (core.learn_rms_norm_slope, isa, x, of(4), of(3), less, of(3, 4)),
+        (core.learn_rms_norm_slope, isa, x, of(4), of(3), x, less),
+        (core.learn_activate, *activate, x, None, None, less),
+        (core.learn_activate, *activate, x, None, None, half),
+        (core.learn_activate, *activate, x, less, None, of(3, 4)),
+        (core.learn_activate, *activate, x, x, less, of(3, 4)),
+        (core.learn_activate, *activate, x, half, None, of(3, 4)),
+        (core.learn_activate_slope, *activate, x, None, None, less, of(3, 4), None),
+        (core.learn_activate_slope, *activate, x, None, None, x, less, None),
+        (core.learn_activate_slope, *activate, x, x, None, x, of(3, 4), less),
+        (core.learn_activate_slope, *activate, x, x, None, x, of(3, 4), None),
+        (core.learn_activate_slope, *activate, x, None, None, x, of(3, 4), of(3, 4)),
+        (core.learn_activate_slope, *activate, x, x, less, x, of(3, 4), of(3, 4)),
+        (core.learn_rotate, isa, of(2, 3, 8), of(2, 1, 4), of(2, 1, 4), False, of(2, 3, 7)),
+        (core.learn_rotate, isa, of(2, 3, 8), of(2, 1, 4), of(2, 1, 3), False, of(2, 3, 8)),
+        (core.learn_rotate, isa, of(2, 3, 8), of(2, 1, 5), of(2, 1, 5), False, of(2, 3, 8)),
+        (core.learn_rotate, isa, of(2, 3, 8), of(3), of(3), False, of(2, 3, 8)),
+        (core.learn_rotate, isa, of(6, 8), of(6, 4), of(6, 4), False, of(6, 8)),
+        (core.learn_attend, isa, of(2, 3, 3), 0, 0.5, of(2, 3, 2)),
+        (core.learn_attend, isa, of(2, 3, 4), 0, 0.5, of(2, 3, 4)),
+        (core.learn_attend_slope, isa, of(2, 3, 3), of(2, 3, 2), 0, 0.5, of(2, 3, 3)),
+        (core.learn_attend_slope, isa, of(2, 3, 3), of(2, 3, 3), 0, 0.5, of(2, 3, 2)),
+        (core.learn_divergence, isa, x, less, of(3, 4)),
+        (core.learn_divergence, isa, x, half, of(3, 4)),
+        (core.learn_divergence, isa, x, x, less),
+        (core.learn_divergence, isa, of(12), of(12), of(12)),
+    ):
+        with pytest.raises(ValueError, match="fit together"):
+            call(*arguments)
+
+
+@pytest.mark.parametrize("isa", _core.isas())
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 class TestOperations:
     """Against the plain expressions, by autograd in float32."""
+
+    @pytest.fixture(autouse=True)
+    def chosen(self, isa: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+        monkeypatch.setenv("DEJAVU_ISA", isa)
+        operations._core.cache_clear()
+        assert operations._core()[1] == isa
+        yield
+        operations._core.cache_clear()
 
     @pytest.fixture
     def draw(self, dtype: Any) -> Callable[..., Any]:

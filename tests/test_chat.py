@@ -6,6 +6,7 @@ import re
 import resource
 import time
 import warnings
+from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ from dejavu.chat import ChatTemplate
 from dejavu.errors import InputError, ModelFormatError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 USER = {"role": "user", "content": "Hi \U0001f600 <b>\n {{ x }} "}
 ANSWER = {"role": "assistant", "content": "<think>hm</think> Hello."}
@@ -267,23 +268,32 @@ HOSTILE = {
 }
 
 
+@pytest.fixture
+def little_memory() -> Iterator[None]:
+    """400 MB of address space beyond what is in use."""
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    old = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (used + (400 << 20), old[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_AS, old)
+
+
 @pytest.mark.parametrize("source", HOSTILE.values(), ids=HOSTILE)
-def test_hostile_templates_end_in_a_typed_error(source: str) -> None:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB
-    started = time.monotonic()
-    with pytest.raises(ModelFormatError, match="chat template"):
+def test_hostile_templates_end_in_a_typed_error(source: str, little_memory: None) -> None:
+    started = time.process_time()
+    with pytest.raises(ModelFormatError, match="chat template") as error:
         ChatTemplate(source).render([USER])
-    assert time.monotonic() - started < 30
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak < 400 << 10
+    assert time.process_time() - started < 30
+    assert "MemoryError" not in str(error.value)
 
 
 def test_a_deadline_for_steps_that_read_much(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dejavu.sandbox._MAX_SECONDS", 0.2)
     source = "{% set x = 'a' * 9999999 %}{% for i in range(99999) %}{% if 'b' in x %}{% endif %}{% endfor %}"
-    started = time.monotonic()
+    started = time.process_time()
     with pytest.raises(ModelFormatError, match=r"SecurityError: not done after 0\.2 seconds"):
         ChatTemplate(source).render([USER])
-    assert time.monotonic() - started < 5
+    assert time.process_time() - started < 5
 
 
 def test_namespaces_do_not_show_what_they_hold() -> None:

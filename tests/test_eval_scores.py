@@ -31,7 +31,7 @@ from dejavu.evaluation.metrics import (
 from dejavu.evaluation.perplexity import Document, measure_perplexity
 from dejavu.evaluation.tasks import Item
 from dejavu.models.loading import open_model
-from dejavu.plan import AccessPlan, KvPolicy, Static, Threshold
+from dejavu.plan import AccessPlan, KvPolicy, Random, Threshold
 from dejavu.reference import ReferenceExecutor
 from eval_extra import eval_extra
 from tiny_chat import build_tiny_chat
@@ -59,7 +59,7 @@ def plan_for(executor: ReferenceExecutor, kv: str = "write") -> AccessPlan:
         executor.fingerprint,
         c.n_layers,
         neurons=Threshold(density=0.4),
-        heads=Static(indices=np.array([0, 1, 3])),
+        heads=Random(threshold=0.8, seed=3),  # K/V groups without a chosen head are late
         kv=KvPolicy(kv, 8),  # type: ignore[arg-type]
     )
 

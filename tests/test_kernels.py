@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import pytest
 
 from dejavu import _core
+from row_samples import Walled
 from test_rows import act
 from tolerances import TOLERANCES
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 ISAS = [isa for isa in ("portable", "avx2", "avx512") if isa in _core.isas()]
 SIZES = [1, 2, 7, 8, 15, 16, 17, 31, 33, 64, 100, 576, 1025]
@@ -110,6 +116,35 @@ def test_attention(isa: str, kv: str, head_dim: int, n: int, first: int) -> None
         _core.attend(isa, kv, q[heads - few :].copy(), keys, values, 0.5, first, some, mixed)
         np.testing.assert_array_equal(some, scores[heads - few :])
         np.testing.assert_array_equal(mixed, out[heads - few :])
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("skew", [1, 7])
+@pytest.mark.parametrize("n", [1, 15, 33, 100])
+def test_nothing_is_written_beside(isa: str, skew: int, n: int) -> None:
+    """Vectors at any address: the same bits as at another, and nothing but the output is written."""
+    x, more, q = vector(n), vector(n, 1), vector(3 * 20, 2).reshape(3, 20)
+    keys, values = vector(n * 20, 3).reshape(n, 20), vector(n * 20, 4).reshape(n, 20)
+
+    def run(at: Walled | Callable[[np.ndarray], np.ndarray]) -> list[np.ndarray]:
+        outs = [at(np.zeros(n, np.float32)) for _ in range(4)]
+        _core.norm(isa, at(x), at(more), None, True, 1e-5, outs[0])
+        _core.norm(isa, at(x), at(more), at(x), False, 1e-5, outs[1])
+        _core.activate(isa, "silu", at(x), None, outs[2])
+        _core.activate(isa, "gelu", at(x), at(more), outs[3])
+        outs += [at(x), at(x)]
+        _core.softmax(isa, outs[4])
+        _core.softcap(isa, outs[5], 3.0)
+        for kv in ("f32", "f16", "bf16", "int8"):
+            for first in (0, n // 2):
+                outs += [at(np.zeros((3, n), np.float32)), at(np.zeros((3, 20), np.float32))]
+                _core.attend(isa, kv, at(q), at(keys), at(values), 0.5, first, *outs[-2:])
+        return outs
+
+    walled = Walled(skew)
+    for found, expected in zip(run(walled), run(lambda values: values.copy()), strict=True):
+        np.testing.assert_array_equal(found, expected)
+    walled.check()
 
 
 def poisoned(*shape: int) -> np.ndarray:

@@ -30,7 +30,7 @@ from dejavu.plan import (
 from dejavu.recall import recall
 from dejavu.reference import ReferenceExecutor
 from tiny_models import CASES, prompt, relative_error
-from tolerances import TOLERANCES
+from tolerances import TOLERANCES, prefill_tolerance
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -69,7 +69,7 @@ def test_trace_of_every_codec(codec: str, tiny_folder: Folder) -> None:
     found, expected = native.trace(tokens), reference.trace(tokens)
     for field in TRACE_FIELDS:
         error = relative_error(getattr(found, field), getattr(expected, field))
-        assert error <= TOLERANCES[f"native_{codec}_prefill"], field
+        assert error <= prefill_tolerance(codec, native.isa), field
 
 
 @pytest.mark.parametrize("name", ["llama-biases", "opt", "bloom"])

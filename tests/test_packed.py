@@ -120,14 +120,15 @@ def test_a_section_outside_the_file_never_reaches_the_engine(tiny_folder: Folder
     length = int.from_bytes(data[8:16], "little")
     header = json.loads(data[16 : 16 + length])
     offset, size = header["sections"]["layers.1.mlp"]
+    packed = read_packed(path)
+    assert packed is not None
     for bad in (len(data), len(data) - size + 64, 2**62):
         header["sections"]["layers.1.mlp"] = [bad, size]
-        text = json.dumps(header).encode()
-        data[16 : 16 + length] = (
-            text.ljust(length)[:length] if len(text) <= length else data[16 : 16 + length]
-        )
-        packed = read_packed(path)
-        assert packed is not None
+        text = json.dumps(header, separators=(",", ":")).encode()
+        assert len(text) <= length
+        data[16 : 16 + length] = text.ljust(length)
+        path.write_bytes(data)
+        assert read_packed(path) is None
         places = packed.places | {"layers.1.mlp": (bad, size)}
         with pytest.raises(ValueError, match="outside the buffer"):
             NativeExecutor(type(packed)(packed.config, packed.codec, "", places, packed.buffer))

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from dejavu import _core
 from dejavu.plan import Oracle
 from dejavu.reference import selection
-from row_samples import ISAS
+from row_samples import ISAS, Walled
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -80,6 +80,22 @@ def test_above_a_threshold(isa: str, n: int, kind: str) -> None:
 def test_nan_is_above_nothing(isa: str) -> None:
     scores = np.array([1, np.nan, 3, -np.nan, 5] * 20, np.float32)
     np.testing.assert_array_equal(picked(isa, scores, threshold=2.0), np.flatnonzero(scores > 2))
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("skew", [1, 7])
+@pytest.mark.parametrize("n", [1, 15, 17, 300, 2051])
+def test_nothing_is_written_beside(isa: str, skew: int, n: int) -> None:
+    """A list is as long as the scores: where all are chosen, no room is left."""
+    scores, walled = KINDS["normal"](n), Walled(skew)
+    for k in (1, n // 2 + 1, n):
+        found = walled(np.full(n, -7, np.int32))
+        count = _core.pick(isa, walled(scores), k, 0.0, found)
+        np.testing.assert_array_equal(found[:count], best(scores, k))
+    everything = walled(np.full(n, -7, np.int32))
+    assert _core.pick(isa, walled(scores), 0, -np.inf, everything) == n
+    np.testing.assert_array_equal(everything, np.arange(n))
+    walled.check()
 
 
 @settings(max_examples=150, deadline=None)

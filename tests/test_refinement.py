@@ -16,7 +16,7 @@ from dejavu.reference import ReferenceExecutor
 from dejavu.refinement import REFINED, refine
 from test_native_parity import by_decoding
 from tiny_models import relative_error
-from tolerances import TOLERANCES
+from tolerances import TOLERANCES, prefill_tolerance
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -135,7 +135,7 @@ def test_both_executors_compute_the_same_with_it(codec: str, layers: int, nested
     executor = NativeExecutor(packed, kv_dtype="f32", threads=2)
     assert relative_error(by_decoding(executor, tokens), reference) <= TOLERANCES[f"native_{codec}"]
     found = executor.prefill(tokens, executor.new_cache(), all_logits=True)
-    assert relative_error(found, reference) <= TOLERANCES[f"native_{codec}_prefill"]
+    assert relative_error(found, reference) <= prefill_tolerance(codec, executor.isa)
 
 
 def test_other_codecs_and_narrow_models_are_left_alone() -> None:

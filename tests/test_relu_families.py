@@ -18,7 +18,7 @@ from dejavu.models.folder_writer import write_folder
 from dejavu.models.loading import open_model
 from dejavu.reference import ReferenceExecutor
 from tiny_models import CASES, prompt, relative_error
-from tolerances import TOLERANCES
+from tolerances import TOLERANCES, prefill_tolerance
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -149,7 +149,7 @@ def test_native_equals_reference(
     found = np.concatenate([native.decode(tokens[i : i + 1], [cache]) for i in range(len(tokens))])
     assert relative_error(found, expected) <= TOLERANCES[f"native_{codec}"]
     prefilled = native.prefill(tokens, native.new_cache(), all_logits=True)
-    assert relative_error(prefilled, expected) <= TOLERANCES[f"native_{codec}_prefill"]
+    assert relative_error(prefilled, expected) <= prefill_tolerance(codec, isa)
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import struct
@@ -463,6 +464,15 @@ def test_charts_of_rows_and_intervals_say_what_they_were_given() -> None:
         check_html(chart)
 
 
+@pytest.fixture(scope="session")  # before `report` is made
+def chromium() -> None:
+    """Skips a test without Chromium, or fails it where DEJAVU_TEST_CHROMIUM is set."""
+    if CHROMIUM is None:
+        if os.environ.get("DEJAVU_TEST_CHROMIUM"):
+            pytest.fail("DEJAVU_TEST_CHROMIUM is set, and there is no chromium")
+        pytest.skip("no chromium: apt-get install chromium")
+
+
 # Windows narrower than 500 pixels are not to be had: the page is put in a frame.
 LOOK = """<!doctype html><style>:root{color-scheme:light dark}iframe{border:0}</style>
 <iframe width="WIDTH" height="900" srcdoc="PAGE"></iframe><pre id="seen"></pre><script>
@@ -484,7 +494,7 @@ addEventListener("load", () => {
 </script>"""
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no chromium: apt-get install chromium")
+@pytest.mark.usefixtures("chromium")
 @pytest.mark.parametrize("width", [390, 1280])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_nothing_overflows(report: Dejavu, tmp_path: Path, width: int, scheme: str) -> None:
@@ -500,7 +510,7 @@ def test_nothing_overflows(report: Dejavu, tmp_path: Path, width: int, scheme: s
     assert seen["cut"] == []
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no chromium: apt-get install chromium")
+@pytest.mark.usefixtures("chromium")
 @pytest.mark.parametrize("width", [390, 1280])
 def test_screenshots_are_of_the_width_and_the_scheme(report: Dejavu, tmp_path: Path, width: int) -> None:
     page = report(*ALL).output

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import pytest
 
 from dejavu import _core, codecs
-from row_samples import ISAS, POISON, WIDTHS, decoded, packed, weights
+from row_samples import ISAS, POISON, WIDTHS, Walled, decoded, packed, weights
 from tolerances import TOLERANCES
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 TOKENS = range(1, 9)
 LISTS = [[20, 3, 4, 11, 0], list(range(21)), [7], []]
@@ -135,6 +140,49 @@ def test_lists_give_the_bits_of_rows_one_by_one(isa: str, codec: str, width: int
             alone = packed(codec, np.ascontiguousarray(w[chosen, 1][None]))
             _core.axpy_many(isa, codec, alone, n, 0, 0, part, expected)
         np.testing.assert_array_equal(y, expected)
+
+
+@each_kernel
+@pytest.mark.parametrize("width", [1, 33, 576, 1100])
+@pytest.mark.parametrize("skew", [1, 7])
+def test_rows_anywhere_and_nothing_beside(isa: str, codec: str, width: int, skew: int) -> None:
+    """Weights, inputs and outputs at other addresses: the same bits, and nothing is written next to an output."""
+    neurons, tokens = 21, 3
+    w = weights((neurons, 3, width)) / np.float32(np.sqrt(width))
+    x, c = inputs(tokens, width), inputs(tokens, neurons)
+    chosen, picked = np.array([20, 3, 4, 11, 0], np.int32), np.array([62, 0, 7, 31], np.int32)
+    masks = np.array([7, 1, 2, 4, 3], np.uint8)
+    bias = np.linspace(-1, 1, neurons, dtype=np.float32)
+
+    def run(data: np.ndarray, at: Walled | Callable[[np.ndarray], np.ndarray]) -> list[np.ndarray]:
+        def out(*shape: int) -> np.ndarray:
+            outs.append(at(np.full(shape, 0.5, np.float32)))
+            return outs[-1]
+
+        outs: list[np.ndarray] = []
+        many, one = at(x), at(x[0])
+        _core.decode_rows(isa, codec, data, width, 3, out(neurons, 3, width))
+        _core.dot(isa, codec, data, 3, 1, 2, one, out(17))
+        _core.dot_many(isa, codec, data, 3, 1, 2, many, out(tokens, 17))
+        _core.dot_list(isa, codec, data, 3, 1, at(chosen), at(x[:1]), out(1, 10))
+        _core.dot_picked(isa, codec, data, 3, at(picked), at(x[:1]), out(1, 4))
+        _core.axpy(isa, codec, data, 3, 1, 1, at(c[0, :17]), out(width))
+        _core.axpy_many(isa, codec, data, 3, 1, 1, at(c[:, :17]), out(tokens, width))
+        _core.axpy_list(isa, codec, data, 3, 2, at(chosen), at(c[:1, :5]), out(1, width))
+        biases = at(bias), at(-bias)
+        for listed in (None, at(chosen)):
+            _core.mlp(isa, codec, data, True, "silu", one, out(width), listed, *biases)
+            which = None if listed is None else masks
+            _core.mlp_many(isa, codec, data, True, "silu", many, out(tokens, width), listed, which, *biases)
+        return outs
+
+    expected = run(packed(codec, w), lambda values: values.copy())
+    walled = Walled(skew)
+    # Rows of f32 begin at a float, the others at two bytes.
+    found = run(packed(codec, w, skew * (4 if codec == "f32" else 2)), walled)
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(a, b)
+    walled.check()
 
 
 def test_wrong_sizes_are_refused_before_memory_is_read() -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from changed import Changed
 from dejavu import _core
+from dejavu.codecs import CODECS
 from dejavu.engine import NativeExecutor
 from dejavu.engine.packed import pack_in_memory
 from dejavu.models.loading import open_model
@@ -69,6 +70,8 @@ def neurons(kind: str, config: ModelConfig, layer: int) -> Any:
     f, d = config.base_neurons, config.d_model
     return {
         "static": lambda: Static(indices=np.arange(layer, f, 3, dtype=np.int32)),
+        "none": lambda: Static(indices=np.arange(0, dtype=np.int32)),
+        "all": lambda: Static(indices=np.arange(f, dtype=np.int32)),
         "random": lambda: Random(density=0.4, seed=7),
         "oracle": lambda: Oracle(density=0.3),
         "threshold": lambda: Threshold(density=0.5),
@@ -88,6 +91,8 @@ def neurons(kind: str, config: ModelConfig, layer: int) -> Any:
 
 KINDS = [
     "static",
+    "none",
+    "all",
     "random",
     "oracle",
     "threshold",
@@ -109,7 +114,11 @@ def heads(kind: str, config: ModelConfig, layer: int) -> Any:
     return {
         "dense": Dense,
         "static": lambda: Static(indices=np.arange(layer % 2, config.n_heads, 2, dtype=np.int32)),
+        "none": lambda: Static(indices=np.arange(0, dtype=np.int32)),
+        "all": lambda: Static(indices=np.arange(config.n_heads, dtype=np.int32)),
         "random": lambda: Random(density=0.5, seed=3),
+        # Often none of a K/V group: its keys and values are late.
+        "few": lambda: Random(threshold=0.8, seed=3),
         "oracle": lambda: Oracle(density=0.5),
         "low-rank": lambda: low_rank(config.n_heads, config.d_model, 50 + layer, density=0.5),
         "low-rank-ahead-1": lambda: low_rank(
@@ -233,9 +242,11 @@ def test_codecs_and_instruction_sets(
         check(native, reference, plan_of(native, kind, head_kind="low-rank", rank=5), name, codec)
 
 
-@pytest.mark.parametrize("head_kind", ["static", "random", "oracle", "low-rank", "low-rank-ahead-1"])
+@pytest.mark.parametrize(
+    "head_kind", ["static", "none", "all", "random", "few", "oracle", "low-rank", "low-rank-ahead-1"]
+)
 @pytest.mark.parametrize("kv", [KvPolicy(), KvPolicy("recompute", 5), KvPolicy("recompute", 64)])
-@pytest.mark.parametrize("name", ["llama-head-dim", "bloom", "mistral-window", "neox"])
+@pytest.mark.parametrize("name", ["llama-head-dim", "llama", "bloom", "mistral-window", "neox"])
 def test_heads_and_kv_policies(name: str, kv: KvPolicy, head_kind: str, tiny_folder: Folder) -> None:
     native, reference = pair(tiny_folder(name))
     check(native, reference, plan_of(native, "dense", head_kind=head_kind, kv=kv), name, "f32")
@@ -318,18 +329,27 @@ def test_one_sketch_of_the_head_after_another(tiny_folder: Folder) -> None:
 @pytest.mark.parametrize("threads", [1, 2, 3, 7])
 @pytest.mark.parametrize("kind", ["low-rank", "threshold", "sketch-3", "static"])
 def test_any_number_of_threads(threads: int, kind: str, tiny_folder: Folder) -> None:
-    native, reference = pair(tiny_folder("llama-head-dim"), "int8", leading=cut_for(kind), threads=threads)
-    plan = plan_of(native, kind, head_kind="random", kv=KvPolicy("recompute", 8), rank=3)
-    check(native, reference, plan, "llama-head-dim", "int8")
+    native, reference = pair(tiny_folder("llama"), "int8", leading=cut_for(kind), threads=threads)
+    plan = plan_of(native, kind, head_kind="few", kv=KvPolicy("recompute", 8), rank=3)
+    check(native, reference, plan, "llama", "int8")
+    assert native.last_stats["recomputed"] > 0
 
 
-@pytest.mark.parametrize("kind", KINDS)
+BATCHED = [
+    *(("llama", kind, "int8" if kind.startswith("sketch") else "f32") for kind in KINDS),
+    *(("bloom", kind, "int8" if kind.startswith("sketch") else "f32") for kind in ("oracle", "sketch-4")),
+    *(("llama", kind, codec) for kind in ("threshold", "low-rank") for codec in ("bf16", "int8", "int4")),
+]
+
+
+@pytest.mark.parametrize(("name", "kind", "codec"), BATCHED)
 @pytest.mark.parametrize("batch", [2, 3, 8, 11])
-def test_batches_equal_single_sequences(batch: int, kind: str, tiny_folder: Folder) -> None:
+def test_batches_equal_single_sequences(
+    batch: int, name: str, kind: str, codec: str, tiny_folder: Folder
+) -> None:
     """Sequences of different lengths, each selecting for itself: what each gives alone."""
-    codec = "int8" if kind.startswith("sketch") else "f32"
-    native, _ = pair(tiny_folder("llama-head-dim"), codec, leading=cut_for(kind))
-    native.set_plan(plan_of(native, kind, head_kind="random", kv=KvPolicy("recompute", 4), rank=2))
+    native, _ = pair(tiny_folder(name), codec, leading=cut_for(kind))
+    native.set_plan(plan_of(native, kind, head_kind="few", kv=KvPolicy("recompute", 4), rank=2))
     random = np.random.default_rng(batch)
     prompts = [random.integers(0, native.config.vocab_size, n + 1).astype(np.int32) for n in range(batch)]
     alone, together = [], [native.new_cache() for _ in prompts]
@@ -337,33 +357,46 @@ def test_batches_equal_single_sequences(batch: int, kind: str, tiny_folder: Fold
         alone.append(by_decoding(native, np.append(tokens, np.int32(3)))[-1])
         for token in tokens:
             native.decode(np.array([token], np.int32), [cache])
+    native.reset_stats()
     found = native.decode(np.full(batch, 3, np.int32), together)
+    assert native.last_stats["recomputed"] > 0  # in the batch itself
     errors = sorted(relative_error(a, b) for a, b in zip(found, alone, strict=True))
     # Rounded inputs meet sums in another order: to one sequence two scores of a sketch may be equal but for that.
     undecided = 1 if kind.startswith("sketch") and batch > 2 else 0
-    assert errors[len(errors) - 1 - undecided] <= TOLERANCES["native_f32"]
+    assert errors[len(errors) - 1 - undecided] <= TOLERANCES[f"batched_{codec}"]
     assert errors[-1] < 0.1
 
 
-@pytest.mark.parametrize("codec", ["f32", "int8", "int4"])
-def test_density_one_is_dense(codec: str, tiny_folder: Folder) -> None:
-    cuts = {"int8": (3, 4), "int4": (4,)}.get(codec, (0,))
-    for leading in cuts:
-        check_density_one(codec, leading, tiny_folder("llama-head-dim"))
+WHOLE = [("f32", 0), ("bf16", 0), ("int8", 0), ("int8", 3), ("int8", 4), ("int4", 0), ("int4", 4)]
 
 
-def check_density_one(codec: str, leading: int, folder: Path) -> None:
-    native, _ = pair(folder, codec, leading=leading)
-    tokens = prompt(CASES["llama-head-dim"])
+@pytest.mark.parametrize(("codec", "leading"), WHOLE)
+@pytest.mark.parametrize("name", ["llama", "opt-350m", "neox"])
+def test_density_one_is_dense(name: str, codec: str, leading: int, tiny_folder: Folder) -> None:
+    native, _ = pair(tiny_folder(name), codec, leading=leading)
+    tokens = prompt(CASES[name])[:20]
     dense = by_decoding(native, tokens)
-    config = native.config
-    for selector in (
+    c = native.config
+    predicted = low_rank(c.n_heads, c.d_model, 1, density=1.0)
+    heads = [Dense(), Random(density=1.0), Oracle(density=1.0), predicted]
+    neurons = [
+        Static(indices=np.arange(c.base_neurons, dtype=np.int32)),
+        Random(density=1.0),
         Oracle(density=1.0),
         Threshold(density=1.0),
+        low_rank(c.base_neurons, c.d_model, 2, density=1.0),
         *([Sketch(density=1.0, bits=leading)] if leading else []),
-    ):
-        native.set_plan(AccessPlan.uniform(native.packed.fingerprint, config.n_layers, neurons=selector))
-        assert relative_error(by_decoding(native, tokens), dense) <= TOLERANCES["native_f32"]
+    ]
+    # With ReLU a plan leaves exact zeros out, so that int16 coefficients get other neighbours to share a step with.
+    left_out = c.activation == "relu" and codec in GROUPED and not leading
+    tolerance = TOLERANCES[f"exact_zeros_{codec}" if left_out else "density_one"]
+    for i, selector in enumerate(neurons):
+        for kv in (KvPolicy(), KvPolicy("recompute", 3)):
+            plan = AccessPlan.uniform(
+                native.packed.fingerprint, c.n_layers, neurons=selector, heads=heads[i % len(heads)], kv=kv
+            )
+            native.set_plan(plan)
+            assert relative_error(by_decoding(native, tokens), dense) <= tolerance
     native.set_plan(None)
     np.testing.assert_array_equal(by_decoding(native, tokens), dense)
 
@@ -386,6 +419,45 @@ def test_late_keys_are_the_dense_ones(tiny_folder: Folder) -> None:
         found = native.decode(tokens[-1:], [cache])
         expected = native.decode(tokens[-1:], [always.fork()])
         assert relative_error(found, expected) <= TOLERANCES["late_kv"]
+
+
+LATE = [
+    *(("llama-long", codec) for codec in CODECS),
+    *((name, "f32") for name in ("qwen2", "qwen3", "opt", "opt-350m", "gemma2", "gemma3", "falcon-groups")),
+    *((name, "f32") for name in ("neox", "bloom", "rope-dynamic")),
+]
+
+
+@pytest.mark.parametrize(("name", "codec"), LATE)
+def test_late_keys_and_values_are_those_written_at_once(name: str, codec: str, tiny_folder: Folder) -> None:
+    """After a prompt, over blocks of the cache, in a fork, after truncation, in a batch, and when the plan ends."""
+    model = open_model(tiny_folder(name))
+    config, start, end = model.config, 6, 36
+    if name == "llama-long":
+        config, start, end = dataclasses.replace(config, max_context=600), 430, 530
+    packed = pack_in_memory(config, model.weights, codec, 1)
+    native = NativeExecutor(packed, kv_dtype="f32", threads=2)
+    tokens = np.random.default_rng(8).integers(0, config.vocab_size, end + 3).astype(np.int32)
+    few = Random(threshold=0.95, seed=3)
+
+    def run(kv: KvPolicy) -> list[NDArray[np.float32]]:
+        native.set_plan(AccessPlan.uniform(packed.fingerprint, config.n_layers, heads=few, kv=kv))
+        cache = native.new_cache()
+        logits = [native.prefill(tokens[:start], cache, all_logits=True)]
+        logits += [native.decode(tokens[i : i + 1], [cache]) for i in range(start, end)]
+        assert (native.last_stats["recomputed"] > 0) == (kv.kind == "recompute" and kv.buffer > 1)
+        fork = cache.fork()
+        fork.truncate(end - 3)
+        logits.append(native.decode(tokens[end - 1 : end + 1], [cache, fork]))
+        native.set_plan(None)
+        logits.append(native.prefill_batch([tokens[end + 1 :], tokens[:2]], [cache, fork], all_logits=True))
+        return logits
+
+    expected = run(KvPolicy())
+    for buffer in (1, 7, 64):
+        found = run(KvPolicy("recompute", buffer))
+        for a, b in zip(found, expected, strict=True):
+            assert relative_error(a, b) <= TOLERANCES["late_kv"]
 
 
 def test_a_plan_with_a_larger_buffer_takes_a_cache_over(tiny_folder: Folder) -> None:

@@ -34,7 +34,7 @@ from dejavu.training.options import TrainOptions
 from dejavu.training.probe import Probe
 from dejavu.training.quantiles import Quantiles
 from dejavu.training.scores import Scores
-from dejavu.training.search import Allotment, combine
+from dejavu.training.search import Allotment, Search, combine
 from dejavu.training.subject import Subject, open_subject
 from tiny_chat import build_tiny_chat
 from training_texts import documents, write_jsonl
@@ -244,20 +244,25 @@ def dejavu_train(folder: Path, name: str, capsys: pytest.CaptureFixture[str], *a
 
 
 @pytest.mark.parametrize(
-    ("name", "options", "kind"),
-    [
-        ("sketch", ("--selector", "sketch", "--bits", "3"), Sketch),
-        ("uniform", ("--selector", "sketch", "--bits", "4", "--uniform", "--lookahead", "1"), Sketch),
-        ("threshold", ("--selector", "threshold"), Threshold),
+    ("name", "options", "kind", "recall"),
+    [  # of which chance finds half. Seen: 0.89, 0.75 and 0.79
+        ("sketch", ("--selector", "sketch", "--bits", "3"), Sketch, 0.8),
+        ("uniform", ("--selector", "sketch", "--bits", "4", "--uniform", "--lookahead", "1"), Sketch, 0.68),
+        ("threshold", ("--selector", "threshold"), Threshold, 0.72),
     ],
 )
 def test_plans_without_training(
-    folder: Path, capsys: pytest.CaptureFixture[str], name: str, options: tuple[str, ...], kind: type
+    folder: Path,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+    options: tuple[str, ...],
+    kind: type,
+    recall: float,
 ) -> None:
     plan = dejavu_train(folder, name, capsys, "--density", "0.5", *options)
     evidence = plan.evidence
     assert evidence["neurons"]["density"] == pytest.approx(0.5, abs=0.03)
-    assert evidence["neurons"]["recall"] > 0.6
+    assert evidence["neurons"]["recall"] > recall
     assert evidence["tokens"]["training"] == 0
     assert 0.5 < evidence["touched_share"] < 1
     for layer, record in zip(plan.layers, evidence["layers"], strict=True):
@@ -267,12 +272,59 @@ def test_plans_without_training(
             assert record["neurons"]["density"] == pytest.approx(record["neurons"]["target"], abs=0.05)
 
 
-def test_auto_mixes_families_and_compensates(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_auto_mixes_families_and_compensates(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # To so small a model none is worth its bytes: all are kept here, so that there are some to look at.
+    monkeypatch.setattr(Search, "worthwhile", lambda self, allotment, fitted: list(fitted))
     plan = dejavu_train(folder, "auto", capsys, "--density", "0.4", "--compensator", "4")
     known = {"sketch2", "sketch3", "sketch4", "threshold", "dense"}
     assert {record["neurons"]["selector"] for record in plan.evidence["layers"]} <= known
-    ranks = [layer.compensator.rank for layer in plan.layers if layer.compensator is not None]
-    assert set(ranks) <= {4}
+    for layer in plan.layers:
+        assert (layer.compensator is None) == isinstance(layer.neurons, Dense)
+        assert layer.compensator is None or layer.compensator.rank == 4
+    assert any(layer.compensator is not None for layer in plan.layers)
+
+
+def test_only_compensators_worth_their_bytes_are_kept() -> None:
+    """A byte more of density takes 1e-3 nats away here, and a compensator has 100 bytes: it must gain 0.1 nats."""
+    gains = (0.05, 0.3, 0.15)
+    compensators = [
+        Compensator(a=np.zeros((0, 4)), b=np.zeros((4, 0)), bias=np.array([gain, 0, 0, 0])) for gain in gains
+    ]
+
+    class Judge:
+        tokens = 1
+
+        def measure(self, plan: AccessPlan) -> Any:
+            nats = 0.0
+            for layer in plan.layers:
+                if not isinstance(layer.neurons, Dense):
+                    nats += 1.0 - layer.neurons.density
+                if layer.compensator is not None:
+                    nats -= float(layer.compensator.bias[0])
+            return SimpleNamespace(divergence=nats)
+
+    class Calibrated:
+        family = SimpleNamespace(name="threshold", block="neurons", selectors=(Threshold(density=0.5),) * 3)
+
+        def selector(self, layer: int, density: float) -> Threshold:
+            return Threshold(density=density)
+
+    class Costs:
+        def neurons(self, layer: int, selector: Any, density: float) -> float:
+            return 1000 * density
+
+        def compensator(self, compensator: Compensator) -> float:
+            return 100
+
+    search = Search("", cast("Any", Judge()), [cast("Any", Calibrated())], cast("Any", Costs()))
+    half = Allotment("neurons", (Threshold(density=0.5),) * 3, (0.5,) * 3, ("threshold",) * 3)
+    search.measure_layers((0.2, 0.4, 0.5, 0.6, 0.8))
+    kept = search.worthwhile(half, [*compensators[:2], None])
+    assert kept == [None, compensators[1], None]
+    kept = search.worthwhile(half, [compensators[2], None, compensators[0]])
+    assert kept == [compensators[2], None, None]
 
 
 def test_nothing_stands_in_for_neurons_that_all_run() -> None:
@@ -329,8 +381,11 @@ def test_low_rank_for_neurons_and_heads(folder: Path, capsys: pytest.CaptureFixt
     assert plan.evidence["tokens"]["training"] >= 4096
     assert plan.evidence["heads"]["density"] == pytest.approx(0.5, abs=0.2)  # of four heads
     for record in plan.evidence["layers"]:
-        assert 0.3 < record["neurons"]["trained"]["recall"] <= 1
-        assert 0.3 < record["heads"]["trained"]["precision"] <= 1
+        # Half are active: chance finds half of them. Seen: 0.63 and 0.65.
+        assert 0.58 < record["neurons"]["trained"]["recall"] <= 1
+        assert record["heads"]["trained"]["precision"] <= 1
+    heads = [record["heads"]["trained"]["precision"] for record in plan.evidence["layers"]]
+    assert np.mean(heads) > 0.54  # of four heads. Seen: 0.58
     assert plan.kv.kind == "recompute"
     assert isinstance(plan.layers[0].neurons, (LowRank, Dense))
     assert not (folder / "low.checkpoint").exists()
