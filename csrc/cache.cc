@@ -6,8 +6,34 @@
 
 namespace dejavu {
 
-Cache::Cache(KvType type, int layers, int kv_heads, int head_dim, uint64_t owner)
-    : type_(type), owner_(owner), layers_(layers), kv_heads_(kv_heads), head_dim_(head_dim) {
+BlockStore::~BlockStore() {
+  for (const auto& [bytes, block] : kept_) deallocate(block);
+}
+
+void* BlockStore::take(size_t bytes) {
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    for (auto& found : kept_) {
+      if (found.first != bytes) continue;
+      void* block = found.second;
+      found = kept_.back();
+      kept_.pop_back();
+      bytes_ -= bytes;
+      return block;
+    }
+  }
+  return allocate(bytes);
+}
+
+void BlockStore::give(void* block, size_t bytes) {
+  std::lock_guard<std::mutex> lock(mutex_);
+  if (bytes_ + bytes > kMost || kept_.size() == kBlocks) return deallocate(block);
+  kept_.emplace_back(bytes, block);
+  bytes_ += bytes;
+}
+
+Cache::Cache(KvType type, int layers, int kv_heads, int head_dim, uint64_t owner, std::shared_ptr<BlockStore> store)
+    : type_(type), owner_(owner), layers_(layers), kv_heads_(kv_heads), head_dim_(head_dim), store_(std::move(store)) {
   size_t piece = size_t(kCacheBlock) * size_t(head_dim) * kv_element_size(type);
   if (type == KvType::int8) piece += size_t(kCacheBlock) * sizeof(float);
   piece_bytes_ = (piece + 63) / 64 * 64;
@@ -15,7 +41,8 @@ Cache::Cache(KvType type, int layers, int kv_heads, int head_dim, uint64_t owner
 }
 
 std::shared_ptr<void> Cache::new_block() const {
-  std::shared_ptr<void> block(allocate(block_bytes_), deallocate);
+  const auto give_back = [store = store_, bytes = block_bytes_](void* block) { store->give(block, bytes); };
+  std::shared_ptr<void> block(store_->take(block_bytes_), give_back);
   // Kernels read whole tiles of keys: what was never written must be finite.
   std::memset(block.get(), 0, block_bytes_);
   return block;
@@ -53,7 +80,7 @@ void Cache::keep_input(int layer, int position, const void* input) {
 }
 
 std::unique_ptr<Cache> Cache::fork() const {
-  auto copy = std::make_unique<Cache>(type_, layers_, kv_heads_, head_dim_, owner_);
+  auto copy = std::make_unique<Cache>(type_, layers_, kv_heads_, head_dim_, owner_, store_);
   copy->length_ = length_;
   copy->blocks_ = blocks_;
   copy->blocks_.resize(size_t(block_count(length_)));

@@ -3,6 +3,8 @@
 
 #include <cstdint>
 #include <memory>
+#include <mutex>
+#include <utility>
 #include <vector>
 
 #include "kernels.h"
@@ -11,10 +13,27 @@ namespace dejavu {
 
 inline constexpr int kCacheBlock = 128;
 
+// Blocks that caches have given back: the system takes longer to hand out memory than a step takes to fill it.
+class BlockStore {
+ public:
+  static constexpr size_t kMost = 64 << 20, kBlocks = 256;  // bytes and blocks that are kept
+  BlockStore() { kept_.reserve(kBlocks); }
+  BlockStore(const BlockStore&) = delete;
+  ~BlockStore();
+  void* take(size_t bytes);  // not initialised. Throws std::bad_alloc.
+  void give(void* block, size_t bytes);
+
+ private:
+  std::mutex mutex_;
+  std::vector<std::pair<size_t, void*>> kept_;
+  size_t bytes_ = 0;
+};
+
 class Cache {
  public:
-  // `owner`: the number of the engine whose keys and values they are, see Engine::owns
-  Cache(KvType type, int layers, int kv_heads, int head_dim, uint64_t owner = 0);
+  // `owner`: the number of the engine whose keys and values they are, see Engine::owns; `store`: its blocks
+  Cache(KvType type, int layers, int kv_heads, int head_dim, uint64_t owner = 0,
+        std::shared_ptr<BlockStore> store = std::make_shared<BlockStore>());
 
   KvType type() const { return type_; }
   uint64_t owner() const { return owner_; }
@@ -71,6 +90,7 @@ class Cache {
   std::vector<int> have_;     // [layers, kv_heads] positions that have K and V
   std::vector<Line> inputs_;  // [layers, buffer, input_lines]
   size_t piece_bytes_, block_bytes_;
+  std::shared_ptr<BlockStore> store_;
   std::vector<std::shared_ptr<void>> blocks_;
 };
 

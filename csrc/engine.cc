@@ -161,7 +161,7 @@ Engine::Engine(const Config& config, Codec codec, Codec head_codec, const Sectio
 }
 
 std::unique_ptr<Cache> Engine::new_cache(KvType type) const {
-  return std::make_unique<Cache>(type, c_.layers, c_.kv_heads, c_.head_dim, number_);
+  return std::make_unique<Cache>(type, c_.layers, c_.kv_heads, c_.head_dim, number_, blocks_);
 }
 
 Counters Engine::counters() const {
@@ -321,7 +321,9 @@ void Engine::to_natural(const float* stored, float* out) const {
   to_natural_order(layout_, stored, out);
   if (layout_.codec != Codec::int4) return;
   const float* minima = stored + layout_.padded;
-  for (int i = 0; i < c_.d; ++i) out[i] += minima[i / kGroup];
+  for (int g = 0; g * kGroup < c_.d; ++g) {
+    for (int i = g * kGroup; i < c_.d && i < (g + 1) * kGroup; ++i) out[i] += minima[g];
+  }
 }
 
 // The vector that the head's rows are multiplied with: final norm, projection. `normed` has d floats, `projected`

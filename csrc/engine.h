@@ -262,6 +262,7 @@ class Engine {
   Counters counters_;
   long barrier_cost_ = 128 * 1000;
   std::unique_ptr<Batch> batch_;
+  const std::shared_ptr<BlockStore> blocks_ = std::make_shared<BlockStore>();
 
  public:
   ~Engine();

@@ -49,7 +49,7 @@ inline float get_kv(const void* base, size_t index) {
 template <KvType T>
 inline void put_kv(void* base, size_t index, float x) {
   if constexpr (T == KvType::f32) ((float*)base)[index] = x;
-  if constexpr (T == KvType::f16) ((uint16_t*)base)[index] = dejavu::float_to_half(x);
+  if constexpr (T == KvType::f16) ((uint16_t*)base)[index] = to_f16(x);
   if constexpr (T == KvType::int8) ((int8_t*)base)[index] = int8_t(x);
   if constexpr (T == KvType::bf16) {
     uint32_t bits;

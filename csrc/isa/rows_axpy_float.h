@@ -21,17 +21,22 @@ inline void add_last(const RowLayout& layout, const Row* rows, int n, int first,
 template <Codec C, int R>
 DEJAVU_NOINLINE void axpy_float(const RowLayout& layout, const Row* rows, const Row* next, const float* coefficients,
                                 float* output) {
+  // Copies, as what lies behind pointers might change with every store.
+  const uint8_t *codes[R], *ahead[R];
   F a[R];
-  for (int r = 0; r < R; ++r) a[r] = Vec::set1(coefficients[r]);
+  DEJAVU_UNROLL for (int r = 0; r < R; ++r) {
+    codes[r] = rows[r].codes, ahead[r] = next[r].codes, a[r] = Vec::set1(coefficients[r]);
+  }
+  const int d = layout.d;
   int i = 0;
-  for (; i + kFloatUnit <= layout.d; i += kFloatUnit) {
+  for (; i + kFloatUnit <= d; i += kFloatUnit) {
     for (int h = 0; h < kFloatUnit / 2; h += W) {
       float* const at = output + i + h;
       F y[2] = {Vec::load(at), Vec::load(at + 16)};
       DEJAVU_UNROLL for (int r = 0; r < R; ++r) {
-        prefetch_unit<C>(next[r].codes, i, h);
+        prefetch_unit<C>(ahead[r], i, h);
         F w[2];
-        load_unit<C>(rows[r].codes, i, h, w);
+        load_unit<C>(codes[r], i, h, w);
         y[0] = Vec::fma(w[0], a[r], y[0]), y[1] = Vec::fma(w[1], a[r], y[1]);
       }
       Vec::store(at, y[0]), Vec::store(at + 16, y[1]);

@@ -89,6 +89,14 @@ inline float f16(const uint8_t* p) {
 #endif
 }
 
+inline uint16_t to_f16(float x) {
+#if defined(__F16C__)
+  return _cvtss_sh(x, _MM_FROUND_TO_NEAREST_INT);
+#else
+  return dejavu::float_to_half(x);
+#endif
+}
+
 // Results stand in the order of their rows.
 struct InOrder {
   int operator()(int r) const { return r; }

@@ -55,31 +55,40 @@ DEJAVU_NOINLINE void dot_float(const RowLayout& layout, const Row* rows, const R
   }
 }
 
-// acc[r][t] += the products of half a block (lanes [h W, h W + W) of its 16 groups), `at` codes into the rows.
+// acc[r][t] += the products of the units from u on that share bytes (int4: four of 32 elements; int8: one), lanes
+// [h W, h W + W), `at` codes into the rows.
+template <Codec C, int R, int T>
+inline void dot_units(const Row* rows, const int16_t* const* x, size_t at, int u, int h, I (*acc)[T]) {
+  constexpr bool nibbles = C == Codec::int4;
+  const size_t byte = nibbles ? (at + size_t(u * 32)) / 2 + size_t(h * 4 * W) : at + size_t(u * 32 + h * 2 * W);
+  H packed[R];
+  DEJAVU_UNROLL for (int r = 0; r < R; ++r) {
+    packed[r] = nibbles ? Vec::load_h((const int16_t*)(rows[r].codes + byte)) : Vec::load_i8_h(rows[r].codes + byte);
+  }
+  DEJAVU_UNROLL for (int v = 0; v < (nibbles ? 4 : 1); ++v) {
+    H xv[T];
+    DEJAVU_UNROLL for (int t = 0; t < T; ++t) xv[t] = Vec::load_h(x[t] + at + size_t((u + v) * 32 + h * 2 * W));
+    DEJAVU_UNROLL for (int r = 0; r < R; ++r) {
+      const H w = !nibbles ? packed[r]
+                  : v == 0 ? Vec::nibble_h<0>(packed[r])
+                  : v == 1 ? Vec::nibble_h<8>(packed[r])
+                  : v == 2 ? Vec::nibble_h<4>(packed[r])
+                           : Vec::nibble_h<12>(packed[r]);
+      DEJAVU_UNROLL for (int t = 0; t < T; ++t) acc[r][t] = Vec::dot_h(acc[r][t], w, xv[t]);
+    }
+  }
+}
+
+// The products of half a block: lanes [h W, h W + W) of its 16 groups.
 template <Codec C, int R, int T>
 inline void dot_block(const Row* rows, const Row* next, const int16_t* const* x, size_t at, int h, I (*acc)[T]) {
-  constexpr int units = C == Codec::int4 ? 4 : 1;  // of 32 elements, that share bytes
-  for (int u = 0; u < 16; u += units) {
-    const size_t byte =
-        C == Codec::int4 ? (at + size_t(u * 32)) / 2 + size_t(h * 4 * W) : at + size_t(u * 32 + h * 2 * W);
-    H packed[R];
-    DEJAVU_UNROLL for (int r = 0; r < R; ++r) {
-      if (h == 0 && (C == Codec::int4 || u % 2 == 0)) Vec::prefetch(next[r].codes + byte);
-      packed[r] =
-          C == Codec::int4 ? Vec::load_h((const int16_t*)(rows[r].codes + byte)) : Vec::load_i8_h(rows[r].codes + byte);
+  constexpr int units = C == Codec::int4 ? 4 : 1, line = C == Codec::int4 ? 4 : 2;  // that share bytes; a cache line
+  for (int u0 = 0; u0 < 16; u0 += line) {
+    if (h == 0) {
+      const size_t byte = (at + size_t(u0 * 32)) / (C == Codec::int4 ? 2 : 1);
+      DEJAVU_UNROLL for (int r = 0; r < R; ++r) Vec::prefetch(next[r].codes + byte);
     }
-    DEJAVU_UNROLL for (int v = 0; v < units; ++v) {
-      H xv[T];
-      DEJAVU_UNROLL for (int t = 0; t < T; ++t) xv[t] = Vec::load_h(x[t] + at + size_t((u + v) * 32 + h * 2 * W));
-      DEJAVU_UNROLL for (int r = 0; r < R; ++r) {
-        const H w = C != Codec::int4 ? packed[r]
-                    : v == 0         ? Vec::nibble_h<0>(packed[r])
-                    : v == 1         ? Vec::nibble_h<8>(packed[r])
-                    : v == 2         ? Vec::nibble_h<4>(packed[r])
-                                     : Vec::nibble_h<12>(packed[r]);
-        DEJAVU_UNROLL for (int t = 0; t < T; ++t) acc[r][t] = Vec::dot_h(acc[r][t], w, xv[t]);
-      }
-    }
+    DEJAVU_UNROLL for (int u = u0; u < u0 + line; u += units) dot_units<C, R, T>(rows, x, at, u, h, acc);
   }
 }
 
@@ -173,13 +182,20 @@ inline void dot_steps(const RowLayout& layout, const Row* rows, const Row* next,
 template <Codec C, int Most = kTokens, typename At, typename Ahead, typename Place>
 inline void dot_rows(const RowLayout& layout, At at, Ahead ahead, Place place, int n, const void* const* inputs,
                      int tokens, float* const* outs) {
-  Row rows[kDotRows], next[kDotRows];
+  constexpr int most = Most < kDotTokens ? Most : kDotTokens;
+  const int passes = (tokens + most - 1) / most;
+  Row rows[kDotRows], next[kDotRows], fetched[kDotRows];
   for (int i = 0; i < n; i += kDotRows) {
     const int count = n - i < kDotRows ? n - i : kDotRows;
     for (int r = 0; r < count; ++r) rows[r] = at(i + r), next[r] = ahead(i + r);
-    each_tokens<(Most < kDotTokens ? Most : kDotTokens)>(tokens, [&](auto together, int t) {
+    each_tokens<most>(tokens, [&](auto together, int t) {
       constexpr int T = decltype(together)::value;
-      dot_steps<C, rows_at_once(T), T>(layout, rows, next, count, inputs + t, outs + t, place, i);
+      const Row* ahead_of = next;
+      if (passes > 1) {  // each pass fetches some of the rows: all of them in the first would come too fast
+        for (int r = 0; r < count; ++r) fetched[r] = r % passes == t / most ? next[r] : rows[r];
+        ahead_of = fetched;
+      }
+      dot_steps<C, rows_at_once(T), T>(layout, rows, ahead_of, count, inputs + t, outs + t, place, i);
     });
   }
 }

@@ -23,12 +23,15 @@ inline void take_apart(const RowLayout& layout, const GroupedInput& x) {
     }
     to += 2 * kVector;
   }
-  for (int i = 0; i < layout.tails() * kGroup; ++i) {
-    const int16_t code = from[i / kGroup * kGroup + i % 2 * 16 + i % kGroup / 2];
-    high[i] = uint8_t(code >> 8), low[i] = uint8_t(code);
+  for (int g = 0; g < layout.tails(); ++g, from += kGroup, high += kGroup, low += kGroup) {
+    for (int i = 0; i < kGroup / 2; ++i) {
+      const int16_t one = from[i], other = from[i + kGroup / 2];
+      high[2 * i] = uint8_t(one >> 8), high[2 * i + 1] = uint8_t(other >> 8);
+      low[2 * i] = uint8_t(one), low[2 * i + 1] = uint8_t(other);
+    }
   }
-  memset(high + layout.tails() * kGroup, 0, kGroup);
-  memset(low + layout.tails() * kGroup, 0, kGroup);
+  memset(high, 0, kGroup);
+  memset(low, 0, kGroup);
 }
 
 void prepare_grouped(const RowLayout& layout, const float* x, void* input) {
@@ -37,18 +40,22 @@ void prepare_grouped(const RowLayout& layout, const float* x, void* input) {
   float *scales = const_cast<float*>(to.scales), *sums = const_cast<float*>(to.sums);
   uint8_t *high = const_cast<uint8_t*>(to.high), *low = const_cast<uint8_t*>(to.low);
   for (int g = 0; g < layout.groups; ++g, high += kGroup, low += kGroup) {
-    alignas(64) float v[kGroup] = {};
+    alignas(64) float v[kGroup];
     alignas(64) int16_t words[kGroup];
-    const int left = layout.d - g * kGroup;
-    memcpy(v, x + size_t(g) * kGroup, size_t(left < kGroup ? left : kGroup) * 4);
+    const float* group = x + size_t(g) * kGroup;
+    if (const int left = layout.d - g * kGroup; left < kGroup) {
+      memset(v, 0, sizeof v);
+      memcpy(v, group, size_t(left) * 4);
+      group = v;
+    }
     F highest = Vec::zero(), total = Vec::zero();
-    for (int i = 0; i < kGroup; i += W) highest = Vec::max(highest, Vec::abs(Vec::load(v + i)));
+    for (int i = 0; i < kGroup; i += W) highest = Vec::max(highest, Vec::abs(Vec::load(group + i)));
     const float reach = Vec::maximum(highest);
     scales[g] = reach / 32767.0f;
     // Below 1e-34 the reciprocal overflows, and the products vanish beside any other group's.
     const F inverse = Vec::set1(reach > 1e-34f ? 32767.0f / reach : 0.0f);
     for (int i = 0; i < kGroup; i += W) {
-      const F code = Vec::round(Vec::mul(Vec::load(v + i), inverse));
+      const F code = Vec::round(Vec::mul(Vec::load(group + i), inverse));
       total = Vec::add(total, code);
       Vec::store(v + i, code);
     }

@@ -70,7 +70,8 @@ struct Vec {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p)), 16));
   }
   static void load_bf16_pairs(const void* p, F* low, F* high) {
-    const __m512i words = _mm512_loadu_si512(p);
+    __m512i words = _mm512_loadu_si512(p);
+    asm("" : "+v"(words));  // one load: GCC would make one for the shift and one for the mask
     *low = _mm512_castsi512_ps(_mm512_slli_epi32(words, 16));
     *high = _mm512_castsi512_ps(_mm512_and_si512(words, _mm512_set1_epi32(int(0xffff0000u))));
   }
