@@ -73,8 +73,12 @@ inline void each(int n, Body body) {
   if (i < n) body(i, n - i);
 }
 
-inline F get(const float* p, int lanes) { return lanes == W ? Vec::load(p) : Vec::load_n(p, lanes); }
-inline void put(float* p, F x, int lanes) { lanes == W ? Vec::store(p, x) : Vec::store_n(p, x, lanes); }
+inline F get(const float* p, int lanes) {
+  return lanes == W ? Vec::load(p) : lanes == 4 ? Vec::load_four(p) : Vec::load_n(p, lanes);
+}
+inline void put(float* p, F x, int lanes) {
+  lanes == W ? Vec::store(p, x) : lanes == 4 ? Vec::store_four(p, x) : Vec::store_n(p, x, lanes);
+}
 
 void activate(dejavu::Activation activation, const float* gate, const float* up, int n, float* out) {
   const bool both = activation.kind == dejavu::Activation::drelu;

@@ -20,15 +20,11 @@ struct Vec {
   static F set1(float x) { return _mm256_set1_ps(x); }
   static F load(const float* p) { return _mm256_loadu_ps(p); }
   static void store(float* p, F x) { _mm256_storeu_ps(p, x); }
-  // Four lanes as one half: a masked access waits until what was stored there just before has left the store buffer.
-  static F load_n(const float* p, int n) {
-    if (n == 4) return _mm256_insertf128_ps(zero(), _mm_loadu_ps(p), 0);
-    return _mm256_maskload_ps(p, mask(n));
-  }
-  static void store_n(float* p, F x, int n) {
-    if (n == 4) return _mm_storeu_ps(p, _mm256_castps256_ps128(x));
-    _mm256_maskstore_ps(p, mask(n), x);
-  }
+  static F load_n(const float* p, int n) { return _mm256_maskload_ps(p, mask(n)); }
+  static void store_n(float* p, F x, int n) { _mm256_maskstore_ps(p, mask(n), x); }
+  // Masked accesses wait until what was stored there just before has left the store buffer.
+  static F load_four(const float* p) { return _mm256_insertf128_ps(zero(), _mm_loadu_ps(p), 0); }
+  static void store_four(float* p, F x) { _mm_storeu_ps(p, _mm256_castps256_ps128(x)); }
   static F add(F a, F b) { return _mm256_add_ps(a, b); }
   static F sub(F a, F b) { return _mm256_sub_ps(a, b); }
   static F mul(F a, F b) { return _mm256_mul_ps(a, b); }

@@ -20,15 +20,11 @@ struct Vec {
   static F set1(float x) { return _mm512_set1_ps(x); }
   static F load(const float* p) { return _mm512_loadu_ps(p); }
   static void store(float* p, F x) { _mm512_storeu_ps(p, x); }
-  // Four lanes as one quarter: a masked access waits until what was stored there just before has left the store buffer.
-  static F load_n(const float* p, int n) {
-    if (n == 4) return _mm512_insertf32x4(zero(), _mm_loadu_ps(p), 0);
-    return _mm512_maskz_loadu_ps(mask(n), p);
-  }
-  static void store_n(float* p, F x, int n) {
-    if (n == 4) return _mm_storeu_ps(p, _mm512_castps512_ps128(x));
-    _mm512_mask_storeu_ps(p, mask(n), x);
-  }
+  static F load_n(const float* p, int n) { return _mm512_maskz_loadu_ps(mask(n), p); }
+  static void store_n(float* p, F x, int n) { _mm512_mask_storeu_ps(p, mask(n), x); }
+  // Masked accesses wait until what was stored there just before has left the store buffer.
+  static F load_four(const float* p) { return _mm512_insertf32x4(zero(), _mm_loadu_ps(p), 0); }
+  static void store_four(float* p, F x) { _mm_storeu_ps(p, _mm512_castps512_ps128(x)); }
   static F add(F a, F b) { return _mm512_add_ps(a, b); }
   static F sub(F a, F b) { return _mm512_sub_ps(a, b); }
   static F mul(F a, F b) { return _mm512_mul_ps(a, b); }

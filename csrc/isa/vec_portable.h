@@ -36,6 +36,8 @@ struct Vec {
   static void store(float* p, F x) { memcpy(p, x.v, sizeof x.v); }
   static F load_n(const float* p, int n) { DEJAVU_EACH(i < n ? p[i] : 0.0f); }  // lanes from n on are zero
   static void store_n(float* p, F x, int n) { memcpy(p, x.v, size_t(n) * 4); }
+  static F load_four(const float* p) { return load_n(p, 4); }
+  static void store_four(float* p, F x) { store_n(p, x, 4); }
   static F add(const F& a, const F& b) { DEJAVU_EACH(a.v[i] + b.v[i]); }
   static F sub(const F& a, const F& b) { DEJAVU_EACH(a.v[i] - b.v[i]); }
   static F mul(const F& a, const F& b) { DEJAVU_EACH(a.v[i] * b.v[i]); }
