@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 torch = pytest.importorskip("torch")
 
-from dejavu.adapt import distill, recipe, student  # noqa: E402
+from dejavu.adapt import aims, distill, student  # noqa: E402
 from dejavu.training import checkpoint as checkpoints  # noqa: E402
 
 
@@ -182,6 +182,6 @@ def test_a_run_goes_on_only_under_its_own_selectors() -> None:
         one,
         other,
     ]
-    found = [json.dumps(recipe._identity(selector)) for selector in kinds]
+    found = [json.dumps(aims.identity(selector)) for selector in kinds]
     assert len(set(found)) == len(kinds)
-    assert recipe._identity(Sketch(bits=4, threshold=0.2)) == json.loads(found[0])  # the run sets thresholds
+    assert aims.identity(Sketch(bits=4, threshold=0.2)) == json.loads(found[0])  # the run sets thresholds

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import platform
 import shutil
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from dejavu.adapt.aims import identity, wanted
 from dejavu.adapt.distill import check_unused, distill
 from dejavu.adapt.export import base_name, write_card
 from dejavu.adapt.frontier import Frontier
@@ -25,12 +25,12 @@ from dejavu.adapt.twin import Twin
 from dejavu.adapt.verify import Verifier
 from dejavu.conversion import add_text_files
 from dejavu.engine.core import chosen_isa
-from dejavu.errors import InputError, PlanError
+from dejavu.errors import InputError
 from dejavu.models.adapter_config import Adapter
 from dejavu.models.folder_writer import FloatCodec, config_json, write_folder
 from dejavu.models.loading import hf_layout, open_model
 from dejavu.models.lora import write_adapter
-from dejavu.plan import AccessPlan, Dense, LayerPlan
+from dejavu.plan import AccessPlan, LayerPlan
 from dejavu.plan.choice import GENTLER, OWN
 from dejavu.training.stream import TokenStream
 
@@ -168,13 +168,13 @@ class _Recipe:
     def distil(self, checkpoint: Path, resume: bool, folders: Sequence[Path]) -> dict[str, Any]:
         """Write a model to each of `folders`, one per stage; those that are there stay. Returns the last one's figures."""
         opened, options = self._opened, self._options
-        selectors, stages = _wanted(opened, options)
+        selectors, stages = wanted(opened, options)
         settings = {
             "model": opened.weights.fingerprint,
             "teacher": None if self._teacher is None else self._teacher.opened.weights.fingerprint,
             "text": self._corpus.fingerprint,
             "options": self._plain,
-            "selectors": [_identity(selector) for selector in selectors],
+            "selectors": [identity(selector) for selector in selectors],
             "densities": [list(densities) for densities in stages],
         }
         if self._twin is None:
@@ -336,53 +336,6 @@ class _Recipe:
         largest = max(float(np.abs(value).max()) for value in values.values())
         codec: FloatCodec = "f16" if largest <= LARGEST_F16 else "f32"
         write_folder(target, config, values.__getitem__, codec=codec, add_files=add_files)
-
-
-def _wanted(
-    opened: OpenModel, options: AdaptOptions
-) -> tuple[tuple[NeuronSelector, ...], list[tuple[float, ...]]]:
-    """Selectors of the layers, and of each stage their densities."""
-    layers = opened.config.n_layers
-    plan = options.plan
-    if plan is None:
-        return (options.sketch,) * layers, [(density,) * layers for density in options.densities]
-    plan.check_fits(opened.config, opened.weights.fingerprint)
-    if any(not isinstance(x.heads, Dense) or x.compensator is not None for x in plan.layers):
-        raise PlanError(
-            f"the plan {plan.name!r} selects heads or has compensators; a model is adapted to selected neurons",
-            fix="train a plan without --heads-density and --compensator",
-        )
-    if not isinstance(plan.vocabulary, Dense):
-        raise PlanError(
-            f"the plan {plan.name!r} has logits from leading bits; a model is adapted to selected neurons",
-            fix="adapt to the plan without them, and add them again by dejavu plan logits",
-        )
-    densities = []
-    for layer, selector in enumerate(x.neurons for x in plan.layers):
-        found: object = 1.0 if isinstance(selector, Dense) else getattr(selector, "density", None)
-        if found is None:
-            layers_found = plan.evidence.get("layers", [])
-            if layer < len(layers_found):
-                found = layers_found[layer].get("neurons", {}).get("density")
-        if not isinstance(found, float):
-            raise PlanError(
-                f"the plan {plan.name!r} does not say the density of layer {layer}",
-                fix="train it anew: dejavu train MODEL --text FILE -o PLAN",
-            )
-        densities.append(found)
-    return tuple(x.neurons for x in plan.layers), [tuple(densities)]
-
-
-def _identity(selector: NeuronSelector) -> dict[str, Any]:
-    """What of a selector must be equal for a run that is gone on with: all but what the run itself sets."""
-    fields = dataclasses.fields(selector)
-    plain = {f.name: getattr(selector, f.name) for f in fields if not f.metadata}
-    digest = hashlib.sha256()
-    for field in fields:
-        if field.metadata:
-            digest.update(np.ascontiguousarray(getattr(selector, field.name)).tobytes())
-    own = {name: value for name, value in plain.items() if name not in ("density", "threshold")}
-    return {"kind": selector.kind, "sha256": digest.hexdigest(), **own}
 
 
 def _plan(folder: Path, selectors: Sequence[NeuronSelector]) -> AccessPlan:

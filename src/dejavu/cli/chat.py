@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json as jsonlib
+import shlex
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -100,7 +101,7 @@ def chat(
         if llm.tokenizer.chat_template is None:
             raise InputError(
                 f"{model} has no chat template",
-                fix=f"let it continue a text: dejavu generate PROMPT -m {model}",
+                fix=f"let it continue a text: dejavu generate PROMPT -m {shlex.quote(model)}",
             )
         system = None if system is None else argument_text(system)
         interactive = sys.stdin.isatty() and not json
