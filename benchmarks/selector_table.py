@@ -10,7 +10,8 @@ r"""What each way of choosing neurons costs in quality and brings in speed: one 
 recall and precision against the neurons that matter most, and what choosing and the whole MLPs read (as the evidence of
 `dejavu train` counts it). `speed` measures tokens/s of the same plans against the model's own dense decoding, in turn.
 Each finished row is appended to the file, so that both can be interrupted and go on. Thresholds are calibrated per layer on
-training text; `random` and the label take the same density. sketch4+1 is a sketch of four bits that looks one layer ahead.
+training text; `random` and the label take the same density. sketch4+1 is a sketch of four bits that looks one layer ahead,
+values5 one of five whose neurons hold what these bits say.
 Low-rank predictors come from plans written by `dejavu train` (--predictors NAME=PLAN).
 """
 
@@ -132,7 +133,7 @@ class Plans:
             yield self.subject.executor.trace(piece, want=("mlp_input", "hidden", "gate"))
 
     def family(self, name: str) -> Family:
-        """The selectors called `name`, uncalibrated: sketch3, sketch3+1 (look-ahead), threshold, a predictor's name."""
+        """The selectors called `name`, uncalibrated: sketch3, sketch3+1 (look-ahead), values3, threshold, a predictor's."""
         files = dict(p.split("=", 1) for p in self.args.predictors)
         if name in files:
             plan = AccessPlan.load(Path(files[name]))
@@ -146,6 +147,8 @@ class Plans:
             selector = Sketch(
                 bits=int(kind.removeprefix("sketch")), lookahead=int(lookahead or 0), density=1.0
             )
+        elif kind.startswith("values"):
+            selector = Sketch(bits=int(kind.removeprefix("values")), values="leading", density=1.0)
         else:
             selector = {"oracle": Oracle, "threshold": Threshold}[kind](density=1.0)
         return Family(name, "neurons", (selector,) * self.layers)
@@ -204,6 +207,7 @@ def quality(args: argparse.Namespace) -> None:
         return
     subject = open_subject(args.model, codec=args.codec, leading=4)
     executor: Any = subject.executor
+    subjects = {4: subject}
     texts = {}
     for path in dict.fromkeys(path for *_, left in todo for path in left):
         documents = encode_documents(subject.tokenizer, read_documents(path), limit=args.tokens)
@@ -217,11 +221,15 @@ def quality(args: argparse.Namespace) -> None:
         sets = {part: known[0][part] for part in ("recall", "precision")} if known else {}
         if not sets and name != "random":
             sets = plans.agreement(plan, density)
+        suited = next(filter(plan.can_read, subjects), plan.leading)
+        if suited not in subjects:
+            subjects[suited] = open_subject(args.model, codec=args.codec, leading=suited)
+        planned: Any = subjects[suited].executor
         for path in left:
             documents, base = texts[path]
-            executor.set_plan(plan)
-            found = measure_perplexity(executor, documents, path="masked")
-            neurons = executor.last_stats["neurons"]
+            planned.set_plan(plan)
+            found = measure_perplexity(planned, documents, path="masked")
+            neurons = planned.last_stats["neurons"]
             row: dict[str, Any] = {**key, "text": path.name, "model": args.model, "codec": args.codec}
             row |= {
                 "tokens": found.tokens,
@@ -230,7 +238,8 @@ def quality(args: argparse.Namespace) -> None:
                 "measured_density": float(np.mean(neurons)),
             }
             append(args.out, row | sets | plans.touched(plan, neurons))
-    subject.close()
+    for subject in subjects.values():
+        subject.close()
 
 
 def speed(args: argparse.Namespace) -> None:

@@ -131,7 +131,8 @@ void bind_engine(nb::module_& m) {
           [](NativeEngine* self, const nb::dict& config, const std::string& codec, const std::string& head_codec,
              Array<const uint8_t, 1> buffer, const nb::dict& sections, int leading, int threads,
              const std::string& isa) {
-            if (leading != 0 && leading != 3 && leading != 4) throw std::invalid_argument("leading is out of range");
+            if (leading != 0 && (leading < dejavu::kFewestApart || leading > dejavu::kMostApart))
+              throw std::invalid_argument("leading is out of range");
             Sections views;
             for (auto [key, value] : sections) {
               const auto range = nb::cast<std::vector<uint64_t>>(value);

@@ -26,7 +26,8 @@ RowLayout layout_of(const std::string& codec, int d, int rows) {
 }
 
 int leading_bits(int bits) {
-  if (bits != 3 && bits != 4) throw std::invalid_argument("rows are cut behind 3 or 4 leading bits");
+  if (bits < dejavu::kFewestApart || bits > dejavu::kMostApart)
+    throw std::invalid_argument("rows are cut behind 3, 4 or 5 leading bits");
   return bits;
 }
 
@@ -141,7 +142,7 @@ void bind_parts(nb::module_& m) {
         if (count < 0 || rows > 2) throw std::invalid_argument("count or rows out of range");
         const Tiles tiles(layout.d, leading_bits(leading), rows, count, lead.data());
         same_bytes(lead.shape(0), tiles.bytes(), "lead");
-        if (leading == 3 ? bits != 3 : bits < 2 || bits > 4) throw std::invalid_argument("bits out of range");
+        if (leading != 4 ? bits != leading : bits < 2 || bits > 4) throw std::invalid_argument("bits out of range");
         const int listed = int(list.shape(0));
         if (begin % kTileRows || begin < 0 || end < begin || end > count) {
           throw std::invalid_argument("not a range of neurons that begins with a tile");

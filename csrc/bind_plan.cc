@@ -90,7 +90,7 @@ Selector parse_selector(const nb::dict& v, int d, int units) {
   } else if (kind == "sketch") {
     s.rule = Rule::sketch;
     s.lookahead = between(v, "lookahead", 0, 8);
-    s.bits = between(v, "bits", 2, 4);
+    s.bits = between(v, "bits", 2, 5);
     s.leading_values = field<bool>(v, "leading_values");
     if (s.leading_values && s.lookahead) throw std::invalid_argument("a sketch that looks ahead knows no values");
   } else {

@@ -55,7 +55,7 @@ struct MlpManyArgs {
   float* const* outputs;      // [tokens]
 };
 
-// Later bits of int8 rows (Codec::low4 and after) have prepare and dot_list. Kernels named `many` give each token
+// Later bits of int8 rows (Codec::low3 and after) have prepare and dot_list. Kernels named `many` give each token
 // the bits that the one for a single token gives; weights are read once for all.
 struct RowKernels {
   // x[d] -> the form that dot products take; grouped codecs: int16 codes with one scale per group.

@@ -9,9 +9,9 @@
 
 namespace dejavu {
 
-// low4 and low5 are what follows the leading four or three bits of int8 rows; see parts.h.
-enum class Codec : int { f32 = 0, bf16 = 1, int8 = 2, int4 = 3, low4 = 4, low5 = 5 };
-inline constexpr int kCodecCount = 6;
+// low3, low4 and low5 are what follows the leading five, four or three bits of int8 rows; see parts.h.
+enum class Codec : int { f32 = 0, bf16 = 1, int8 = 2, int4 = 3, low3 = 4, low4 = 5, low5 = 6 };
+inline constexpr int kCodecCount = 7;
 inline constexpr bool is_grouped(Codec c) { return c >= Codec::int8; }
 inline constexpr bool is_planes(Codec c) { return c >= Codec::int4; }
 
@@ -23,12 +23,12 @@ inline constexpr int kGroup = 32;
 inline constexpr int kBlockGroups = 16;
 inline constexpr int kBlock = kGroup * kBlockGroups;
 
-// Codes of fewer than eight bits (int4, and the later bits of int8) lie in planes of 1 or 4 bits, those of a block one
-// after the other. A block has eight vectors of 64 elements; byte 2 i (2 i + 1) of a vector is its element i (32 + i),
-// stored order, so that four neighbouring bytes belong to one group. 8 / w vectors share 64 bytes of a plane of w bits,
-// the first one in the lowest bits. Tail, behind all blocks: each plane as a whole, 4 w bytes of each group. Of four
-// bits the first sixteen weights are in the lower halves; of one, in the order 0, 16, 1, 17 ..., the first four are in
-// the lowest bits.
+// Codes of fewer than eight bits (int4, and the later bits of int8) lie in planes of 1, 2 or 4 bits, those of a block
+// one after the other. A block has eight vectors of 64 elements; byte 2 i (2 i + 1) of a vector is its element i (32 +
+// i), stored order, so that four neighbouring bytes belong to one group. 8 / w vectors share 64 bytes of a plane of w
+// bits, the first one in the lowest bits. Tail, behind all blocks: each plane as a whole, 4 w bytes of each group. Of
+// four bits the first sixteen weights are in the lower halves; of fewer, in the order 0, 16, 1, 17 ..., the first four
+// (of two bits: eight) are in the lowest bits.
 inline constexpr int kVector = 64, kNibbleChunk = 2 * kVector;
 struct Plane {
   int bits;   // of a code
@@ -39,7 +39,9 @@ struct Planes {
   Plane plane[2];
 };
 inline constexpr Planes planes_of(Codec c) {
-  return c == Codec::low5 ? Planes{2, 5, {{4, 0}, {1, 4}}} : Planes{1, 4, {{4, 0}, {0, 0}}};
+  return c == Codec::low5   ? Planes{2, 5, {{4, 0}, {1, 4}}}
+         : c == Codec::low3 ? Planes{2, 3, {{2, 0}, {1, 2}}}
+                            : Planes{1, 4, {{4, 0}, {0, 0}}};
 }
 struct Place {
   int byte, shift;

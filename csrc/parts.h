@@ -1,8 +1,9 @@
 // The parts of int8 rows: the leading bits of each code, in tiles, and the bits that follow, in rows; both with the
 // same scales, so that the leading bits of many rows can be read without the rest. The unsigned code is 128 + the int8
-// one. What a part does not know it takes to be in the middle; with four leading bits of a code, or three:
+// one. What a part does not know it takes to be in the middle; with five leading bits of a code, four, or three:
 //
-//   scale * (16 high + 8 - 128)      low4  scale * (low - 8)      their sum is the int8 weight
+//   scale * (8 high + 4 - 128)       low3  scale * (low - 4)      their sum is the int8 weight
+//   scale * (16 high + 8 - 128)      low4  scale * (low - 8)
 //   scale * (32 high + 16 - 128)     low5  scale * (low - 16)
 //
 // The later bits lie in planes (layout.h). The specification is dejavu/nested.py.
@@ -12,8 +13,9 @@
 
 namespace dejavu {
 
-// What follows so many leading bits of int8 rows: 3 or 4.
-inline constexpr Codec other_part(int bits) { return bits == 3 ? Codec::low5 : Codec::low4; }
+// How many leading bits can lie apart, and what follows them.
+inline constexpr int kFewestApart = 3, kMostApart = 5;
+inline constexpr Codec other_part(int bits) { return bits == 3 ? Codec::low5 : bits == 4 ? Codec::low4 : Codec::low3; }
 
 // An MLP's neurons in two sections, made from rows of int8 or int4.
 //   lead: the leading bits of gate and up (ungated: up); int4: of each neuron these rows as they are

@@ -42,11 +42,14 @@ void put_in_tile(const Tiles& to, int neuron, int row, const Row& from) {
     std::memcpy(&quad, from.codes + place, 2);
     std::memcpy(reinterpret_cast<uint8_t*>(&quad) + 2, from.codes + other, 2);
     quad = (quad ^ kEach * 128) >> left & kEach * ((1u << to.bits) - 1);
-    if (to.bits == 4) {
-      add_quad(tile + at + size_t(q / 2) * 64, quad << (q % 2 * 4));
+    if (to.bits != 4) {  // a plane of the lowest bit
+      add_quad(tile + at + size_t(to.bits - 1) * 64, (quad & kEach) << q);
+      quad = quad >> 1 & kEach * 15;
+    }
+    if (to.bits == 3) {
+      add_quad(tile + at + size_t(q / 4) * 64, quad << (q % 4 * 2));
     } else {
-      add_quad(tile + at + size_t(q / 4) * 64, (quad >> 1 & kEach * 3) << (q % 4 * 2));
-      add_quad(tile + at + 128, (quad & kEach) << q);
+      add_quad(tile + at + size_t(q / 2) * 64, quad << (q % 2 * 4));
     }
   });
   for (int g = 0; g < to.layout.groups; ++g) {
@@ -57,13 +60,10 @@ void put_in_tile(const Tiles& to, int neuron, int row, const Row& from) {
 void take_from_tile(const Tiles& from, int neuron, int row, uint8_t* codes) {
   const uint8_t* tile = from.tile(neuron / kTileRows, row);
   each_quad(from, neuron % kTileRows, [&](size_t at, int q, int place, int other) {
-    uint32_t quad;
-    if (from.bits == 4) {
-      quad = (load_quad(tile + at + size_t(q / 2) * 64) >> (q % 2 * 4) & kEach * 15) << 4;
-    } else {
-      const uint32_t two = load_quad(tile + at + size_t(q / 4) * 64) >> (q % 4 * 2) & kEach * 3;
-      quad = (two << 1 | (load_quad(tile + at + 128) >> q & kEach)) << 5;
-    }
+    uint32_t quad = from.bits == 3 ? load_quad(tile + at + size_t(q / 4) * 64) >> (q % 4 * 2) & kEach * 3
+                                   : load_quad(tile + at + size_t(q / 2) * 64) >> (q % 2 * 4) & kEach * 15;
+    if (from.bits != 4) quad = quad << 1 | (load_quad(tile + at + size_t(from.bits - 1) * 64) >> q & kEach);
+    quad <<= 8 - from.bits;
     std::memcpy(codes + place, &quad, 2);
     std::memcpy(codes + other, reinterpret_cast<const uint8_t*>(&quad) + 2, 2);
   });

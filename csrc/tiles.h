@@ -5,7 +5,7 @@
 // padded to 64 bytes. A group has eight quads of four weights. Those of sixteen rows are a vector of 64 codes: byte 4 l
 // + i is weight i of row l. Of four bits, vector 2 v is in the lower halves of 64 bytes and 2 v + 1 in the upper ones;
 // of three, the two higher bits of vectors 4 v to 4 v + 3 share 64 bytes, and then the lowest bits of all eight share
-// 64; the first vector is in the lowest bits.
+// 64; the first vector is in the lowest bits. Of five the four higher bits come as of four, and then the lowest ones.
 //
 // What the bits say of a weight is the middle of what they leave open: see parts.h. The specification is
 // dejavu/nested.py.
@@ -20,7 +20,7 @@ inline constexpr int kTileRows = 16, kQuads = 8;
 // Tiles of `count` neurons: of each sixteen neurons one tile per row (gate, then up), one after the other.
 struct Tiles {
   RowLayout layout;  // of the int8 rows
-  int bits = 0;      // 3 or 4
+  int bits = 0;      // 3, 4 or 5
   int rows = 0;
   int count = 0;  // neurons; those that are missing in the last tiles are zero
   size_t tile_bytes = 0;

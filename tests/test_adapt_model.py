@@ -156,7 +156,7 @@ def test_masks_are_those_of_the_reference(kind: str, codec: Any, tmp_path: Path)
     config, rng = opened.config, np.random.default_rng(0)
     tokens = rng.integers(0, config.vocab_size, 50).astype(np.int32)
     selectors: dict[str, Any] = {
-        "sketch": Sketch(bits=3 if codec == "int8" else 4, lookahead=1, threshold=0.0),
+        "sketch": Sketch(bits=5 if codec == "int8" else 4, lookahead=1, threshold=0.0),
         "threshold": Threshold(threshold=0.0),
         "oracle": Oracle(threshold=0.0),
         "low_rank": LowRank(

@@ -94,9 +94,16 @@ neurons = st.one_of(
         lambda x: Sketch(**x[0], bits=x[1], values=x[2])
     ),
 )
-layer_plans = st.builds(
-    LayerPlan, neurons, shared(H), st.one_of(st.none(), st.sampled_from([0, 1, 33]).map(compensator))
+fives = st.tuples(picks, st.sampled_from(["exact", "leading"])).map(
+    lambda x: Sketch(**x[0], bits=5, values=x[1])
 )
+
+
+def layer_plans(neurons: st.SearchStrategy[Any]) -> st.SearchStrategy[LayerPlan]:
+    compensators = st.one_of(st.none(), st.sampled_from([0, 1, 33]).map(compensator))
+    return st.builds(LayerPlan, neurons, shared(H), compensators)
+
+
 json_values = st.recursive(
     st.one_of(st.none(), st.booleans(), st.integers(-9, 9), st.floats(-1, 1), st.text(max_size=5)),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
@@ -105,7 +112,10 @@ json_values = st.recursive(
 plans = st.builds(
     AccessPlan,
     model=st.text("0123456789abcdef", min_size=1, max_size=64),
-    layers=st.lists(layer_plans, min_size=1, max_size=3).map(tuple),
+    layers=st.one_of(
+        st.lists(layer_plans(kinds), min_size=1, max_size=3).map(tuple)
+        for kinds in (neurons, shared(F) | fives)
+    ),
     name=st.text("aé-1", max_size=9),
     kv=st.builds(KvPolicy, st.sampled_from(["write", "recompute"]), st.integers(1, 4096)),
     vocabulary=st.one_of(
@@ -175,6 +185,9 @@ def test_predictors_are_rounded_when_made() -> None:
     assert np.abs(found.b - b).max() <= np.abs(b).max() / 15
 
 
+BOTH = (LayerPlan(Sketch(density=0.5, bits=4)), LayerPlan(Sketch(density=0.5, bits=5)))
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -186,7 +199,8 @@ def test_predictors_are_rounded_when_made() -> None:
         (lambda: Threshold(threshold=float("inf")), "finite"),
         (lambda: Threshold(threshold=True), "finite"),
         (lambda: Random(density=1, seed=-1), "seed is -1"),
-        (lambda: Sketch(density=0.5, bits=5), "bits is 5; supported: 2, 3, 4"),
+        (lambda: Sketch(density=0.5, bits=6), "bits is 6; supported: 2, 3, 4, 5"),
+        (lambda: AccessPlan(model="m", layers=BOTH), "sketches of 4, 5 bits in one plan"),
         (lambda: Sketch(density=0.5, bits=3, lookahead=3), "lookahead is 3"),
         (lambda: Sketch(density=0.5, bits=3, values="all"), "values is 'all'"),
         (lambda: Sketch(density=0.5, bits=3, values="leading", lookahead=1), "looks ahead knows no values"),
@@ -430,7 +444,11 @@ def test_uniform_plans_and_leading_bits() -> None:
     assert AccessPlan.uniform("m", 3, heads=Oracle(density=0.5)).leading == 0
     three = AccessPlan.uniform("m", 1, neurons=Sketch(bits=3, threshold=0.1))
     assert three.leading == 3
-    assert [three.can_read(n) for n in (0, 3, 4)] == [False, True, True]
+    assert [three.can_read(n) for n in (0, 3, 4, 5)] == [False, True, True, False]
+    five = AccessPlan.uniform("m", 1, neurons=Sketch(bits=5, threshold=0.1))
+    assert five.leading == 5
+    assert [five.can_read(n) for n in (0, 3, 4, 5)] == [False, False, False, True]
+    assert [five.suits(codec) for codec in ("f32", "bf16", "int8", "int4")] == [False, False, True, False]
     head = AccessPlan.uniform("m", 1, vocabulary=VocabularySketch(bits=3, exact=9))
     assert head.leading == 0  # the head is there as a whole
     assert [head.suits(codec) for codec in ("f32", "bf16", "int8", "int4")] == [False, False, True, True]

@@ -333,7 +333,8 @@ def test_commands_of_selectors_cover_what_the_tables_compare() -> None:
     assert ahead == full["look-ahead"]
     assert full["compensated"] <= full["selectors"]
     assert full["selector-speed"] <= full["selectors"] | full["look-ahead"]
-    assert {k for _, k in full["compensated"] | full["selector-speed"]} == set(selection.DENSITIES)
+    assert {k for _, k in full["compensated"]} == {0.7, 0.6, 0.5, 0.4, 0.3}
+    assert {k for _, k in full["selector-speed"]} == set(selection.DENSITIES)
     assert not {name for name, _ in full["selector-speed"]} & {"oracle", "random"}
     densities = {k for name, k in full["selectors"] if name == "low_rank0"}
     assert densities == {0.7, 0.6, 0.5, 0.4, 0.3}
@@ -368,7 +369,7 @@ def test_the_table_of_selectors_goes_on_with_the_rows_that_are_missing(tmp_path:
         "--agreement-tokens",
         "100",
         "--selectors",
-        "oracle,random,sketch4,sketch4+1",
+        "oracle,random,sketch4,sketch4+1,values5",
         "--densities",
         ".5",
     ]
@@ -378,7 +379,13 @@ def test_the_table_of_selectors_goes_on_with_the_rows_that_are_missing(tmp_path:
     rows = [json.loads(line) for line in first]
     assert [(row["selector"], row["density"], row["text"]) for row in rows] == [
         (selector, density, text)
-        for selector, density in (("oracle", 0.5), ("random", 0.3), ("sketch4", 0.5), ("sketch4+1", 0.5))
+        for selector, density in (
+            ("oracle", 0.5),
+            ("random", 0.3),
+            ("sketch4", 0.5),
+            ("sketch4+1", 0.5),
+            ("values5", 0.5),
+        )
         for text in ("text.jsonl", "other.txt")
     ]
     assert rows[0]["recall"] == rows[0]["precision"] == 1
@@ -388,6 +395,10 @@ def test_the_table_of_selectors_goes_on_with_the_rows_that_are_missing(tmp_path:
     # Four bits and a scale of gate and up, the other four and a scale of the chosen, and their down rows.
     k = rows[4]["measured_density"]
     assert rows[4]["mlp_bytes_share"] == pytest.approx((2 * 4.5 + k * (2 * 4.5 + 8.5)) / (3 * 8.5))
+    # Five bits and a scale of gate and up, and the down rows of the chosen.
+    k = rows[8]["measured_density"]
+    assert rows[8]["mlp_bytes_share"] == pytest.approx((2 * 5.5 + k * 8.5) / (3 * 8.5))
+    assert rows[8]["recall"] > rows[4]["recall"]
     out.write_text("\n".join(first[:5] + first[6:]) + "\n")
     selector_table.main(command)
     again = out.read_text().splitlines()

@@ -57,7 +57,9 @@ def pair(
 
 def cut_for(kind: str) -> int:
     """The leading bits that lie apart for a selector of `plan_of`."""
-    return 3 if kind.startswith("sketch-3") else 4 if kind.startswith("sketch") else 0
+    if not kind.startswith("sketch"):
+        return 0
+    return int(kind[7]) if kind[7] in "35" else 4
 
 
 def low_rank(n: int, d: int, seed: int, **options: Any) -> LowRank:
@@ -82,10 +84,12 @@ def neurons(kind: str, config: ModelConfig, layer: int) -> Any:
         "sketch-2": lambda: Sketch(density=0.4, bits=2),
         "sketch-3": lambda: Sketch(threshold=0.005, bits=3),
         "sketch-4": lambda: Sketch(density=0.2, bits=4),
+        "sketch-5": lambda: Sketch(density=0.3, bits=5),
         "sketch-ahead-1": lambda: Sketch(density=0.55, bits=4, lookahead=1),
         "sketch-2-values": lambda: Sketch(density=0.4, bits=2, values="leading"),
         "sketch-3-values": lambda: Sketch(threshold=0.005, bits=3, values="leading"),
         "sketch-4-values": lambda: Sketch(density=0.3, bits=4, values="leading"),
+        "sketch-5-values": lambda: Sketch(threshold=0.005, bits=5, values="leading"),
     }[kind]()
 
 
@@ -103,10 +107,12 @@ KINDS = [
     "sketch-2",
     "sketch-3",
     "sketch-4",
+    "sketch-5",
     "sketch-ahead-1",
     "sketch-2-values",
     "sketch-3-values",
     "sketch-4-values",
+    "sketch-5-values",
 ]
 
 
@@ -228,7 +234,7 @@ def test_selectors_on_families(name: str, kind: str, tiny_folder: Folder) -> Non
 @pytest.mark.parametrize("isa", _core.isas())
 @pytest.mark.parametrize(
     ("codec", "leading"),
-    [("f32", 0), ("bf16", 0), ("int8", 0), ("int4", 0), ("int8", 3), ("int8", 4), ("int4", 4)],
+    [("f32", 0), ("bf16", 0), ("int8", 0), ("int4", 0), ("int8", 3), ("int8", 4), ("int8", 5), ("int4", 4)],
 )
 def test_codecs_and_instruction_sets(
     isa: str, codec: str, leading: int, tiny_folder: Folder, monkeypatch: pytest.MonkeyPatch
@@ -236,7 +242,7 @@ def test_codecs_and_instruction_sets(
     monkeypatch.setenv("DEJAVU_ISA", isa)
     name = "llama-head-dim"
     native, reference = pair(tiny_folder(name), codec, leading=leading)
-    bits = () if not leading else (leading,) if codec == "int4" or leading == 3 else (3, 4)
+    bits = () if not leading else (leading,) if codec == "int4" or leading != 4 else (3, 4)
     sketches = [f"sketch-{n}{more}" for n in bits for more in ("", "-values")]
     for kind in ("static", "oracle", "threshold", "low-rank-ahead-1", *sketches):
         check(native, reference, plan_of(native, kind, head_kind="low-rank", rank=5), name, codec)

@@ -168,6 +168,8 @@ def test_cost_of_a_layer(subject: Subject) -> None:
     )  # scales lie with both halves
     half = cost.neurons(0, Sketch(bits=2, density=0.5), 0.5)
     assert half == pytest.approx(48 * (2 * 32 * 4.5 / 8 + 0.5 * (2 * 32 * 4.5 / 8 + row)))
+    five = Cost(subject.opened.config, "int8", 5).neurons(0, Sketch(bits=5, density=0.5), 0.5)
+    assert five == pytest.approx(48 * (2 * 32 * 5.5 / 8 + 0.5 * (2 * 32 * 3.5 / 8 + row)))
     values = cost.neurons(0, Sketch(bits=4, density=0.5, values="leading"), 0.5)
     assert values == pytest.approx(48 * (2 * 32 * 4.5 / 8 + 0.5 * row))
     zeros = LowRank(a=np.zeros((5, 32)), b=np.zeros((48, 5)), bias=np.zeros(48), density=0.1)
@@ -247,6 +249,7 @@ def dejavu_train(folder: Path, name: str, capsys: pytest.CaptureFixture[str], *a
     ("name", "options", "kind", "recall"),
     [  # of which chance finds half. Seen: 0.89, 0.75 and 0.79
         ("sketch", ("--selector", "sketch", "--bits", "3"), Sketch, 0.8),
+        ("five", ("--selector", "sketch", "--bits", "5", "--values", "leading"), Sketch, 0.85),
         ("uniform", ("--selector", "sketch", "--bits", "4", "--uniform", "--lookahead", "1"), Sketch, 0.68),
         ("threshold", ("--selector", "threshold"), Threshold, 0.72),
     ],
@@ -512,6 +515,11 @@ def test_bits_that_the_codec_lacks(
     error = refused(folder, tmp_path / "p", capsys, *args, "--codec", "int4")
     assert "of int4, 4 leading bits can be read" in error["message"]
     assert "--codec int8" in error["fix"]
+
+
+def test_five_bits_stand_alone(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sketches = ("--selector", "sketch", "--bits", "5", "--bits", "4", "--codec", "int8")
+    assert "sketches of 4, 5 bits" in refused(folder, tmp_path / "p", capsys, *sketches)["message"]
 
 
 def test_too_little_held_out_text_is_found_before_any_work(

@@ -17,7 +17,7 @@ CODECS = ("f32", "bf16", "int8", "int4")
 KV_TYPES = ("f32", "f16", "bf16", "int8")
 DENSITIES = (1.0, 0.5, 0.1)
 PLACES = ("hot", "cold")
-PARTS = ("lead4", "low4", "lead3", "low5")
+PARTS = ("lead5", "low3", "lead4", "low4", "lead3", "low5")
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def cases(sizes: Sizes, threads: int) -> dict[str, Case]:
         engine(f"prefill/{codec}", "prefill", codec=codec, threads=threads)
     for (d, _), codec, n in product(widths, CODECS, sorted({1, threads})):
         engine(f"step/{codec}/{d}/dense/{n}t", "step", codec=codec, d=d, threads=n)
-        for bits in {"int8": (3, 4), "int4": (4,)}.get(codec, ()):
+        for bits in {"int8": (3, 4, 5), "int4": (4,)}.get(codec, ()):
             name = f"step/{codec}/{d}/sketch{bits}/{n}t"
             engine(name, "step", codec=codec, d=d, threads=n, density=0.4, bits=bits)
     for (d, _), codec in product(widths, CODECS):

@@ -25,7 +25,14 @@ if TYPE_CHECKING:
     Bytes = NDArray[np.uint8]
 
 DISTINCT = 64
-READ = {"lead4": (4, True), "low4": (4, False), "lead3": (3, True), "low5": (3, False)}
+READ = {
+    "lead5": (5, True),
+    "low3": (5, False),
+    "lead4": (4, True),
+    "low4": (4, False),
+    "lead3": (3, True),
+    "low5": (3, False),
+}
 """Name -> bits of int8 that lie apart, and whether they are read or the others."""
 
 

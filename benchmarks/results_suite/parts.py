@@ -35,14 +35,17 @@ class Scale:
     predictors: str = "--rank 128 --tokens 1000000"
     """The paper has 400,000 tokens; a model of this width needs more."""
     selectors: str = (
-        "--selectors oracle,random,threshold,sketch2,sketch3,sketch4 --densities .7,.6,.5,.4,.3 "
+        "--selectors oracle,random,threshold,sketch2,sketch3,sketch4,values5 --densities .7,.6,.5,.4,.3 "
         "--at random=.5,.3 sketch2=.5,.3"
     )
     adapted_selectors: str = "--selectors oracle,sketch2,sketch3,sketch4 --densities .5,.3"
     look_ahead: str = "--selectors sketch4,sketch4+1,sketch4+2 --densities .5,.3"
-    compensated: str = "--selectors sketch3,sketch4,threshold --densities .5,.3 --compensator 64"
+    compensated: str = (
+        "--selectors sketch3,sketch4,values5,threshold --densities .7,.6,.5,.4,.3 --compensator 64"
+    )
     selector_speed: str = (
-        "--selectors threshold,sketch2,sketch3,sketch4,sketch4+1,sketch4+2 --densities .5,.3 --repeats 9"
+        "--selectors threshold,sketch2,sketch3,sketch4,values5,sketch4+1,sketch4+2 "
+        "--densities .5,.3 --repeats 9"
     )
     relu: str = "--minutes 10"
     frontier: str = "--tokens 10000 --repeats 25"
@@ -215,9 +218,9 @@ def _selectors(scale: Scale, model: str) -> list[Part]:
     texts = _texts(scale)
     return [
         part("model/look-ahead", "quality", f"{texts} {scale.look_ahead}", DISTANCES, 12),
-        part("model/selectors", "quality", f"{texts} {scale.selectors}", DISTANCES[:1], 40),
-        part("model/compensated", "quality", f"{texts} {scale.compensated}", DISTANCES[:1], 20),
-        part("model/selector-speed", "speed", scale.selector_speed, DISTANCES, 12),
+        part("model/selectors", "quality", f"{texts} {scale.selectors}", DISTANCES[:1], 47),
+        part("model/compensated", "quality", f"{texts} {scale.compensated}", DISTANCES[:1], 60),
+        part("model/selector-speed", "speed", scale.selector_speed, DISTANCES, 14),
     ]
 
 

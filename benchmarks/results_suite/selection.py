@@ -82,7 +82,7 @@ def ratio(value: float) -> str:
 
 def named(selector: str) -> str:
     """A selector as a reader knows it: sketch4+1 is "sketch, 4 bits, 1 ahead"."""
-    found = re.fullmatch(r"(sketch|low_rank)?(\d*|[a-z]+)(?:\+(\d))?", selector)
+    found = re.fullmatch(r"(sketch|values|low_rank)?(\d*|[a-z]+)(?:\+(\d))?", selector)
     if not found:
         return selector
     kind, number, ahead = found.groups()
@@ -90,6 +90,8 @@ def named(selector: str) -> str:
         name, ahead = "low rank", number
     elif kind == "sketch":
         name = f"sketch, {number} bits"
+    elif kind == "values":
+        name = f"sketch, {number} bits, also as values"
     else:
         name = {"threshold": "threshold on the gate"}.get(selector, selector)
     return f"{name}, {ahead} ahead" if int(ahead or 0) else name

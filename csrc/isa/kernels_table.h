@@ -17,7 +17,7 @@ namespace dejavu {
 extern const Kernels DEJAVU_TABLE;
 const Kernels DEJAVU_TABLE = {
     {row_kernels<Codec::f32>(), row_kernels<Codec::bf16>(), row_kernels<Codec::int8>(), row_kernels<Codec::int4>(),
-     part_kernels<Codec::low4>(), part_kernels<Codec::low5>()},
+     part_kernels<Codec::low3>(), part_kernels<Codec::low4>(), part_kernels<Codec::low5>()},
     tile_dot,
     rms_norm,
     layer_norm,

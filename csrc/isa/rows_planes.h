@@ -17,7 +17,10 @@ struct Form {
   float offset;
 };
 constexpr Form form_of(Codec c) {
-  return c == Codec::int4 ? Form{15, 0} : c == Codec::low4 ? Form{15, -8} : Form{31, -16};
+  return c == Codec::int4   ? Form{15, 0}
+         : c == Codec::low3 ? Form{7, -4}
+         : c == Codec::low4 ? Form{15, -8}
+                            : Form{31, -16};
 }
 constexpr int bits_of(Codec c) { return dejavu::planes_of(c).bits; }
 
@@ -27,6 +30,13 @@ constexpr int kPlaneRows = 4;
 template <Codec C, int Chunk>
 inline void chunk_codes(const uint8_t* block, int h, B* first, B* second) {
   const uint8_t* at = block + h * 4 * W;
+  if constexpr (C == Codec::low3) {
+    const B four = Vec::load_b(at + Chunk / 2 * kVector), one = Vec::load_b(at + 2 * kVector);
+    constexpr int shift = Chunk % 2 * 4;
+    *first = Vec::either(Vec::field<shift, 3>(four), Vec::field<2 * Chunk - 2, 4>(one));
+    *second = Vec::either(Vec::field<shift + 2, 3>(four), Vec::field<2 * Chunk - 1, 4>(one));
+    return;
+  }
   const B both = Vec::load_b(at + Chunk * kVector);
   *first = Vec::field<0, 15>(both), *second = Vec::field<4, 15>(both);
   if constexpr (C == Codec::low5) {  // and a plane of the highest bit
@@ -39,12 +49,15 @@ inline void chunk_codes(const uint8_t* block, int h, B* first, B* second) {
 // The codes of W / 8 groups from the t-th of a tail of `tails`; `alone`: of one, and anything.
 template <Codec C>
 inline B tail_codes(const uint8_t* tail, int tails, int t, bool alone) {
-  constexpr int first = 16;  // bytes of a group in the first plane
+  constexpr int first = 4 * dejavu::planes_of(C).plane[0].bits;  // bytes of a group in the first plane
   const uint8_t *at = tail + first * t, *one = tail + first * tails + 4 * t;
   uint8_t copy[2 * first + 8] = {};
   if (alone) {
     if constexpr (bits_of(C) != 4) one = static_cast<uint8_t*>(memcpy(copy + 2 * first, one, 4));
     at = static_cast<uint8_t*>(memcpy(copy, at, first));
+  }
+  if constexpr (C == Codec::low3) {
+    return Vec::either(Vec::field<0, 3>(Vec::two_bits(at)), Vec::field<-2, 4>(Vec::one_bit(one)));
   }
   const B found = Vec::both_fields<15>(at);
   if constexpr (C != Codec::low5) return found;

@@ -15,23 +15,20 @@ using dejavu::Tiles;
 // Tiles at once: from places of their own, as rows are read (Streams).
 constexpr int kTilesTogether = Streams::kStreams;
 
-// How the bits of a tile are read: what is left of a code, the weight of its unit and the offset of the middle.
+// A weight is scale * (unit * code + offset), the middle of what the bits leave open.
 template <int Stored, int Bits>
 struct TileForm {
-  static constexpr int mask = Stored == 3 ? 7 : (15 << (4 - Bits)) & 15;
-  static constexpr float unit = Stored == 3 ? 32 : 16, offset = float(1 << (7 - Bits)) - 128;
+  static constexpr float unit = float(1 << (8 - Stored)), offset = float(1 << (7 - Bits)) - 128;
 };
 
 // The codes of quad Q of a group, those of lanes [W h, W h + W).
 template <int Stored, int Bits, int Q>
 inline B quad_codes(const uint8_t* group, int h) {
   const uint8_t* at = group + h * 4 * W;
-  if constexpr (Stored == 4) {
-    return Vec::field<Q % 2 * 4, TileForm<4, Bits>::mask>(Vec::load_b(at + Q / 2 * 64));
-  } else {
-    const B two = Vec::load_b(at + Q / 4 * 64), one = Vec::load_b(at + 128);
-    return Vec::either(Vec::field<Q % 4 * 2 - 1, 6>(two), Vec::field<Q, 1>(one));
-  }
+  if constexpr (Stored == 4) return Vec::field<Q % 2 * 4, (15 << (4 - Bits)) & 15>(Vec::load_b(at + Q / 2 * 64));
+  const B lowest = Vec::field<Q, 1>(Vec::load_b(at + (Stored - 1) * 64));
+  if constexpr (Stored == 3) return Vec::either(Vec::field<Q % 4 * 2 - 1, 6>(Vec::load_b(at + Q / 4 * 64)), lowest);
+  return Vec::either(Vec::field<Q % 2 * 4 - 1, 30>(Vec::load_b(at + Q / 2 * 64)), lowest);
 }
 
 template <int Stored, int Bits, int R, int Q = 0>
@@ -113,6 +110,7 @@ inline void all_tiles(const Tiles& t, int first, int rows, const int32_t* list, 
 void tile_dot(const Tiles& t, int bits, int first, int rows, const int32_t* list, int begin, int n, const void* input,
               float* const* outs) {
   if (t.bits == 3) return all_tiles<3, 3>(t, first, rows, list, begin, n, input, outs);
+  if (t.bits == 5) return all_tiles<5, 5>(t, first, rows, list, begin, n, input, outs);
   if (bits == 4) return all_tiles<4, 4>(t, first, rows, list, begin, n, input, outs);
   if (bits == 3) return all_tiles<4, 3>(t, first, rows, list, begin, n, input, outs);
   all_tiles<4, 2>(t, first, rows, list, begin, n, input, outs);

@@ -159,6 +159,10 @@ struct Vec {
     memcpy(&word, p, 4);
     return shift_word((long long)(word | uint64_t(word) << 31));
   }
+  static B two_bits(const uint8_t* p) {
+    const __m256i all = _mm256_broadcastq_epi64(_mm_loadl_epi64((const __m128i*)p));
+    return _mm256_srlv_epi64(all, _mm256_setr_epi64x(0, 2, 4, 6));
+  }
   template <int mask>
   static B both_fields(const uint8_t* p) {
     const __m256i x = _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i*)p));

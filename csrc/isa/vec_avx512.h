@@ -152,6 +152,11 @@ struct Vec {
     const __m128i words = _mm_cvtepu32_epi64(_mm_loadl_epi64((const __m128i*)p));
     return shift_words(_mm_or_si128(words, _mm_slli_epi64(words, 31)));
   }
+  static B two_bits(const uint8_t* p) {
+    const __m512i both = _mm512_castsi128_si512(_mm_loadu_si128((const __m128i*)p));
+    const __m512i lanes = _mm512_setr_epi64(0, 0, 0, 0, 1, 1, 1, 1), shifts = _mm512_setr_epi64(0, 2, 4, 6, 0, 2, 4, 6);
+    return _mm512_srlv_epi64(_mm512_permutexvar_epi64(lanes, both), shifts);
+  }
   template <int mask>
   static B both_fields(const uint8_t* p) {
     const __m512i x = _mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i*)p));

@@ -225,6 +225,12 @@ struct Vec {
     for (int i = 0; i < 4 * W; ++i) r.v[i] = uint8_t(p[i / 32 * 4 + i % 4] >> (i % 32 / 4));
     return r;
   }
+  // W / 8 times 32 codes of two bits, the first eight in the lowest bits of eight bytes, in the same way.
+  static B two_bits(const uint8_t* p) {
+    B r;
+    for (int i = 0; i < 4 * W; ++i) r.v[i] = uint8_t(p[i / 32 * 8 + i % 8] >> (i % 32 / 8 * 2));
+    return r;
+  }
   template <int mask>
   static B both_fields(const uint8_t* p) {  // 2 W bytes: the low and the high half of each in turn
     B r;

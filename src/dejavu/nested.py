@@ -1,9 +1,9 @@
 """The nested codec: int8 rows cut into their leading bits and the others, so that the leading ones can be read alone.
 
-The code of a weight is taken as unsigned (128 + the int8 one) and cut behind its third or fourth bit. All leading parts of
-a matrix lie together, in tiles of sixteen rows, the others with what else belongs to their neuron. Both together are
-exactly the int8 row. Where four bits lie apart, estimates may use two or three of them, which reads as much. Rows of int4
-have four bits and are not cut.
+The code of a weight is taken as unsigned (128 + the int8 one) and cut behind its third, fourth or fifth bit. All
+leading parts of a matrix lie together, in tiles of sixteen rows, the others with what else belongs to their neuron. Both
+together are exactly the int8 row. Where four bits lie apart, estimates may use two or three of them, which reads as much.
+Rows of int4 have four bits and are not cut.
 This is the specification of ``csrc/parts.h`` and ``csrc/tiles.h``.
 """
 
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 
     from dejavu.codecs import Codec, Encoded
 
-LEADING_BITS: dict[str, tuple[int, ...]] = {"int8": (2, 3, 4), "int4": (4,)}
+LEADING_BITS: dict[str, tuple[int, ...]] = {"int8": (2, 3, 4, 5), "int4": (4,)}
 """Codecs whose leading bits can be read, and how many."""
-CUTS: dict[str, tuple[int, ...]] = {"int8": (3, 4), "int4": (4,)}
+CUTS: dict[str, tuple[int, ...]] = {"int8": (3, 4, 5), "int4": (4,)}
 """Behind how many leading bits rows can be cut."""
-PLANES: dict[int, tuple[tuple[int, int], ...]] = {4: ((4, 0),), 5: ((4, 0), (1, 4))}
+PLANES: dict[int, tuple[tuple[int, int], ...]] = {3: ((2, 0), (1, 2)), 4: ((4, 0),), 5: ((4, 0), (1, 4))}
 """By the number of later bits: the planes in which they are stored, each as (bits of the part, the lowest of them)."""
 TILE = 16
 """Rows whose leading bits are stored side by side."""
@@ -42,16 +42,26 @@ def leading_bits(codec: Codec) -> tuple[int, ...]:
 
 
 def stored_bits(used: Iterable[int]) -> int:
-    """How many leading bits lie apart in a model whose sketches use as many as `used` says; 0: no sketch, none do."""
+    """How many leading bits lie apart in a model whose sketches use as many as `used` says; 0: no sketch, none do.
+
+    Raises:
+        InputError: five beside fewer.
+    """
     found = set(used)
-    return 0 if not found else 3 if found == {3} else 4
+    if 5 in found and len(found) > 1:
+        raise InputError(
+            f"sketches of {', '.join(map(str, sorted(found)))} bits in one plan",
+            fix="use five leading bits in all layers, or four and fewer",
+        )
+    return 0 if not found else found.pop() if found in ({3}, {5}) else 4
 
 
 def check_cut(codec: Codec, leading: int) -> None:
     """Raise `InputError` where rows of `codec` cannot be cut behind `leading` bits; 0: they stay whole."""
     if leading and leading not in CUTS[_nestable(codec)]:
         raise InputError(
-            f"{codec} rows cannot be cut behind {leading} bits", fix="cut int8 behind 3 or 4, int4 behind 4"
+            f"{codec} rows cannot be cut behind {leading} bits",
+            fix="cut int8 behind 3, 4 or 5, int4 behind 4",
         )
 
 
@@ -98,12 +108,13 @@ def tile(part: NDArray[np.uint8], bits: int, scales: NDArray[np.float16]) -> NDA
 
     A group is eight vectors of 64 bytes: bytes 4 l to 4 l + 3 of vector v are weights 4 v to 4 v + 3 of row l. Of four
     bits, 64 bytes hold two vectors, the first one in the lower halves; of three, the two higher bits of four vectors share
-    64 bytes, and then the lowest bits of all eight share 64, the first vector in the lowest bits. All groups lie one after
-    the other, then their scales, those of sixteen rows together; zeros fill up 64 bytes.
+    64 bytes, and then the lowest bits of all eight share 64, the first vector in the lowest bits; of five, the four higher
+    bits come as of four, and then the lowest. All groups lie one after the other, then their scales, those of sixteen rows
+    together; zeros fill up 64 bytes.
 
     Args:
         part: the bits of n rows, [n, p]; rows that are missing are zero.
-        bits: how many, 3 or 4.
+        bits: how many, 3 to 5.
         scales: of the rows, [n, p / 32].
 
     Returns:
@@ -112,7 +123,7 @@ def tile(part: NDArray[np.uint8], bits: int, scales: NDArray[np.float16]) -> NDA
     n, padded = part.shape
     rows = np.pad(part, ((0, TILE - n), (0, 0))).reshape(TILE, -1, 8, 4)  # [row, group, vector, weight]
     vectors = rows.transpose(1, 2, 0, 3).reshape(padded // GROUP, 8, 64)
-    planes = [(4, 0)] if bits == 4 else [(2, 1), (1, 0)]
+    planes = [(4, 0)] if bits == 4 else [(bits - 1, 1), (1, 0)]
     codes = [
         _gathered(
             (vectors >> np.uint8(lowest) & np.uint8(2**width - 1)).reshape(-1, width, 8 // width, 64), width
@@ -133,7 +144,7 @@ def pack(part: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
     4 g + 3 of vector v are weights 8 v to 8 v + 7 of group g: the first four, in the order 0, 2, 1, 3, in the even
     vectors, the others in the odd ones that follow. 8 / w vectors share 64 bytes of a plane of w bits, the first in the
     lowest bits. Groups after the last block: plane by plane, each with 4 w bytes per group; of four bits the first sixteen
-    weights lie in the lower halves, of one the weights 0, 16, 1, 17 ... follow each other, the first four in the lowest
+    weights lie in the lower halves, of fewer the weights 0, 16, 1, 17 ... follow each other, the first 4 w in the lowest
     bits.
     """
     n, padded = part.shape

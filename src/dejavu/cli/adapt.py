@@ -86,7 +86,7 @@ def adapt(
     ] = None,
     bits: Annotated[
         int | None,
-        typer.Option(min=2, max=4, help="Leading bits that neurons are chosen by; default: 4."),
+        typer.Option(min=2, max=5, help="Leading bits that neurons are chosen by; default: 4."),
     ] = None,
     values: Annotated[
         options.ValuesName,

@@ -67,7 +67,8 @@ def train(
     bits: Annotated[
         list[int] | None,
         typer.Option(
-            help="Leading bits of sketches; may be repeated. Default: 4. 3 alone reads three; 2, or several, read four."
+            help="Leading bits of sketches, 2 to 5; may be repeated. Default: 4. 3 or 5 alone read so many; 2, or several "
+            "up to 4, read four."
         ),
     ] = None,
     values: Annotated[

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 import numpy as np
 
-from dejavu.errors import PlanError
+from dejavu.errors import InputError, PlanError
 from dejavu.nested import LEADING_BITS, stored_bits
 from dejavu.plan import checks
 from dejavu.plan.compensator import Compensator
@@ -127,6 +127,10 @@ class AccessPlan:
         for what, value in (("model", self.model), ("name", self.name)):
             if len(value) > 200 or not value.isprintable():
                 raise PlanError(f"{what} is {value!r:.60}; at most 200 printable characters are needed")
+        try:
+            stored_bits(self._bits)
+        except InputError as error:
+            raise PlanError(error.args[0], fix=error.fix) from None
 
     @classmethod
     def uniform(
@@ -181,7 +185,7 @@ class AccessPlan:
 
     def can_read(self, leading: int) -> bool:
         """Whether a model with so many leading bits apart will do: of four, sketches of three can be read too."""
-        return not self.leading or leading in (self.leading, 4)
+        return self.leading in (0, leading) or (self.leading, leading) == (3, 4)
 
     @property
     def _bits(self) -> set[int]:

@@ -138,7 +138,7 @@ class Sketch(Pick):
 
     kind: ClassVar = "sketch"
     bits: int
-    """Leading bits of the code: 2, 3 or 4."""
+    """Leading bits of the code: 2 to 5."""
     lookahead: int = 0
     values: Literal["exact", "leading"] = "exact"
     """What a selected neuron holds: act(g) * u by all bits of its weights, or act(g') * u', and no other bits of
@@ -146,7 +146,7 @@ class Sketch(Pick):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        checks.one_of("bits", self.bits, (2, 3, 4))
+        checks.one_of("bits", self.bits, (2, 3, 4, 5))
         checks.whole("lookahead", self.lookahead, 0, MAX_LOOKAHEAD)
         checks.one_of("values", self.values, ("exact", "leading"))
         if self.values == "leading" and self.lookahead:
