@@ -160,13 +160,34 @@ void Engine::Decoder::listed_mlp(int i, float* const* output) {
 // kTogether of them.
 void Engine::Decoder::sum_neurons(const Layer& layer, const Selector& selector, int t, int begin, int end,
                                   float* output) {
-  const int dot_rows = c.gated ? 2 : 1;
-  int n = end - begin;
-  if (n <= 0) return;
+  if (end <= begin) return;
+  const int n = end - begin, own = e.own_neurons();  // second copies, the last ones, have no scores
   const int32_t* list = selector.rule == Rule::dense ? nullptr : chosen[t];
-  alignas(64) float gate[kTogether], up[kTogether], dots[2 * kTogether];
+  alignas(64) float h[kTogether];
   int32_t ids[kTogether];
   for (int j = 0; j < n; ++j) ids[j] = list ? list[begin + j] : begin + j;
+  constexpr int kFirst = 32;  // rows that axpy_list would come to before it has fetched them
+  for (int j = 0; layer.nested && j < std::min(n, kFirst); ++j) fetch_rows(layer.parts.down, ids[j], 1);
+  int known = 0;  // those whose values scoring has left
+  if (selector.rule == Rule::sketch && selector.leading_values) {
+    const float* values = e.planned_.gate.floats() + size_t(t) * size_t(c.ff);
+    for (; known < n && ids[known] < own; ++known) h[known] = values[ids[known]];
+  }
+  const int computed = known + hidden_values(layer, selector, t, ids + known, n - known, h + known);
+  int kept = 0;  // exact zeros need no second half
+  for (int j = 0; j < computed; ++j) {
+    ids[kept] = ids[j], h[kept] = h[j];
+    kept += h[j] != 0;
+  }
+  const Bundles& down = layer.nested ? layer.parts.down : layer.mlp;
+  e.mlp_rows(layer).axpy_list(down, layer.nested ? 0 : c.gated ? 2 : 1, ids, kept, h, output);
+}
+
+// h[j] = what neuron ids[j] holds, j < n; returns how many are left: those with a closed gate are dropped.
+int Engine::Decoder::hidden_values(const Layer& layer, const Selector& selector, int t, int32_t* ids, int n, float* h) {
+  if (n == 0) return 0;
+  const int dot_rows = c.gated ? 2 : 1;
+  alignas(64) float gate[kTogether], up[kTogether], dots[2 * kTogether];
   // Where a closed gate makes up needless, or the gate is known and up is not, the gate comes first.
   if (c.gated && (c.activation.exact_zeros() || selector.rule == Rule::threshold)) {
     neuron_dots(layer, selector, t, 0, 1, ids, n, gate);
@@ -181,15 +202,8 @@ void Engine::Decoder::sum_neurons(const Layer& layer, const Selector& selector, 
     if (layer.gate_bias) gate[j] += layer.gate_bias[ids[j]];
     if (layer.up_bias) up[j] += layer.up_bias[ids[j]];
   }
-  float* h = up;
   e.k_.activate(c.activation, c.gated ? gate : up, c.gated ? up : nullptr, n, h);
-  int kept = 0;  // exact zeros need no second half
-  for (int j = 0; j < n; ++j) {
-    ids[kept] = ids[j], h[kept] = h[j];
-    kept += h[j] != 0;
-  }
-  const Bundles& down = layer.nested ? layer.parts.down : layer.mlp;
-  e.mlp_rows(layer).axpy_list(down, layer.nested ? 0 : dot_rows, ids, kept, h, output);
+  return n;
 }
 
 // out[i * rows + r] = the dot of row first + r (gate, then up) of the i-th neuron of `ids`. What scoring computed of it
@@ -197,8 +211,8 @@ void Engine::Decoder::sum_neurons(const Layer& layer, const Selector& selector, 
 void Engine::Decoder::neuron_dots(const Layer& layer, const Selector& selector, int t, int first, int rows,
                                   const int32_t* ids, int n, float* out) {
   // Leading bits that scoring has read for this very input.
-  const bool scored_already = selector.rule == Rule::sketch && selector.lookahead == 0 &&
-                              (selector.leading_values || !layer.parts.cut() || selector.bits == layer.parts.lead.bits);
+  const bool scored_already = selector.rule == Rule::sketch && selector.lookahead == 0 && !selector.leading_values &&
+                              (!layer.parts.cut() || selector.bits == layer.parts.lead.bits);
   const bool gate_first = c.gated && first == 0;
   const int own = e.own_neurons();  // second copies, the last ones, have no scores
   int from = 0;
@@ -208,8 +222,7 @@ void Engine::Decoder::neuron_dots(const Layer& layer, const Selector& selector, 
     for (; from < n && ids[from] < own; ++from) {
       for (int r = 0; r < rows; ++r) out[from * rows + r] = (gate_first && r == 0 ? gate : up)[ids[from]];
     }
-    if (scored_already && !selector.leading_values && layer.parts.cut())
-      e.add_low(layer, first, rows, ids, from, input[t], out);
+    if (scored_already && layer.parts.cut()) e.add_low(layer, first, rows, ids, from, input[t], out);
   }
   e.exact_dots(layer, first, rows, ids + from, n - from, input[t], out + from * rows);
 }

@@ -128,6 +128,7 @@ struct Engine::Decoder {
   void mlp_of_one(int i, const Dealt& dealt, const int32_t* list, float* output);
   void neuron_dots(const Layer& layer, const Selector& selector, int token, int first, int rows, const int32_t* ids,
                    int n, float* out);
+  int hidden_values(const Layer& layer, const Selector& selector, int token, int32_t* ids, int n, float* h);
   int open_gates(const Layer& layer, int32_t* ids, float* gate, int n);
   void sum_neurons(const Layer& layer, const Selector& selector, int token, int begin, int end, float* output);
   void compensate(int i, float* const* output);

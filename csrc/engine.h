@@ -206,7 +206,8 @@ class Engine {
   void add_low(const Layer& layer, int first, int rows, const int32_t* neurons, int n, const void* input,
                float* out) const;
   // oracle, threshold, sketch: scores [begin, end) and what was computed on the way, without biases: gate and up, exact
-  // (threshold: gate alone) or from the leading bits (sketch). Pointers are to the first of all neurons.
+  // (threshold: gate alone) or from the leading bits (sketch). Where neurons hold what these say, their values are left
+  // in the place of gate. Pointers are to the first of all neurons.
   void score_neurons(const Layer& layer, const Selector& selector, Range range, const void* input, float* gate,
                      float* up, float* scores) const;
   // head_sketch.cc. What a plan with such a sketch needs, from the head's rows:

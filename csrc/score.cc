@@ -114,11 +114,13 @@ void Engine::score_neurons(const Layer& layer, const Selector& selector, Range r
     } else if (c_.gated) {
       k_.activate(c_.activation, g, u, n, out);
     } else if (sketch && c_.activation.exact_zeros()) {  // the sign says who is active, the size how surely
+      if (selector.leading_values) k_.activate(c_.activation, u, nullptr, n, gate + begin);
       for (int i = 0; i < n; ++i) out[i] = u[i] - c_.activation.threshold;
       continue;
     } else {
       k_.activate(c_.activation, u, nullptr, n, out);
     }
+    if (selector.leading_values) std::memcpy(gate + begin, out, size_t(n) * sizeof(float));
     absolute(out, n);
   }
 }
