@@ -118,7 +118,7 @@ def test_leaving_out_exact_zeros_changes_nothing(kind: str, gated: bool, codec: 
     config = configured(kind, gated=gated)
     squares = kind == "relu2" and codec == "int8"  # the largest sets a coarse step
     same = TOLERANCES["exact_zeros_squares" if squares else f"exact_zeros_{codec}"]
-    for leading in {"int8": (0, 3, 4), "int4": (0, 4)}.get(codec, (0,)):
+    for leading in {"int8": (0, 3, 4, 5), "int4": (0, 4)}.get(codec, (0,)):
         native, reference = pair(config, codec, leading=leading)
         dense = {executor: by_decoding(executor) for executor in (native, reference)}
         selectors = [Threshold(threshold=0.0), Oracle(threshold=0.0), everyone(config)]
@@ -167,13 +167,13 @@ def test_several_sequences_under_a_plan(kind: str) -> None:
     assert relative_error(np.stack(found), np.stack(expected)) <= TOLERANCES["native_int8"]
 
 
+@pytest.mark.parametrize("values", ["exact", "leading"])
 @pytest.mark.parametrize("kind", ["relu2", "fatrelu", "shifted_relu"])
-def test_an_ungated_sketch_scores_by_sign(kind: str) -> None:
+def test_an_ungated_sketch_scores_by_sign(kind: str, values: Any) -> None:
     native, reference = pair(configured(kind, gated=False), "int8", leading=4)
     for rule in ({"density": 0.4}, {"threshold": 0.0}):
-        plan = AccessPlan(
-            model=native.packed.fingerprint, layers=(LayerPlan(Sketch(bits=4, **rule)), LayerPlan(Dense()))
-        )
+        sketch = Sketch(bits=4, values=values, **rule)
+        plan = AccessPlan(model=native.packed.fingerprint, layers=(LayerPlan(sketch), LayerPlan(Dense())))
         logits = []
         for executor in (native, reference):
             executor.set_plan(plan)

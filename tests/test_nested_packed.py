@@ -81,15 +81,15 @@ def test_the_file_holds_what_memory_does(codec: str, leading: int, tiny_folder: 
 def test_dense_and_nested_files_live_side_by_side(tiny_folder: Folder) -> None:
     folder = tiny_folder("llama-head-dim")
     model = open_model(folder)
-    paths = [packed_path(folder, "int8", leading=leading) for leading in (0, 3, 4)]
+    paths = [packed_path(folder, "int8", leading=leading) for leading in (0, 3, 4, 5)]
     old = [path.with_stem(path.stem[:-12] + "0" * 12) for path in paths]
-    for path, outdated, leading in zip(paths, old, (0, 3, 4), strict=True):
+    for path, outdated, leading in zip(paths, old, (0, 3, 4, 5), strict=True):
         path.parent.mkdir(parents=True, exist_ok=True)
         outdated.write_bytes(b"")
         write_packed(path, model.config, model.weights, "int8", 1, leading=leading)
         assert not outdated.exists()
     assert sorted(path.parent.iterdir()) == sorted(paths)
-    assert [read.leading for read in map(read_packed, paths) if read] == [0, 3, 4]
+    assert [read.leading for read in map(read_packed, paths) if read] == [0, 3, 4, 5]
 
 
 @pytest.mark.parametrize("name", ["layers.0.lead", "layers.1.mlp"])
@@ -101,7 +101,7 @@ def test_sections_of_other_sizes_are_not_read(name: str, tiny_folder: Folder) ->
     data = bytearray(path.read_bytes())
     length = int.from_bytes(data[8:16], "little")
     header = json.loads(data[16 : 16 + length])
-    for change in ({name: [header["sections"][name][0], 64]}, 0, 3, 2):
+    for change in ({name: [header["sections"][name][0], 64]}, 0, 3, 5, 2):
         altered = dict(header)
         if isinstance(change, int):
             altered["leading"] = (
