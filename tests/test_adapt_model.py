@@ -150,13 +150,14 @@ def test_leading_values_are_those_of_the_reference(gated: bool, tiny_folder: Cal
 
 
 @pytest.mark.parametrize("codec", ["int8", "int4"])
-@pytest.mark.parametrize("kind", ["sketch", "threshold", "oracle", "low_rank"])
+@pytest.mark.parametrize("kind", ["sketch", "fewest", "threshold", "oracle", "low_rank"])
 def test_masks_are_those_of_the_reference(kind: str, codec: Any, tmp_path: Path) -> None:
     opened = open_model(build_tiny_chat(tmp_path / "model"))
     config, rng = opened.config, np.random.default_rng(0)
     tokens = rng.integers(0, config.vocab_size, 50).astype(np.int32)
     selectors: dict[str, Any] = {
-        "sketch": Sketch(bits=5 if codec == "int8" else 4, lookahead=1, threshold=0.0),
+        "sketch": Sketch(bits=max(nested.LEADING_BITS[codec]), lookahead=1, threshold=0.0),
+        "fewest": Sketch(bits=min(nested.LEADING_BITS[codec]), lookahead=1, threshold=0.0),
         "threshold": Threshold(threshold=0.0),
         "oracle": Oracle(threshold=0.0),
         "low_rank": LowRank(
@@ -195,9 +196,13 @@ def test_masks_are_those_of_the_reference(kind: str, codec: Any, tmp_path: Path)
         found = Head.of(config, tensors, torch.float32).log_probs(decoder(batch, run))
     assert run.densities == pytest.approx([0.4, 0.4], abs=0.01)
     # Chance gives the density itself, as a predictor of random weights does. The first layer looks at its own input.
-    low, high = {"oracle": (0.97, 1), "sketch": (0.6, 1), "threshold": (0.5, 1), "low_rank": (0.25, 0.55)}[
-        kind
-    ]
+    low, high = {
+        "oracle": (0.97, 1),
+        "sketch": (0.6, 1),
+        "fewest": (0.5, 1),
+        "threshold": (0.5, 1),
+        "low_rank": (0.25, 0.55),
+    }[kind]
     assert low <= run.recalls[0] <= high
     layers = [
         LayerPlan(neurons=dataclasses.replace(selector, threshold=threshold))

@@ -41,6 +41,15 @@ def leading_bits(codec: Codec) -> tuple[int, ...]:
     return LEADING_BITS[_nestable(codec)]
 
 
+def check_bits(codec: Codec, bits: int) -> None:
+    """Raise `InputError` where so many leading bits of `codec` cannot be read."""
+    if bits not in (found := leading_bits(codec)):
+        raise InputError(
+            f"{bits} leading bits of {codec} cannot be read; {found} can",
+            fix="use --codec int8 with --bits 2 to 5, or int4 with 4",
+        )
+
+
 def stored_bits(used: Iterable[int]) -> int:
     """How many leading bits lie apart in a model whose sketches use as many as `used` says; 0: no sketch, none do.
 
@@ -73,10 +82,7 @@ def estimate(encoded: Encoded, bits: int) -> NDArray[np.float32]:
     Raises:
         InputError: the codec has no leading bits, or not so many.
     """
-    if bits not in leading_bits(encoded.codec):
-        raise InputError(
-            f"{bits} leading bits of {encoded.codec} cannot be read; {leading_bits(encoded.codec)} can"
-        )
+    check_bits(encoded.codec, bits)
     if encoded.codec == "int4":
         return decode(encoded)
     left = 8 - bits

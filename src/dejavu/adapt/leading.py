@@ -14,8 +14,8 @@ import torch
 from dejavu.codecs import GROUP
 from dejavu.engine.core import load_core
 from dejavu.engine.packing import encode_bundles
-from dejavu.errors import InputError, NumericsError
-from dejavu.nested import leading_bits
+from dejavu.errors import NumericsError
+from dejavu.nested import check_bits
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -32,8 +32,7 @@ def leading(codec: Codec, rows: NDArray[np.float32], bits: int, threads: int = 1
         NumericsError: NaN, infinity, or values that the codec cannot hold.
     """
     n, d = rows.shape
-    if bits not in leading_bits(codec):
-        raise InputError(f"{bits} leading bits of {codec} cannot be read; {leading_bits(codec)} can")
+    check_bits(codec, bits)
     packed = _packed(codec, rows, threads)
     if codec == "int8":
         middle = 1 << (7 - bits)  # of what is left open; the sign does not change these bits
@@ -58,8 +57,7 @@ class Held:
     """
 
     def __init__(self, codec: Codec, bits: int, master: Tensor, used: Tensor, turned: Tensor) -> None:
-        if bits not in leading_bits(codec):
-            raise InputError(f"{bits} leading bits of {codec} cannot be read; {leading_bits(codec)} can")
+        check_bits(codec, bits)
         self._codec = codec
         self._bits = bits
         self._master, self._used, self._turned = master, used, turned

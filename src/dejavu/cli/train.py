@@ -75,7 +75,7 @@ def train(
         options.ValuesName,
         typer.Option(
             help="What a neuron holds that a sketch chose: exact: gate and up by all their bits; leading: by the bits "
-            "that chose it."
+            "that chose it, which a model that was not adapted bears with --bits 5."
         ),
     ] = options.ValuesName.exact,
     rank: Annotated[
