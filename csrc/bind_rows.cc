@@ -188,19 +188,24 @@ void bind_rows(nb::module_& m) {
 
   m.def(
       "axpy",
-      [](const std::string& isa, const std::string& codec, Bytes packed, int rows, int bundle, int first,
-         Floats coefficients, Array<float, 1> y) {
-        const Bundles b = view(codec, int(y.shape(0)), rows, packed);
-        const Kernels& k = kernels(parse_isa(isa));
-        check_rows(b, bundle, first, int(coefficients.shape(0)));
-        std::vector<float> accumulator(b.layout.output_floats());
-        k.rows[int(b.layout.codec)].axpy(b, bundle, first, int(coefficients.shape(0)), coefficients.data(),
-                                         accumulator.data());
-        add_natural(b.layout, accumulator.data(), y.data());
+      [](const std::string& isa, const std::string& codec, Bytes packed, int rows, List list, FloatRows coefficients,
+         FloatRowsOut y) {
+        const Bundles b = view(codec, int(y.shape(1)), rows, packed);
+        const int tokens = check_tokens(coefficients.shape(0), y.shape(0));
+        if (coefficients.shape(1) != list.shape(0) * size_t(rows)) {
+          throw std::invalid_argument("coefficients are not one per row of the listed bundles");
+        }
+        check_list(b, 0, list);
+        const Outputs outputs(b, y.shape(0));
+        const auto c = row_pointers(coefficients.data(), coefficients.shape(0), coefficients.shape(1));
+        kernels(parse_isa(isa))
+            .rows[int(b.layout.codec)]
+            .axpy(b, list.data(), int(list.shape(0)), c.data(), tokens, outputs.pointers.data());
+        outputs.add_to(y);
       },
-      nb::arg("isa"), nb::arg("codec"), nb::arg("packed").noconvert(), nb::arg("rows"), nb::arg("bundle"),
-      nb::arg("first"), nb::arg("coefficients").noconvert(), nb::arg("y").noconvert(),
-      "y += sum of coefficients[i] * row(bundle, first + i)");
+      nb::arg("isa"), nb::arg("codec"), nb::arg("packed").noconvert(), nb::arg("rows"), nb::arg("list").noconvert(),
+      nb::arg("coefficients").noconvert(), nb::arg("y").noconvert(),
+      "y[t] += sum of coefficients[t, i * rows + r] * row(list[i], r)");
 
   m.def(
       "mlp",
@@ -246,24 +251,6 @@ void bind_rows(nb::module_& m) {
       nb::arg("isa"), nb::arg("codec"), nb::arg("packed").noconvert(), nb::arg("rows"), nb::arg("bundle"),
       nb::arg("first"), nb::arg("x").noconvert(), nb::arg("out").noconvert(),
       "out[t, i] = row(bundle, first + i) . x[t]");
-
-  m.def(
-      "axpy_many",
-      [](const std::string& isa, const std::string& codec, Bytes packed, int rows, int bundle, int first,
-         FloatRows coefficients, FloatRowsOut y) {
-        const Bundles b = view(codec, int(y.shape(1)), rows, packed);
-        const int n = int(coefficients.shape(1)), tokens = check_tokens(coefficients.shape(0), y.shape(0));
-        check_rows(b, bundle, first, n);
-        const Outputs outputs(b, y.shape(0));
-        const auto c = row_pointers(coefficients.data(), coefficients.shape(0), coefficients.shape(1));
-        kernels(parse_isa(isa))
-            .rows[int(b.layout.codec)]
-            .axpy_many(b, bundle, first, n, c.data(), tokens, outputs.pointers.data());
-        outputs.add_to(y);
-      },
-      nb::arg("isa"), nb::arg("codec"), nb::arg("packed").noconvert(), nb::arg("rows"), nb::arg("bundle"),
-      nb::arg("first"), nb::arg("coefficients").noconvert(), nb::arg("y").noconvert(),
-      "y[t] += sum of coefficients[t, i] * row(bundle, first + i)");
 
   m.def(
       "mlp_many",

@@ -275,16 +275,6 @@ void Engine::Decoder::dot(const Bundles& b, int bundle, int first, int n, const 
   }
 }
 
-void Engine::Decoder::axpy(const Bundles& b, int bundle, int first, int n, const float* const* by, int tokens,
-                           float* const* out) const {
-  const RowKernels& kernels = e.k_.rows[int(b.layout.codec)];
-  if (tokens == 1) {
-    kernels.axpy(b, bundle, first, n, by[0], out[0]);
-  } else if (tokens > 1) {
-    kernels.axpy_many(b, bundle, first, n, by, tokens, out);
-  }
-}
-
 void Engine::Decoder::logits() {
   const RowKernels& head_rows = e.k_.rows[int(e.head_.layout.codec)];
   const bool sketched = plan && plan->head.bits && plan->head.exact < c.vocab;

@@ -53,12 +53,10 @@ void Engine::Decoder::attend_all(int i) {
       }
       by[n] = mixed, out[n++] = attn_partial[t];
     }
-    for (const int last = j + count; j < last; ++j) {  // a call for each head: a head's rows are rounded together
-      const int next = j + 1 < mine.end ? w.units[size_t(j + 1)] : -1;
-      if (next >= 0) fetch_rows(layer.o, next, hd);
-      axpy(layer.o, w.units[size_t(j)], 0, hd, by, n, out);
-      for (int t = 0; t < n; ++t) by[t] += hd;
-    }
+    const int32_t* heads_of_o = w.units.data() + j;
+    j += count;
+    if (j < mine.end) fetch_rows(layer.o, w.units[size_t(j)], hd);
+    e.k_.rows[int(layer.o.layout.codec)].axpy(layer.o, heads_of_o, count, by, n, out);
   }
 }
 

@@ -84,10 +84,8 @@ struct Engine::Decoder {
   void fetch_tiles(const Tiles& t, Range tiles) const;
   void fetch_attention(int i) const;
   void fetch_mlp(int i) const;
-  // Dots and weighted sums of rows for several tokens.
+  // Dots of rows for several tokens.
   void dot(const Bundles& b, int bundle, int first, int n, const void* const* in, int tokens, float* const* out) const;
-  void axpy(const Bundles& b, int bundle, int first, int n, const float* const* by, int tokens,
-            float* const* out) const;
 
   // decode_attention.cc
   void attention(int i);

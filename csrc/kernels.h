@@ -62,23 +62,22 @@ struct RowKernels {
   void (*prepare)(const RowLayout&, const float* x, void* input);
   // out[i] = row(bundle, first + i) . x for i < n; what lies beyond the bundle's last row are the next bundles' rows
   void (*dot)(const Bundles&, int bundle, int first, int n, const void* input, float* out);
-  // output += sum over i < n of coefficient[i] * row(bundle, first + i); stored order
-  void (*axpy)(const Bundles&, int bundle, int first, int n, const float* coefficients, float* output);
+  // outputs[t] += sum over i < n, r < rows of coefficients[t][i * rows + r] * row(list[i], r), with all rows of each
+  // bundle of a list; stored order. The bits are those of a call for each bundle in turn.
+  void (*axpy)(const Bundles&, const int32_t* list, int n, const float* const* coefficients, int tokens,
+               float* const* outputs);
   // A whole MLP over a list of neurons: dots, activation, axpys, bundle by bundle.
   void (*mlp)(const MlpArgs&);
   // outs[t][i] = row(bundle, first + i) . x_t
   void (*dot_many)(const Bundles&, int bundle, int first, int n, const void* const* inputs, int tokens,
                    float* const* outs);
-  // outputs[t] += sum over i < n of coefficients[t][i] * row(bundle, first + i)
-  void (*axpy_many)(const Bundles&, int bundle, int first, int n, const float* const* coefficients, int tokens,
-                    float* const* outputs);
   // Without masks, or where a token's list is the union, the bits of `mlp`.
   void (*mlp_many)(const MlpManyArgs&);
   // out[i * rows + r] = row(list[i], first + r) . x for i < n, r < rows
   void (*dot_list)(const Bundles&, int first, int rows, const int32_t* list, int n, const void* input, float* out);
   // out[i] = the row of number picked[i] . x, the rows of all bundles being counted through
   void (*dot_picked)(const Bundles&, const int32_t* picked, int n, const void* input, float* out);
-  // axpy over row `row` of each bundle of a list.
+  // output += sum over i < n of coefficients[i] * row(list[i], row)
   void (*axpy_list)(const Bundles&, int row, const int32_t* list, int n, const float* coefficients, float* output);
   // Weights [begin, end) of a row in stored order; begin and end are multiples of 64, or `padded`.
   void (*decode)(const RowLayout&, Row row, int begin, int end, float* out);

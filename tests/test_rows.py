@@ -56,16 +56,18 @@ def test_dot(isa: str, codec: str, width: int, offset: int) -> None:
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("codec", codecs.CODECS)
 @pytest.mark.parametrize("width", WIDTHS)
-def test_axpy(isa: str, codec: str, width: int) -> None:
-    w = weights((2, 13, width))
-    c = np.random.default_rng(2).standard_normal(13).astype(np.float32)
-    data = packed(codec, w)
-    for first, n in ((0, 13), (4, 4), (12, 1), (3, 0)):
-        y = np.linspace(-1, 1, width, dtype=np.float32)
-        rows = decoded(codec, w)[1, first : first + n].astype(np.float64)
-        expected = y + c[:n] @ rows
-        limit = TOLERANCES["axpy"] * (1 + np.abs(c[:n]) @ np.abs(rows)).max()
-        _core.axpy(isa, codec, data, 13, 1, first, np.ascontiguousarray(c[:n]), y)
+@pytest.mark.parametrize("rows", [1, 4, 13, 32])
+def test_axpy(isa: str, codec: str, width: int, rows: int) -> None:
+    w = weights((3, rows, width))
+    data, plain = packed(codec, w), decoded(codec, w).astype(np.float64)
+    for chosen in ([0], [2, 0], [0, 1, 2], [1, 1], []):
+        listed = np.array(chosen, np.int32)
+        c = np.random.default_rng(2).standard_normal((1, len(chosen) * rows)).astype(np.float32)
+        y = np.linspace(-1, 1, width, dtype=np.float32)[None].copy()
+        read = plain[listed].reshape(-1, width)
+        expected = y + c @ read
+        limit = TOLERANCES["axpy"] * (1 + np.abs(c) @ np.abs(read)).max()
+        _core.axpy(isa, codec, data, rows, listed, c, y)
         assert (np.abs(y - expected) <= limit).all()
 
 

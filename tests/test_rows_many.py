@@ -48,19 +48,18 @@ def test_dot_many_gives_each_token_the_bits_of_dot(isa: str, codec: str, width: 
 
 @each_kernel
 @each_width
-def test_axpy_many_gives_each_token_the_bits_of_axpy(isa: str, codec: str, width: int) -> None:
-    w = weights((2, 71, width))
-    data = packed(codec, w)
+def test_axpy_gives_each_of_several_tokens_the_bits_of_one(isa: str, codec: str, width: int) -> None:
     for tokens in TOKENS:
-        c = inputs(tokens, 71)
-        c[0] = 0
-        for first, n in ((0, 71), (3, 33), (4, 4), (70, 1), (3, 0)):
-            part = np.ascontiguousarray(c[:, :n])
+        for rows, chosen in ((71, [1]), (33, [1, 0]), (4, [0, 1, 0]), (1, [1]), (3, [])):
+            data, listed = packed(codec, weights((2, rows, width))), np.array(chosen, np.int32)
+            c = inputs(tokens, max(1, rows * len(chosen)))[:, : rows * len(chosen)]
+            c[0] = 0
             y = np.repeat(np.linspace(-1, 1, width, dtype=np.float32)[None], tokens, 0)
             expected = y.copy()
-            _core.axpy_many(isa, codec, data, 71, 1, first, part, y)
+            _core.axpy(isa, codec, data, rows, listed, np.ascontiguousarray(c), y)
             for t in range(tokens):
-                _core.axpy(isa, codec, data, 71, 1, first, part[t], expected[t])
+                part = np.ascontiguousarray(c[t : t + 1])
+                _core.axpy(isa, codec, data, rows, listed, part, expected[t : t + 1])
             np.testing.assert_array_equal(y, expected)
 
 
@@ -138,7 +137,7 @@ def test_lists_give_the_bits_of_rows_one_by_one(isa: str, codec: str, width: int
         _core.axpy_list(isa, codec, data, 3, 1, listed, part, y)
         if n:
             alone = packed(codec, np.ascontiguousarray(w[chosen, 1][None]))
-            _core.axpy_many(isa, codec, alone, n, 0, 0, part, expected)
+            _core.axpy(isa, codec, alone, n, np.zeros(1, np.int32), part, expected)
         np.testing.assert_array_equal(y, expected)
 
 
@@ -166,8 +165,8 @@ def test_rows_anywhere_and_nothing_beside(isa: str, codec: str, width: int, skew
         _core.dot_many(isa, codec, data, 3, 1, 2, many, out(tokens, 17))
         _core.dot_list(isa, codec, data, 3, 1, at(chosen), at(x[:1]), out(1, 10))
         _core.dot_picked(isa, codec, data, 3, at(picked), at(x[:1]), out(1, 4))
-        _core.axpy(isa, codec, data, 3, 1, 1, at(c[0, :17]), out(width))
-        _core.axpy_many(isa, codec, data, 3, 1, 1, at(c[:, :17]), out(tokens, width))
+        _core.axpy(isa, codec, data, 3, at(chosen), at(c[:1, :15]), out(1, width))
+        _core.axpy(isa, codec, data, 3, at(chosen), at(c[:, :15]), out(tokens, width))
         _core.axpy_list(isa, codec, data, 3, 2, at(chosen), at(c[:1, :5]), out(1, width))
         biases = at(bias), at(-bias)
         for listed in (None, at(chosen)):
@@ -193,9 +192,19 @@ def test_wrong_sizes_are_refused_before_memory_is_read() -> None:
     with pytest.raises(ValueError, match="tokens"):
         _core.dot_many("portable", "int8", data, 3, 0, 0, x, out[:1])
     with pytest.raises(ValueError, match="tokens"):
-        _core.axpy_many(
-            "portable", "int8", data, 3, 0, 0, np.zeros((9, 3), np.float32), np.zeros((9, 64), np.float32)
+        _core.axpy(
+            "portable",
+            "int8",
+            data,
+            3,
+            np.zeros(1, np.int32),
+            np.zeros((9, 3), np.float32),
+            np.zeros((9, 64), np.float32),
         )
+    with pytest.raises(ValueError, match="out of range"):
+        _core.axpy("portable", "int8", data, 3, np.array([2], np.int32), np.zeros((1, 3), np.float32), x[:1])
+    with pytest.raises(ValueError, match="one per row"):
+        _core.axpy("portable", "int8", data, 3, np.array([1], np.int32), np.zeros((1, 4), np.float32), x[:1])
     with pytest.raises(ValueError, match="out of range"):
         _core.dot_list(
             "portable", "int8", data, 3, 2, np.zeros(3, np.int32), x[:1], np.zeros((1, 6), np.float32)

@@ -120,10 +120,11 @@ def axpy(sizes: Sizes, codec: Codec, d: int, cold: bool) -> Work:
     """All rows of a bundle into one output, as o is computed."""
     data, rows, plain = row_bundles(sizes, codec, d, cold)
     count = data.nbytes // int(core.bundle_bytes(codec, d, rows))
-    c, y, isa = vector(rows), np.zeros(d, np.float32), core.best_isa()
+    c, y, isa = vector(rows)[None], np.zeros((1, d), np.float32), core.best_isa()
+    listed = [np.array([bundle], np.int32) for bundle in range(count)]
 
     def run(i: int) -> None:
-        core.axpy(isa, codec, data, rows, i % count, 0, c, y)
+        core.axpy(isa, codec, data, rows, listed[i % count], c, y)
 
     def error() -> float:
         y[:] = 0

@@ -28,22 +28,37 @@ struct Onward {
   }
 };
 
-// Rows `row(i)`, i < n, in the order of Streams; those that are fetched meanwhile come kAhead after. To be asked for
-// at(0), ahead(0), at(1), ahead(1) ...: each address is made once.
-template <Codec C, int kAhead, typename RowAt>
+// All rows of each bundle of a list, bundle by bundle, those of one in the order of Streams.
+struct Whole {
+  const Bundles& bundles;
+  const int32_t* list;
+  Streams order;
+  int shift;
+  Whole(const Bundles& bundles_, const int32_t* list_)
+      : bundles(bundles_), list(list_), order(bundles.rows), shift(-1) {
+    if ((bundles.rows & (bundles.rows - 1)) == 0) shift = __builtin_ctz(unsigned(bundles.rows));
+  }
+  Row operator()(int i) const {
+    const int before = shift >= 0 ? i >> shift : i / bundles.rows;
+    return bundles.row(list[before], order(i - before * bundles.rows));
+  }
+};
+
+// Rows `row(0)` to `row(n - 1)`, in the order in which they are read; those that are fetched meanwhile come kAhead
+// after. To be asked for at(0), ahead(0), at(1), ahead(1) ...: each address is made once. kOnward: they lie one behind
+// the other.
+template <Codec C, int kAhead, bool kOnward, typename RowAt>
 class Reading {
  public:
-  const Streams order;
-
-  Reading(RowAt row, int n) : order(n), row_(row), n_(n) {
-    for (int i = 0; i < kAhead && i < n; ++i) known_[i] = row_(order(i));
+  Reading(RowAt row, int n) : row_(row), n_(n) {
+    for (int i = 0; i < kAhead && i < n; ++i) known_[i] = row_(i);
   }
   Row at(int i) const { return known_[unsigned(i) % kAhead]; }
   Row ahead(int i) {
     Row& place = known_[unsigned(i) % kAhead];
     const Row here = place;
-    if (i + kAhead < n_) place = row_(order(i + kAhead));
-    return std::is_same_v<RowAt, Onward> && !is_grouped(C) ? prefetch_place(here) : place;
+    if (i + kAhead < n_) place = row_(i + kAhead);
+    return kOnward && !is_grouped(C) ? prefetch_place(here) : place;
   }
 
  private:
@@ -52,33 +67,29 @@ class Reading {
   Row known_[kAhead];
 };
 
-template <Codec C, int Most = kTokens, typename RowAt>
-inline void dots(const RowLayout& layout, RowAt row, int n, const void* const* inputs, int tokens, float* const* outs) {
-  Reading<C, 4 * kDotRows, RowAt> rows(row, n);
-  dot_rows<C, Most>(
-      layout, [&](int i) { return rows.at(i); }, [&](int i) { return rows.ahead(i); }, rows.order, n, inputs, tokens,
-      outs);
+// use(at, ahead, order): `row(i)`, i < n, in the order of Streams.
+template <Codec C, int kAhead, typename RowAt, typename Use>
+inline void in_streams(RowAt row, int n, Use use) {
+  const Streams order(n);
+  const auto read = [&](int i) { return row(order(i)); };
+  Reading<C, kAhead, std::is_same_v<RowAt, Onward>, decltype(read)> rows(read, n);
+  use([&](int i) { return rows.at(i); }, [&](int i) { return rows.ahead(i); }, order);
 }
 
-template <Codec C, typename RowAt>
-inline void axpys(const RowLayout& layout, RowAt row, int n, const float* const* coefficients, int tokens,
-                  float* const* outputs) {
-  const auto add = [&](auto together) {
-    Reading<C, decltype(together)::value, RowAt> rows(row, n);
-    axpy_rows<C>(
-        layout, [&](int i) { return rows.at(i); }, [&](int i) { return rows.ahead(i); }, rows.order, n, coefficients,
-        tokens, outputs);
-  };
-  tokens > 1 ? add(Count<kSumSets * kSumRows>()) : add(Count<kSumRows>());
+template <Codec C, int Most = kTokens, typename RowAt>
+inline void dots(const RowLayout& layout, RowAt row, int n, const void* const* inputs, int tokens, float* const* outs) {
+  in_streams<C, 4 * kDotRows>(row, n, [&](auto at, auto ahead, const Streams& order) {
+    dot_rows<C, Most>(layout, at, ahead, order, n, inputs, tokens, outs);
+  });
 }
 
 // One token's dots: codes in planes have kernels of their own.
 template <Codec C, typename RowAt>
 inline void dots_of_one(const RowLayout& layout, RowAt row, int n, const void* input, float* out) {
   if constexpr (is_planes(C)) {
-    Reading<C, 4 * kPlaneRows, RowAt> rows(row, n);
-    plane_rows<C>(
-        layout, [&](int i) { return rows.at(i); }, [&](int i) { return rows.ahead(i); }, rows.order, n, input, out);
+    in_streams<C, 4 * kPlaneRows>(row, n, [&](auto at, auto ahead, const Streams& order) {
+      plane_rows<C>(layout, at, ahead, order, n, input, out);
+    });
   } else {
     dots<C, 1>(layout, row, n, &input, 1, &out);
   }
@@ -91,24 +102,34 @@ void dot_many(const Bundles& bundles, int bundle, int first, int n, const void* 
 }
 
 template <Codec C>
-void axpy_many(const Bundles& bundles, int bundle, int first, int n, const float* const* coefficients, int tokens,
-               float* const* outputs) {
-  axpys<C>(bundles.layout, Onward(bundles, bundle, first, n), n, coefficients, tokens, outputs);
-}
-
-template <Codec C>
 void dot(const Bundles& bundles, int bundle, int first, int n, const void* input, float* out) {
   dots_of_one<C>(bundles.layout, Onward(bundles, bundle, first, n), n, input, out);
 }
 
 template <Codec C>
-void axpy(const Bundles& bundles, int bundle, int first, int n, const float* coefficients, float* output) {
-  axpy_many<C>(bundles, bundle, first, n, &coefficients, 1, &output);
+void axpy(const Bundles& bundles, const int32_t* list, int n, const float* const* coefficients, int tokens,
+          float* const* outputs) {
+  const int each = bundles.rows;
+  const Whole whole(bundles, list);
+  const auto add = [&](auto together) {
+    Reading<C, decltype(together)::value, true, Whole> rows(whole, n * each);
+    for (int first = 0; first < n * each; first += each) {
+      const float* by[dejavu::kMaxTokens];
+      for (int t = 0; t < tokens; ++t) by[t] = coefficients[t] + first;
+      axpy_rows<C>(
+          bundles.layout, [&](int i) { return rows.at(first + i); }, [&](int i) { return rows.ahead(first + i); },
+          whole.order, each, by, tokens, outputs);
+    }
+  };
+  tokens > 1 ? add(Count<kSumSets * kSumRows>()) : add(Count<kSumRows>());
 }
 
 template <Codec C>
 void axpy_list(const Bundles& bundles, int row, const int32_t* list, int n, const float* coefficients, float* output) {
-  axpys<C>(bundles.layout, [&](int i) { return bundles.row(list[i], row); }, n, &coefficients, 1, &output);
+  const auto listed = [&](int i) { return bundles.row(list[i], row); };
+  in_streams<C, kSumRows>(listed, n, [&](auto at, auto ahead, const Streams& order) {
+    axpy_rows<C>(bundles.layout, at, ahead, order, n, &coefficients, 1, &output);
+  });
 }
 
 template <Codec C>
@@ -144,7 +165,6 @@ constexpr dejavu::RowKernels row_kernels() {
           axpy<C>,
           mlp<C>,
           dot_many<C>,
-          axpy_many<C>,
           mlp_many<C>,
           dot_list<C>,
           dot_picked<C>,
