@@ -1,15 +1,16 @@
 // Scores of neurons and heads; the specification is dejavu/reference/selection.py. Functions here work on one token and
 // a range of units, so that decoding shares them out to threads and the batched pass takes them token by token.
 #include <cmath>
-#include <cstring>
 
 #include "engine.h"
 
 namespace dejavu {
 namespace {
 
-void absolute(float* x, int n) {
-  for (int i = 0; i < n; ++i) x[i] = std::fabs(x[i]);
+// x + bias of neurons [begin, begin + n); x itself where there is no bias.
+const float* biased(const float* x, const float* bias, int begin, int n, float* room) {
+  for (int i = 0; bias && i < n; ++i) room[i] = x[i] + bias[begin + i];
+  return bias ? room : x;
 }
 
 }  // namespace
@@ -85,7 +86,7 @@ void Engine::score_neurons(const Layer& layer, const Selector& selector, Range r
   constexpr int kScored = 1024;  // neurons that are read in one go
   const bool sketch = selector.rule == Rule::sketch, gate_only = selector.rule == Rule::threshold && c_.gated;
   const int rows = c_.gated && !gate_only ? 2 : 1, most = sketch ? kScored : kTogether;
-  alignas(64) float dots[2 * kScored], g[kScored], u[kScored];
+  alignas(64) float dots[2 * kScored], gates[kScored], ups[kScored];
   int32_t ids[kTogether];
   for (int begin = range.begin; begin < range.end; begin += most) {
     const int n = range.end - begin < most ? range.end - begin : most;
@@ -105,23 +106,15 @@ void Engine::score_neurons(const Layer& layer, const Selector& selector, Range r
       for (int i = 0; c_.gated && i < n; ++i) gate[begin + i] = dots[i * rows];
       for (int i = 0; !gate_only && i < n; ++i) up[begin + i] = dots[i * rows + rows - 1];
     }
-    for (int i = 0; c_.gated && i < n; ++i) {
-      g[i] = gate[begin + i] + (layer.gate_bias ? layer.gate_bias[begin + i] : 0);
-    }
-    for (int i = 0; !gate_only && i < n; ++i) u[i] = up[begin + i] + (layer.up_bias ? layer.up_bias[begin + i] : 0);
-    if (gate_only) {
-      k_.activate(c_.activation, g, nullptr, n, out);
-    } else if (c_.gated) {
-      k_.activate(c_.activation, g, u, n, out);
-    } else if (sketch && c_.activation.exact_zeros()) {  // the sign says who is active, the size how surely
-      if (selector.leading_values) k_.activate(c_.activation, u, nullptr, n, gate + begin);
+    const float* g = biased(gate + begin, layer.gate_bias, begin, n, gates);
+    const float* u = gate_only ? nullptr : biased(up + begin, layer.up_bias, begin, n, ups);
+    float* values = selector.leading_values ? gate + begin : out;  // what neurons hold by these bits
+    k_.activate(c_.activation, c_.gated ? g : u, c_.gated ? u : nullptr, n, values);
+    if (!c_.gated && sketch && c_.activation.exact_zeros()) {  // the sign says who is active, the size how surely
       for (int i = 0; i < n; ++i) out[i] = u[i] - c_.activation.threshold;
-      continue;
     } else {
-      k_.activate(c_.activation, u, nullptr, n, out);
+      for (int i = 0; i < n; ++i) out[i] = std::fabs(values[i]);
     }
-    if (selector.leading_values) std::memcpy(gate + begin, out, size_t(n) * sizeof(float));
-    absolute(out, n);
   }
 }
 
