@@ -55,10 +55,11 @@ void Engine::BatchThread::hidden(int i, int n0, int n, bool keep_gate) {
     const RowLayout& layout = mlp_layout(layer);
     const NestedMlp& parts = layer.parts;
     uint8_t* joined = reinterpret_cast<uint8_t*>(w.joined.floats());
-    for (int r = 0; parts.cut() && r < n; ++r) {
-      uint8_t* codes = joined + size_t(r) * layout.code_bytes;
-      join_parts(parts, n0 + r, part, codes);
-      if (leading_bits && n0 + r < e.own_neurons()) keep_leading(layout, leading_bits, codes);
+    for (int r = 0; parts.cut() && r < n; r += kTileRows) {
+      join_parts(parts, (n0 + r) / kTileRows, least(n - r, kTileRows), part, joined + size_t(r) * layout.code_bytes);
+    }
+    for (int r = 0; parts.cut() && leading_bits && r < n && n0 + r < e.own_neurons(); ++r) {
+      keep_leading(layout, leading_bits, joined + size_t(r) * layout.code_bytes);
     }
     const auto row_at = [&](int r) {
       if (!layer.nested) return layer.mlp.row(n0 + r, part);

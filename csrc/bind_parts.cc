@@ -2,6 +2,7 @@
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 
+#include <algorithm>
 #include <cstring>
 #include <stdexcept>
 #include <vector>
@@ -95,14 +96,14 @@ void bind_parts(nb::module_& m) {
         const int count = int(out.shape(0)), dots = int(out.shape(1)), d = int(out.shape(2));
         const RowLayout layout = layout_of("int8", d, dots);
         const NestedMlp mlp = nested_view(layout, dots, count, leading, lead, rest);
-        std::vector<uint8_t> codes(layout.code_bytes);
-        for (int i = 0; i < count; ++i) {
-          for (int r = 0; r < dots; ++r) {
-            join_parts(mlp, i, r, codes.data());
-            int8_t* to = out.data() + (size_t(i) * size_t(dots) + size_t(r)) * size_t(d);
-            for (int o = 0; o < layout.padded; ++o) {
-              if (layout.natural(o) < d) to[layout.natural(o)] = int8_t(codes[size_t(o)]);
-            }
+        std::vector<uint8_t> codes(layout.code_bytes * kTileRows);
+        for (int i = 0; i < count * dots; ++i) {
+          const int neuron = i / dots, row = i % dots, lane = neuron % kTileRows, first = neuron - lane;
+          join_parts(mlp, first / kTileRows, std::min(count - first, kTileRows), row, codes.data());
+          int8_t* to = out.data() + size_t(i) * size_t(d);
+          for (int o = 0; o < layout.padded; ++o) {
+            const size_t at = size_t(lane) * layout.code_bytes + size_t(o);
+            if (layout.natural(o) < d) to[layout.natural(o)] = int8_t(codes[at]);
           }
         }
       },

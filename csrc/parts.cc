@@ -62,12 +62,27 @@ void copy_row(const RowLayout& layout, const Row& from, const Row& to) {
   std::memcpy(writable(to.scales), from.scales, layout.scale_bytes);
 }
 
+// codes |= the fields of a vector of bytes, those of even bytes, then those of odd ones: in a form that compilers make
+// vectors of.
+void add_vector(const uint8_t* __restrict source, int shift, int mask, int back, uint8_t* __restrict codes) {
+  const auto fields = uint16_t(mask * 0x101);
+  uint16_t pairs[kVector / 2];
+  std::memcpy(pairs, source, sizeof pairs);
+  for (uint16_t& pair : pairs) pair = uint16_t((pair >> shift & fields) << back);
+  for (int i = 0; i < kVector / 2; ++i) codes[i] |= uint8_t(pairs[i]);
+  for (int i = 0; i < kVector / 2; ++i) codes[kVector / 2 + i] |= uint8_t(pairs[i] >> 8);
+}
+
 // codes |= the planes of `c`
 void gather(const RowLayout& layout, Codec c, const uint8_t* from, uint8_t* codes) {
   const Planes all = planes_of(c);
   for (int p = 0; p < all.count; ++p) {
     const int back = all.plane[p].shift, mask = (1 << all.plane[p].bits) - 1;
     each_run(layout, c, p, [&](int first, int stride, size_t byte, int shift, int n) {
+      if (n == kVector / 2) {  // nearly all
+        if (byte % 2 == 0) add_vector(from + byte, shift, mask, back, codes + first);
+        return;
+      }
       for (int i = 0; i < n; ++i) {
         codes[first + i] = uint8_t(codes[first + i] | (from[byte + size_t(i * stride)] >> shift & mask) << back);
       }
@@ -106,16 +121,20 @@ void leading_parts(const Bundles& from, int bundle, const Tiles& to) {
   for (int r = 0; r < from.rows; ++r) put_in_tile(to, bundle * from.rows + r, 0, from.row(bundle, r));
 }
 
-void join_parts(const NestedMlp& mlp, int neuron, int row, uint8_t* codes) {
+void join_parts(const NestedMlp& mlp, int tile, int n, int row, uint8_t* codes) {
   const RowLayout& layout = mlp.lead.layout;
-  take_from_tile(mlp.lead, neuron, row, codes);
-  gather(layout, mlp.low.layout.codec, mlp.low.row(neuron, row).codes, codes);
-  for (int i = 0; i < layout.padded; ++i) codes[i] ^= 128u;
+  const int padded = layout.padded;  // bytes that are written could be those of `layout`, for all that compilers know
+  take_tile(mlp.lead, tile, n, row, codes, layout.code_bytes);
+  for (int r = 0; r < n; ++r) {
+    uint8_t* of_row = codes + size_t(r) * layout.code_bytes;
+    gather(layout, mlp.low.layout.codec, mlp.low.row(tile * kTileRows + r, row).codes, of_row);
+    for (int i = 0; i < padded; ++i) of_row[i] ^= 128u;
+  }
 }
 
 void keep_leading(const RowLayout& layout, int bits, uint8_t* codes) {
-  const int middle = 1 << (7 - bits), known = -2 * middle;
-  for (int i = 0; i < layout.padded; ++i) codes[i] = uint8_t((codes[i] & known) | middle);
+  const int middle = 1 << (7 - bits), known = -2 * middle, padded = layout.padded;
+  for (int i = 0; i < padded; ++i) codes[i] = uint8_t((codes[i] & known) | middle);
 }
 
 }  // namespace dejavu

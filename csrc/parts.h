@@ -41,8 +41,9 @@ struct NestedMlp {
 void split_bundle(const Bundles& from, int bundle, const NestedMlp& mlp);
 // The leading bits of every row of bundle `bundle` of int8 rows; the rows of `to` are those of all bundles.
 void leading_parts(const Bundles& from, int bundle, const Tiles& to);
-// The codes of row `row` of an int8 neuron, stored order, from its parts; `padded` bytes.
-void join_parts(const NestedMlp& mlp, int neuron, int row, uint8_t* codes);
+// The codes of row `row` of the first n int8 neurons of a tile, stored order, from their parts; n <= kTileRows, each row
+// `code_bytes` behind the one before.
+void join_parts(const NestedMlp& mlp, int tile, int n, int row, uint8_t* codes);
 
 // Of the codes of an int8 row its leading bits, and the middle of what these leave open.
 void keep_leading(const RowLayout& layout, int bits, uint8_t* codes);

@@ -27,6 +27,19 @@ uint32_t load_quad(const uint8_t* p) {
   return quad;
 }
 
+// Quad q of a group for all rows of a tile: the leading bits at their place in unsigned codes.
+void load_quads(int bits, const uint8_t* group, int q, uint32_t* quads) {
+  const bool two = bits == 3;  // higher bits lie two by two, or four by four
+  const uint8_t *high = group + (two ? q / 4 : q / 2) * 64, *lowest = group + (bits - 1) * 64;
+  const int shift = two ? q % 4 * 2 : q % 2 * 4;
+  const uint32_t mask = kEach * (two ? 3u : 15u);
+  for (int lane = 0; lane < kTileRows; ++lane) {
+    uint32_t quad = load_quad(high + 4 * lane) >> shift & mask;
+    if (bits != 4) quad = quad << 1 | (load_quad(lowest + 4 * lane) >> q & kEach);
+    quads[lane] = quad << (8 - bits);
+  }
+}
+
 void add_quad(uint8_t* p, uint32_t bits) {
   const uint32_t quad = load_quad(p) | bits;
   std::memcpy(p, &quad, 4);
@@ -57,16 +70,33 @@ void put_in_tile(const Tiles& to, int neuron, int row, const Row& from) {
   }
 }
 
-void take_from_tile(const Tiles& from, int neuron, int row, uint8_t* codes) {
-  const uint8_t* tile = from.tile(neuron / kTileRows, row);
-  each_quad(from, neuron % kTileRows, [&](size_t at, int q, int place, int other) {
-    uint32_t quad = from.bits == 3 ? load_quad(tile + at + size_t(q / 4) * 64) >> (q % 4 * 2) & kEach * 3
-                                   : load_quad(tile + at + size_t(q / 2) * 64) >> (q % 2 * 4) & kEach * 15;
-    if (from.bits != 4) quad = quad << 1 | (load_quad(tile + at + size_t(from.bits - 1) * 64) >> q & kEach);
-    quad <<= 8 - from.bits;
-    std::memcpy(codes + place, &quad, 2);
-    std::memcpy(codes + other, reinterpret_cast<const uint8_t*>(&quad) + 2, 2);
-  });
+void take_tile(const Tiles& from, int tile, int n, int row, uint8_t* codes, size_t stride) {
+  const RowLayout& layout = from.layout;
+  const uint8_t* base = from.tile(tile, row);
+  const auto group = [&](int g) { return base + size_t(g) * size_t(from.bits) * 64; };
+  uint32_t quads[kBlockGroups][kTileRows];
+  for (int b = 0; b < layout.blocks; ++b) {
+    for (int q = 0; q < kQuads; ++q) {
+      for (int g = 0; g < kBlockGroups; ++g) load_quads(from.bits, group(b * kBlockGroups + g), q, quads[g]);
+      for (int lane = 0; lane < n; ++lane) {  // pair u of group g lies at place u * 16 + g
+        uint16_t first[kBlockGroups], second[kBlockGroups];
+        for (int g = 0; g < kBlockGroups; ++g) {
+          first[g] = uint16_t(quads[g][lane]), second[g] = uint16_t(quads[g][lane] >> 16);
+        }
+        uint8_t* to = codes + size_t(lane) * stride + size_t(b * kBlock + 4 * q * kBlockGroups);
+        std::memcpy(to, first, sizeof first);
+        std::memcpy(to + sizeof first, second, sizeof second);
+      }
+    }
+  }
+  for (int g = layout.blocks * kBlockGroups; g < layout.groups; ++g) {
+    for (int q = 0; q < kQuads; ++q) {
+      load_quads(from.bits, group(g), q, quads[0]);
+      for (int lane = 0; lane < n; ++lane) {
+        std::memcpy(codes + size_t(lane) * stride + size_t(g * kGroup + 4 * q), &quads[0][lane], 4);
+      }
+    }
+  }
 }
 
 }  // namespace dejavu

@@ -41,7 +41,8 @@ struct Tiles {
 
 // Writes the leading bits of an int8 row as row `row` of neuron `neuron`; the memory behind must be zero.
 void put_in_tile(const Tiles& to, int neuron, int row, const Row& from);
-// The leading bits of a row, at their place in its unsigned codes, the other bits zero; stored order, `padded` bytes.
-void take_from_tile(const Tiles& from, int neuron, int row, uint8_t* codes);
+// The leading bits of row `row` of the first n neurons of a tile, at their place in unsigned codes, the other bits zero;
+// stored order, `padded` bytes each, `stride` apart.
+void take_tile(const Tiles& from, int tile, int n, int row, uint8_t* codes, size_t stride);
 
 }  // namespace dejavu

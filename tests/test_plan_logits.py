@@ -54,23 +54,16 @@ def command(folder: Path, plan: str, output: Path, *more: str, text: str = "text
     return ["plan", "logits", str(folder / plan), str(folder / "model"), *options, "--json", *more]
 
 
-@pytest.mark.parametrize(("options", "bits"), [((), 4), (("--bits", "3"), 3)])
 def test_adds_the_mean_and_says_the_cost(
-    folder: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-    options: tuple[str, ...],
-    bits: int,
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(logits, "CALIBRATION_TOKENS", 1000)
-    assert run(command(folder, "plan", tmp_path / "out", "--exact", "20", *options)) == 0
+    assert run(command(folder, "plan", tmp_path / "out", "--exact", "20")) == 0
     told = json.loads(capsys.readouterr().out)
     before, after = (AccessPlan.load(path) for path in (folder / "plan", tmp_path / "out"))
     sketch = after.vocabulary
     assert isinstance(sketch, VocabularySketch)
-    assert (sketch.bits, sketch.exact, after.name) == (bits, 20, before.name)
-    assert told["bits"] == bits
+    assert (sketch.bits, sketch.exact, after.name) == (4, 20, before.name)
     assert told["cost"] == after.evidence["vocabulary"]["cost"] == pytest.approx(1, abs=0.05)
     model = open_model(folder / "model")
     reference = ReferenceExecutor(model.config, model.weights, codec="int8")

@@ -96,14 +96,10 @@ def logits(
         typer.Option(help=f"{options.TEXT_HELP}; may be repeated."),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the new plan.")],
-    bits: Annotated[
-        int,
-        typer.Option(min=3, max=4, help="Leading bits that are read of all rows: 3 are faster, 4 closer."),
-    ] = 4,
     exact: Annotated[
         int | None,
         typer.Option(
-            min=1, help="So many of the best logits are exact; default: 2048, or all of a smaller vocabulary."
+            min=1, help="So many of the best logits are exact; default: 1024, or all of a smaller vocabulary."
         ),
     ] = None,
     verify_tokens: Annotated[int, typer.Option(min=64, help="Held-out text, for the cost.")] = 10_000,
@@ -140,20 +136,14 @@ def logits(
     try:
         with stage_bars(quiet=json) as progress:
             found = sketch_logits(
-                subject,
-                loaded,
-                corpus,
-                bits=bits,
-                exact=exact,
-                verify_tokens=verify_tokens,
-                progress=progress,
+                subject, loaded, corpus, exact=exact, verify_tokens=verify_tokens, progress=progress
             )
     finally:
         subject.close()
     found.save(output)
     told = found.evidence["vocabulary"]
     if json:
-        print_json({"plan": str(output), "bits": bits, "exact": exact, **told})
+        print_json({"plan": str(output), "exact": exact, **told})
         return
     print(
         f"Perplexity on {told['verification']} held-out tokens becomes {told['cost']:.4f} times what it was."

@@ -31,10 +31,10 @@ CALIBRATION_TOKENS = 16_384
 MIN_TOKENS = 1024
 """Shortest text that they are taken over."""
 BITS = 4
-"""Leading bits that are read of all rows unless the user says otherwise."""
+"""Leading bits that are read of all rows."""
 DIRECTIONS = 32
 """A group of their codes: what rows miss along so many directions takes as much memory as 32 weights of each."""
-EXACT = 2048
+EXACT = 1024
 """Logits that are exact unless the user says otherwise, or there are fewer."""
 _ROWS = 4096  # of the head at once
 
@@ -44,7 +44,6 @@ def sketch_logits(
     plan: AccessPlan | None,
     corpus: Corpus,
     *,
-    bits: int = BITS,
     exact: int,
     verify_tokens: int,
     progress: Progress,
@@ -59,7 +58,6 @@ def sketch_logits(
         subject: the model, nested as the plan needs it; its executor is left dense.
         plan: is for this model; None: one that is dense but for the logits.
         corpus: the text.
-        bits: leading bits that are read of all rows.
         exact: how many of the best logits are exact.
         verify_tokens: of held-out text.
         progress: told of the stages.
@@ -98,11 +96,11 @@ def sketch_logits(
     variances, components = np.linalg.eigh(products / tokens - np.outer(mean, mean))  # rising; columns
     directions = components[:, ::-1][:, :DIRECTIONS].T.astype(np.float32)  # [J, E]
     sketch = VocabularySketch(
-        bits=bits,
+        bits=BITS,
         exact=exact,
         mean=mean.astype(np.float32),
         directions=directions,
-        missing=_missing(subject, directions, bits),
+        missing=_missing(subject, directions),
     )
     found = dataclasses.replace(plan, vocabulary=sketch)
     progress.start("cost", 2 * sum(document.scored for document in held_out))
@@ -122,12 +120,12 @@ def sketch_logits(
     return dataclasses.replace(found, evidence={**plan.evidence, "vocabulary": evidence})
 
 
-def _missing(subject: Subject, directions: NDArray[np.float32], bits: int) -> NDArray[np.float32]:
-    """What the leading `bits` of the head's rows miss along `directions` [J, E]: [V, J]."""
+def _missing(subject: Subject, directions: NDArray[np.float32]) -> NDArray[np.float32]:
+    """What the leading bits of the head's rows miss along `directions` [J, E]: [V, J]."""
     config, weights = subject.opened.config, subject.opened.weights
     name, found = "embed.weight" if config.tied_head else "head.weight", []
     for start in range(0, config.vocab_size, _ROWS):
         rows = weights.read(name, start, min(start + _ROWS, config.vocab_size))
         encoded = encode(embed_codec(subject.codec), rows)
-        found.append((decode(encoded) - estimate(encoded, bits)) @ directions.T)
+        found.append((decode(encoded) - estimate(encoded, BITS)) @ directions.T)
     return np.concatenate(found)
