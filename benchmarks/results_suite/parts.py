@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 CODECS = ("bf16", "int8", "int4")
-PLANS = ("0.5", "0.4")
-"""Densities of the sketches of the model."""
+PLANS = {"bits": "model/plan-0.5", "bits-logits": "model/logits-0.5"}
+"""Of the model, without any training: five bits as values at density .5, and with logits from leading bits too."""
 TEXTS = "data/heldout.jsonl", "data/moby_dick.txt"
 TRAINING = "data/calibration.jsonl"
 DISTANCES = (0, 1, 2)
@@ -32,6 +32,7 @@ class Scale:
     shape_bench: str = "-p 128 -n 32 -r 5"
     analyze: str = ""
     train: str = ""
+    logits: str = ""
     predictors: str = "--rank 128 --tokens 1000000"
     """The paper has 400,000 tokens; a model of this width needs more."""
     selectors: str = (
@@ -67,6 +68,7 @@ TOY = Scale(
     shape_bench="-p 16 -n 4 -r 2",
     analyze="--tokens 512",
     train="--search-tokens 64 --verify-tokens 64",
+    logits="--verify-tokens 64",
     predictors="--rank 8 --tokens 1024 --search-tokens 64 --verify-tokens 64",
     selectors="--selectors oracle,sketch4 --densities .5,.3 --at oracle=.5 "
     "--calibration-tokens 600 --agreement-tokens 100",
@@ -144,12 +146,13 @@ def _part(
 
 
 def _plans(scale: Scale, model: str) -> list[Part]:
-    train = f"dejavu train {model} --text {TRAINING} --selector sketch --uniform --codec int8 {scale.train}"
-    names = {f"model/plan-{density}": density for density in PLANS}
-    return [
-        _part(name, f"{train} --density {density} -o {name}", 3, result=name)
-        for name, density in names.items()
-    ]
+    bits, logits = PLANS.values()
+    train = (
+        f"dejavu train {model} --text {TRAINING} --density 0.5 --selector sketch --bits 5 --values leading "
+        f"--codec int8 {scale.train} -o {bits}"
+    )
+    more = f"dejavu plan logits {bits} {model} --text {TRAINING} {scale.logits} -o {logits}"
+    return [_part(bits, train, 8, result=bits), _part(logits, more, 2, bits, result=logits)]
 
 
 def _eval(scale: Scale, name: str, options: str, more: str, minutes: float, *after: str) -> Part:
@@ -171,11 +174,13 @@ def _analysis(scale: Scale, name: str, model: str, minutes: float, *after: str) 
 
 
 def _judged(scale: Scale, name: str, model: str) -> list[Part]:
-    plans = [f"{name}/plan-{density}" for density in PLANS]
+    plans = list(PLANS.values())
     dense = " ".join(f"--codec {codec}" for codec in ("f32", "int8", "int4"))
     return [
         _eval(scale, f"{name}/eval-dense", model, dense, 40),
-        _eval(scale, f"{name}/eval-plans", model, f"--codec int8 --plan off --plan {plans[0]}", 30, plans[0]),
+        _eval(
+            scale, f"{name}/eval-plans", model, f"--codec int8 --plan off --plan {plans[-1]}", 30, plans[-1]
+        ),
         _bench(f"{name}/bench-dense", f"{model} --codec {','.join(CODECS)} {scale.bench}", 6),
         _bench(
             f"{name}/bench-plans",
@@ -225,7 +230,7 @@ def _selectors(scale: Scale, model: str) -> list[Part]:
 
 
 def _frontier(scale: Scale, model: str, adapted: Sequence[str]) -> Part:
-    plans = [f"sketch-{density}=model/plan-{density}" for density in PLANS]
+    plans = [f"{name}={plan}" for name, plan in PLANS.items()]
     for plan in adapted:
         name = plan.replace("gentler/", "adapted-") if plan.startswith("gentler/") else "adapted"
         plans.append(f"{name}=adapted-model/{plan}@adapted-model")
@@ -243,7 +248,7 @@ def _frontier(scale: Scale, model: str, adapted: Sequence[str]) -> Part:
         ),
         30,
         "model/frontier.jsonl",
-        tuple(f"model/plan-{density}" for density in PLANS),
+        tuple(PLANS.values()),
     )
 
 
