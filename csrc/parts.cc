@@ -124,7 +124,7 @@ void leading_parts(const Bundles& from, int bundle, const Tiles& to) {
 void join_parts(const NestedMlp& mlp, int tile, int n, int row, uint8_t* codes) {
   const RowLayout& layout = mlp.lead.layout;
   const int padded = layout.padded;  // bytes that are written could be those of `layout`, for all that compilers know
-  take_tile(mlp.lead, tile, n, row, codes, layout.code_bytes);
+  take_tile(mlp.lead, tile, n, row, codes);
   for (int r = 0; r < n; ++r) {
     uint8_t* of_row = codes + size_t(r) * layout.code_bytes;
     gather(layout, mlp.low.layout.codec, mlp.low.row(tile * kTileRows + r, row).codes, of_row);

@@ -41,8 +41,8 @@ struct NestedMlp {
 void split_bundle(const Bundles& from, int bundle, const NestedMlp& mlp);
 // The leading bits of every row of bundle `bundle` of int8 rows; the rows of `to` are those of all bundles.
 void leading_parts(const Bundles& from, int bundle, const Tiles& to);
-// The codes of row `row` of the first n int8 neurons of a tile, stored order, from their parts; n <= kTileRows, each row
-// `code_bytes` behind the one before.
+// The codes of row `row` of the first n int8 neurons of a tile, stored order, from their parts; n <= kTileRows, each
+// row `code_bytes` behind the one before.
 void join_parts(const NestedMlp& mlp, int tile, int n, int row, uint8_t* codes);
 
 // Of the codes of an int8 row its leading bits, and the middle of what these leave open.

@@ -70,8 +70,9 @@ void put_in_tile(const Tiles& to, int neuron, int row, const Row& from) {
   }
 }
 
-void take_tile(const Tiles& from, int tile, int n, int row, uint8_t* codes, size_t stride) {
+void take_tile(const Tiles& from, int tile, int n, int row, uint8_t* codes) {
   const RowLayout& layout = from.layout;
+  const size_t stride = layout.code_bytes;
   const uint8_t* base = from.tile(tile, row);
   const auto group = [&](int g) { return base + size_t(g) * size_t(from.bits) * 64; };
   uint32_t quads[kBlockGroups][kTileRows];

@@ -41,8 +41,8 @@ struct Tiles {
 
 // Writes the leading bits of an int8 row as row `row` of neuron `neuron`; the memory behind must be zero.
 void put_in_tile(const Tiles& to, int neuron, int row, const Row& from);
-// The leading bits of row `row` of the first n neurons of a tile, at their place in unsigned codes, the other bits zero;
-// stored order, `padded` bytes each, `stride` apart.
-void take_tile(const Tiles& from, int tile, int n, int row, uint8_t* codes, size_t stride);
+// The leading bits of row `row` of the first n neurons of a tile, at their place in unsigned codes, the other bits
+// zero; stored order, each row `code_bytes` behind the one before.
+void take_tile(const Tiles& from, int tile, int n, int row, uint8_t* codes);
 
 }  // namespace dejavu
