@@ -97,13 +97,15 @@ void bind_parts(nb::module_& m) {
         const RowLayout layout = layout_of("int8", d, dots);
         const NestedMlp mlp = nested_view(layout, dots, count, leading, lead, rest);
         std::vector<uint8_t> codes(layout.code_bytes * kTileRows);
-        for (int i = 0; i < count * dots; ++i) {
-          const int neuron = i / dots, row = i % dots, lane = neuron % kTileRows, first = neuron - lane;
-          join_parts(mlp, first / kTileRows, std::min(count - first, kTileRows), row, codes.data());
-          int8_t* to = out.data() + size_t(i) * size_t(d);
-          for (int o = 0; o < layout.padded; ++o) {
-            const size_t at = size_t(lane) * layout.code_bytes + size_t(o);
-            if (layout.natural(o) < d) to[layout.natural(o)] = int8_t(codes[at]);
+        for (int i = 0; i < mlp.lead.tiles() * dots; ++i) {
+          const int tile = i / dots, row = i % dots, first = tile * kTileRows, n = std::min(count - first, kTileRows);
+          join_parts(mlp, tile, n, row, codes.data());
+          for (int r = 0; r < n; ++r) {
+            int8_t* to = out.data() + (size_t(first + r) * size_t(dots) + size_t(row)) * size_t(d);
+            const uint8_t* from = codes.data() + size_t(r) * layout.code_bytes;
+            for (int o = 0; o < layout.padded; ++o) {
+              if (layout.natural(o) < d) to[layout.natural(o)] = int8_t(from[o]);
+            }
           }
         }
       },

@@ -63,7 +63,7 @@ struct RowKernels {
   // out[i] = row(bundle, first + i) . x for i < n; what lies beyond the bundle's last row are the next bundles' rows
   void (*dot)(const Bundles&, int bundle, int first, int n, const void* input, float* out);
   // outputs[t] += sum over i < n, r < rows of coefficients[t][i * rows + r] * row(list[i], r), with all rows of each
-  // bundle of a list; stored order. The bits are those of a call for each bundle in turn.
+  // bundle of a list; stored order. The coefficients of a bundle are rounded apart from the others'.
   void (*axpy)(const Bundles&, const int32_t* list, int n, const float* const* coefficients, int tokens,
                float* const* outputs);
   // A whole MLP over a list of neurons: dots, activation, axpys, bundle by bundle.

@@ -62,13 +62,20 @@ def test_axpy(isa: str, codec: str, width: int, rows: int) -> None:
     data, plain = packed(codec, w), decoded(codec, w).astype(np.float64)
     for chosen in ([0], [2, 0], [0, 1, 2], [1, 1], []):
         listed = np.array(chosen, np.int32)
-        c = np.random.default_rng(2).standard_normal((1, len(chosen) * rows)).astype(np.float32)
+        c = np.random.default_rng(2).standard_normal((1, len(chosen), rows)).astype(np.float32)
+        c[:, 1:] *= 100  # which would round away those of the first bundle, were they rounded together
+        c = c.reshape(1, -1)
         y = np.linspace(-1, 1, width, dtype=np.float32)[None].copy()
         read = plain[listed].reshape(-1, width)
         expected = y + c @ read
         limit = TOLERANCES["axpy"] * (1 + np.abs(c) @ np.abs(read)).max()
+        apart = y.copy()
         _core.axpy(isa, codec, data, rows, listed, c, y)
         assert (np.abs(y - expected) <= limit).all()
+        for i in range(len(chosen)):
+            part = np.ascontiguousarray(c[:, i * rows : (i + 1) * rows])
+            _core.axpy(isa, codec, data, rows, listed[i : i + 1], part, apart)
+        assert np.abs(y - apart).max() <= limit * TOLERANCES["axpy_bundles"] / TOLERANCES["axpy"]
 
 
 def act(name: str, x: np.ndarray) -> np.ndarray:
