@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import shutil
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,7 @@ import pytest
 
 from dejavu import LLM, SamplingParams, codecs
 from dejavu.cli.app import run
-from dejavu.conversion import convert_to_delta
+from dejavu.conversion import convert_to_delta, convert_to_share
 from dejavu.errors import InputError, ModelFormatError, PlanError
 from dejavu.models.delta import ARRAYS_NAME, DELTA_NAME, GROUP, decode, encode
 from dejavu.models.folder_writer import write_folder
@@ -273,7 +274,7 @@ def test_info_says_what_it_is_of_and_names_its_plans(
     assert run(["info", str(delta), "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     size = (delta / ARRAYS_NAME).stat().st_size
-    assert told["delta"] == {"base": str(base), "bytes": size}
+    assert told["delta"] == {"base": str(base), "bytes": size, "share": None}
     assert told["plans"] == [
         {"place": "plan", "name": "own", "density": 0.251, "codec": "int8"},
         {"place": "gentler/0.5", "name": "own", "density": None, "codec": None},
@@ -282,3 +283,73 @@ def test_info_says_what_it_is_of_and_names_its_plans(
     shown = capsys.readouterr().out
     assert f"delta of {base}, {human_bytes(size)}" in shown
     assert "--plan plan (own, 25% of the neurons, int8); --plan gentler/0.5 (own)" in shown
+
+
+def test_a_share_goes_part_of_the_way(base: Path, delta: Path, tmp_path: Path) -> None:
+    """Of one delta, and of a share of it; its fingerprint is its own."""
+    convert_to_share(delta, tmp_path / "half", 0.5, str(delta))
+    convert_to_share(tmp_path / "half", tmp_path / "quarter", 0.5, str(tmp_path / "half"))
+    convert_to_share(delta, tmp_path / "all", 1.0, str(delta))
+    models = [
+        open_model(path) for path in (base, delta, tmp_path / "half", tmp_path / "quarter", tmp_path / "all")
+    ]
+    original, full, half, quarter, everything = (model.weights for model in models)
+    assert len({w.fingerprint for w in (original, full, half, quarter)}) == 4
+    for name in original.names():
+        before, after = original.read(name), full.read(name)
+        for weights, share in ((half, 0.5), (quarter, 0.25), (everything, 1.0)):
+            found = weights.read(name)
+            np.testing.assert_allclose(found, before + share * (after - before), atol=1e-6)
+            if found.ndim == 2:
+                np.testing.assert_array_equal(weights.read_columns(name, 0, found.shape[1]), found)
+    for model in models:
+        model.close()
+    with LLM.from_pretrained(str(tmp_path / "half"), codec="f32", cache=False, threads=1) as llm:
+        assert len(llm.generate("the cat", SamplingParams(max_tokens=4, ignore_eos=True)).text) > 0
+
+
+def test_shares_that_are_refused(base: Path, delta: Path, tmp_path: Path) -> None:
+    for share in (0.0, -0.5, 1.01, math.nan, math.inf):
+        with pytest.raises(InputError, match="a share of"):
+            convert_to_share(delta, tmp_path / "x", share, str(delta))
+    with pytest.raises(InputError, match="is not a delta"):
+        convert_to_share(base, tmp_path / "x", 0.5, str(base))
+    assert not (tmp_path / "x").exists()
+    convert_to_share(delta, tmp_path / "half", 0.5, str(delta))
+    with pytest.raises(InputError, match="exists"):
+        convert_to_share(delta, tmp_path / "half", 0.5, str(delta))
+    record = json.loads((tmp_path / "half" / DELTA_NAME).read_text())
+    opened = open_model(base)
+    of_base = {"base": str(base), "fingerprint": opened.weights.fingerprint}
+    opened.close()
+    for change, message in (
+        ({"fingerprint": "0" * 64}, "is for other weights"),
+        (of_base, "is not a delta"),
+        *(({"share": share}, "the share is") for share in (0, 2, -0.1, "0.5", True, None, math.nan, [0.5])),
+    ):
+        (tmp_path / "half" / DELTA_NAME).write_text(json.dumps(record | change))
+        with pytest.raises(ModelFormatError, match=message):
+            open_model(tmp_path / "half")
+
+
+def test_shares_on_the_command_line(
+    base: Path, delta: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    half = tmp_path / "half"
+    assert run(["convert", str(delta), "--share", "0.5", "-o", str(half), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["bytes"] < 1000
+    assert run(["info", str(half), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["delta"] == {"base": str(delta), "bytes": 0, "share": 0.5}
+    assert run(["info", str(half)]) == 0
+    assert f"0.5 of the delta {delta}; with both bases" in capsys.readouterr().out
+    assert run(["convert", str(half), "-o", str(tmp_path / "whole"), "--json"]) == 0
+    whole, opened = open_model(tmp_path / "whole"), open_model(half)
+    for name in opened.weights.names():
+        np.testing.assert_array_equal(whole.weights.read(name), opened.weights.read(name))
+    for model in (whole, opened):
+        model.close()
+    for more in (["--force"], ["--codec", "f16"], ["--format", "delta"], ["--base", str(base)]):
+        command = ["convert", str(delta), "--share", "0.5", "-o", str(tmp_path / "x"), *more]
+        assert run(command) == InputError.exit_code
+    assert run(["convert", str(base), "--share", "0.5", "-o", str(tmp_path / "x")]) == InputError.exit_code
+    capsys.readouterr()

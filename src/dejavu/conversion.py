@@ -11,7 +11,7 @@ from dejavu.codecs import encode
 from dejavu.environment import folder_bytes
 from dejavu.errors import InputError
 from dejavu.gguf_tokenizer_writer import tokenizer_metadata
-from dejavu.models.delta import write_delta
+from dejavu.models.delta import write_delta, write_share
 from dejavu.models.folder_files import TEXT_FILES, copy_texts
 from dejavu.models.folder_writer import FLOAT_CODECS, write_folder
 from dejavu.models.gguf_writer import GGUF_CODECS, write_gguf
@@ -159,6 +159,31 @@ def convert_to_delta(
     finally:
         original.close()
         adapted.close()
+    return Converted(target, "delta", "ternary", _size(target))
+
+
+def convert_to_share(source: Path, target: Path, share: float, name: str) -> Converted:
+    """Write the model that goes only a share of the way that a delta goes; see `dejavu.models.delta`.
+
+    Plans do not come along: their thresholds are for other weights.
+
+    Args:
+        source: the delta, as `resolve` returned it.
+        target: the folder to write.
+        share: of the way, within (0, 1].
+        name: of the delta; whoever opens the share needs it to be that name of the same delta.
+
+    Raises:
+        InputError: something lies at `target`, its name says another format, the model is no delta, or no such share
+            exists.
+        DejavuError: as `convert`.
+    """
+    _check_name(target, "delta")
+    delta = open_model(source)
+    try:
+        write_share(target, delta.weights, share, name=name)
+    finally:
+        delta.close()
     return Converted(target, "delta", "ternary", _size(target))
 
 

@@ -86,7 +86,9 @@ class DeltaFacts:
     base: str
     """Its name, as `sources.resolve` takes it."""
     bytes: int
-    """Size of the file of the delta."""
+    """Size of the file of the delta; 0: it has none, being a share of its base."""
+    share: float | None = None
+    """How far it goes, of the way that its base goes, which is a delta then."""
 
 
 @dataclass(frozen=True)
@@ -160,7 +162,10 @@ def describe_model(path: Path) -> ModelFacts:
 def _delta_facts(path: Path) -> DeltaFacts | None:
     if not (path / DELTA_NAME).is_file():
         return None
-    return DeltaFacts(read_delta(path)["base"], (path / ARRAYS_NAME).stat().st_size)
+    record = read_delta(path)
+    share = record.get("share")
+    size = (path / ARRAYS_NAME).stat().st_size if share is None else 0
+    return DeltaFacts(record["base"], size, share)
 
 
 def _plan_facts(place: Path, plan: AccessPlan) -> OwnPlan:

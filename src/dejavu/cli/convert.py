@@ -53,6 +53,12 @@ def convert(
             help="With --format delta: the model that MODEL was adapted from; by a name that others know."
         ),
     ] = None,
+    share: Annotated[
+        float | None,
+        typer.Option(
+            help="Of MODEL, a delta: the model that goes only this share of the way from its base, such as 0.5."
+        ),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a model that lies there.")] = False,
     offline: options.Offline = False,
     json: options.Json = False,
@@ -60,23 +66,26 @@ def convert(
     """Write a model as a folder in Hugging Face layout, or as a GGUF file, with tokenizer and chat template.
 
     Or, with --format delta, what makes an adapted model of its base, in under two bits per weight. A folder gets the
-    model's plans, too.
+    model's plans, too. Or, with --share, a few bytes that name a delta and how far to go.
     """
     from dejavu.cli.progress import make_progress
     from dejavu.conversion import convert as run
-    from dejavu.conversion import convert_to_delta
+    from dejavu.conversion import convert_to_delta, convert_to_share
     from dejavu.errors import InputError
     from dejavu.models.loading import fetch
 
     progress = make_progress(quiet=json)
     path = fetch(model, offline=offline or None, progress=progress)
+    if share is not None and (format is not None or base is not None):
+        raise InputError("--share makes of a delta what names it", fix="leave --format and --base away")
     if (format is FormatName.delta) != (base is not None):
         raise InputError("--format delta and --base MODEL belong together")
+    if (base is not None or share is not None) and (codec is not None or force):
+        raise InputError("a delta has one codec, and replaces nothing", fix="leave --codec and --force away")
+    if share is not None:
+        _print(model, convert_to_share(path, out, share, model), json)
+        return
     if base is not None:
-        if codec is not None or force:
-            raise InputError(
-                "a delta has one codec, and replaces nothing", fix="leave --codec and --force away"
-            )
         origin = fetch(base, offline=offline or None, progress=progress)
         delta = convert_to_delta(path, out, base, origin, progress=progress)
         _print(model, delta, json)

@@ -9,7 +9,7 @@ from dejavu.cli import options
 from dejavu.cli.output import print_fields, print_json, print_table
 
 if TYPE_CHECKING:
-    from dejavu.inspection import ModelFacts, OwnPlan
+    from dejavu.inspection import DeltaFacts, ModelFacts, OwnPlan
 
 
 def info(
@@ -43,13 +43,9 @@ def _fields(facts: ModelFacts) -> dict[str, str]:
     else:
         ends = f"BOS {tokenizer['bos'] or 'none'}, EOS {tokenizer['eos'] or 'none'}"
         described = f"{tokenizer['vocab_size']} tokens, {ends}"
-    delta = facts.delta
     return {
         "path": str(facts.path),
-        "format": (
-            "" if delta is None else f"delta of {delta.base}, {human_bytes(delta.bytes)}; with its base "
-        )
-        + f"{facts.format}: {types} tensors",
+        "format": f"{_change(facts.delta)}{facts.format}: {types} tensors",
         "architecture": f"{config.family}, {config.activation}{', gated' if config.gated else ''}, "
         f"{config.norm} norm, {config.position} positions",
         "parameters": human_count(facts.parameters),
@@ -64,6 +60,17 @@ def _fields(facts: ModelFacts) -> dict[str, str]:
         "chat template": "yes" if tokenizer.get("chat_template") else "no",
         **({"plans": "; ".join(map(_plan, facts.plans))} if facts.plans else {}),
     }
+
+
+def _change(delta: DeltaFacts | None) -> str:
+    """What a model is of another one, before the format of that."""
+    from dejavu.units import human_bytes
+
+    if delta is None:
+        return ""
+    if delta.share is None:
+        return f"delta of {delta.base}, {human_bytes(delta.bytes)}; with its base "
+    return f"{delta.share:g} of the delta {delta.base}; with both bases "
 
 
 def _plan(plan: OwnPlan) -> str:

@@ -9,12 +9,18 @@ size as the scale, what is left is sum(d^2) - (sum of the k sizes)^2 / k; that k
 that are distributed normally 19% of the energy is left (Max 1960, three levels), and 36% by signs alone (BitDelta, Liu et
 al. 2024). All other tensors are the base's. `NAME.trits`: uint8 [rows, columns / 5], five trits, each plus one, as digits
 to the base 3, the first one the lowest; `NAME.scales`: float16 [rows, columns / 64]; both rounded up.
+
+A folder with a ``delta.json`` alone, which has a ``share`` and another delta as its base, goes only that share of the way:
+base + share * trit * scale. On text that is unlike what an adapted model has learned from, the middle of the way is often
+better than either end (WiSE-FT, Wortsman et al., CVPR 2022).
 """
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -96,13 +102,45 @@ def write_delta(
                 weights.release()
     finally:
         progress.finish()
-    record = {"schema": SCHEMA, "base": name, "fingerprint": base.fingerprint}
     with staged_folder(target) as folder:
-        (folder / DELTA_NAME).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        _write_record(folder, {"base": name, "fingerprint": base.fingerprint})
         with (folder / ARRAYS_NAME).open("wb") as stream:
             write_safetensors(stream, arrays)
         if add_files is not None:
             add_files(folder)
+
+
+def write_share(target: Path, delta: Weights, share: float, *, name: str) -> None:
+    """Write to the folder `target`, whole or not at all, what goes only a share of the way that a delta goes.
+
+    Args:
+        target: the folder to make.
+        delta: the weights of the delta.
+        share: of the way, within (0, 1].
+        name: of the delta, as `sources.resolve` takes it, on any machine.
+
+    Raises:
+        InputError: `target` exists, `delta` is none, or no such share exists.
+        CacheError: the disk is full, or the folder cannot be written.
+    """
+    if not isinstance(delta, DeltaWeights):
+        raise InputError(
+            f"{name} is not a delta, and has no way to go a share of",
+            fix="make one of it: dejavu convert MODEL --format delta --base BASE -o DELTA",
+        )
+    if not 0 < share <= 1:
+        raise InputError(
+            f"a share of {share}", fix="give one above 0 (the base) and up to 1 (all of the delta)"
+        )
+    if target.exists():
+        raise InputError(f"{target} exists", fix="give another place")
+    with staged_folder(target) as folder:
+        _write_record(folder, {"base": name, "fingerprint": delta.fingerprint, "share": share})
+
+
+def _write_record(folder: Path, values: dict[str, Any]) -> None:
+    text = json.dumps({"schema": SCHEMA, **values}, indent=1) + "\n"
+    (folder / DELTA_NAME).write_text(text, encoding="utf-8")
 
 
 def encode(difference: NDArray[np.float32]) -> tuple[NDArray[np.uint8], NDArray[np.float16]]:
@@ -154,11 +192,8 @@ class DeltaWeights(ChangedWeights):
     """
 
     def __init__(self, base: Weights, folder: Path, record: dict[str, Any]) -> None:
-        if base.fingerprint != record["fingerprint"]:
-            raise ModelFormatError(
-                f"{folder} is for other weights than those of {record['base']}",
-                fix=f"{FETCH_AGAIN}, and its base: a delta fits the very file that it was made of",
-            )
+        _check_base(base, folder, record)
+        self._share = 1.0
         self._delta = SafeTensors(folder / ARRAYS_NAME)
         super().__init__(base, self._delta)
         try:
@@ -183,10 +218,23 @@ class DeltaWeights(ChangedWeights):
                     f"{folder / ARRAYS_NAME}: {name} is {found.get(name)}; {wanted.get(name)} is needed"
                 )
 
+    def part_way(self, folder: Path, record: dict[str, Any]) -> DeltaWeights:
+        """The weights that go a share of the way, as the `delta.json` in `folder` says; closing either closes both.
+
+        Raises:
+            ModelFormatError: the share is of another delta.
+        """
+        _check_base(self, folder, record)
+        found = copy.copy(self)
+        found._share = self._share * record["share"]
+        return found
+
     @property
     def fingerprint(self) -> str:
-        """Of both."""
+        """Of both, and of the share."""
         both = f"{self._base.fingerprint}+{self._delta.fingerprint}"
+        if self._share != 1:
+            both += f"*{self._share!r}"
         return hashlib.sha256(both.encode()).hexdigest()
 
     def changes(self, name: str) -> bool:
@@ -199,7 +247,7 @@ class DeltaWeights(ChangedWeights):
         if not self.changes(name):
             return values
         trits, scales = self._arrays(name)
-        return values + decode(trits[start:stop], scales[start:stop], 0, self.shape(name)[1])
+        return values + self._scaled(decode(trits[start:stop], scales[start:stop], 0, self.shape(name)[1]))
 
     def read_columns(self, name: str, start: int, stop: int) -> NDArray[np.float32]:
         """See `Weights.read_columns`."""
@@ -207,7 +255,10 @@ class DeltaWeights(ChangedWeights):
         if not self.changes(name):
             return values
         trits, scales = self._arrays(name)
-        return values + decode(trits, scales, start, stop)
+        return values + self._scaled(decode(trits, scales, start, stop))
+
+    def _scaled(self, difference: NDArray[np.float32]) -> NDArray[np.float32]:
+        return difference if self._share == 1 else np.float32(self._share) * difference
 
     def _arrays(self, name: str) -> tuple[NDArray[np.uint8], NDArray[np.float16]]:
         return self._delta.read(f"{name}.trits"), self._delta.read(f"{name}.scales")
@@ -215,13 +266,25 @@ class DeltaWeights(ChangedWeights):
 
 def check_record(folder: Path, values: dict[str, Any]) -> dict[str, Any]:
     """`delta.json`, checked. Raises `ModelFormatError`."""
-    if set(values) != {"schema", "base", "fingerprint"} or values["schema"] != SCHEMA:
-        raise ModelFormatError(f"{folder / DELTA_NAME} is not of schema {SCHEMA}", fix="update dejavu")
+    place = folder / DELTA_NAME
+    if set(values) - {"share"} != {"schema", "base", "fingerprint"} or values["schema"] != SCHEMA:
+        raise ModelFormatError(f"{place} is not of schema {SCHEMA}", fix="update dejavu")
     if not all(
         isinstance(values[name], str) and len(values[name]) < 1000 for name in ("base", "fingerprint")
     ):
-        raise ModelFormatError(f"{folder / DELTA_NAME}: base and fingerprint are not texts")
+        raise ModelFormatError(f"{place}: base and fingerprint are not texts")
+    share = values.get("share", 1.0)
+    if type(share) not in (int, float) or not math.isfinite(share) or not 0 < share <= 1:
+        raise ModelFormatError(f"{place}: the share is {share!r}; a number above 0 and up to 1 is needed")
     return values
+
+
+def _check_base(base: Weights, folder: Path, record: dict[str, Any]) -> None:
+    if base.fingerprint != record["fingerprint"]:
+        raise ModelFormatError(
+            f"{folder} is for other weights than those of {record['base']}",
+            fix=f"{FETCH_AGAIN}, and its base: a delta fits the very file that it was made of",
+        )
 
 
 def _in_delta(name: str, shape: tuple[int, ...]) -> bool:

@@ -107,7 +107,7 @@ def _open(path: Path, above: tuple[Path, ...]) -> OpenModel:
     try:
         weights: Weights
         if kind == "delta":
-            weights = DeltaWeights(base.weights, path, read_delta(path))
+            weights = _delta(base.weights, path)
         else:
             weights = LoraWeights(base.weights, base.config, hf_layout(base), path, _read_adapter(path))
         return dataclasses.replace(base, weights=weights)
@@ -171,6 +171,18 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ModelFormatError(f"{path}: an object is needed")
     return values
+
+
+def _delta(base: Weights, folder: Path) -> DeltaWeights:
+    """`base` and the delta in `folder`; or a share of `base`, if that is a delta."""
+    record = read_delta(folder)
+    if "share" not in record:
+        return DeltaWeights(base, folder, record)
+    if not isinstance(base, DeltaWeights):
+        raise ModelFormatError(
+            f"{folder} is a share of {record['base']}, which is not a delta", fix="name a delta in it"
+        )
+    return base.part_way(folder, record)
 
 
 def read_delta(folder: Path) -> dict[str, Any]:
