@@ -67,7 +67,11 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=20_000)
     parser.add_argument("--codecs", default="bf16,int8,int4")
     parser.add_argument(
-        "--plans", nargs="*", default=[], metavar="NAME=PLAN[@MODEL]", help="run on int8 weights"
+        "--plans",
+        nargs="*",
+        default=[],
+        metavar="NAME=PLAN[@MODEL]",
+        help="run on int8 weights; of MODEL, in whose folder PLAN lies",
     )
     parser.add_argument("--peer-python", default=sys.executable, help="a Python that has llama-cpp-python")
     parser.add_argument("--peer-files", type=Path, default=Path("build/frontier"), help="where they are kept")
@@ -103,8 +107,8 @@ def ours(args: argparse.Namespace) -> dict[str, Callable[[], NativeExecutor]]:
         return NativeExecutor.load(path, codec=codec, threads=args.threads)
 
     def planned(plan: str, model: str) -> NativeExecutor:
-        loaded = AccessPlan.load(plan)
         where = resolve(model) if model else path
+        loaded = AccessPlan.load(where / plan if model else plan)
         executor = NativeExecutor.load(where, codec="int8", leading=loaded.leading, threads=args.threads)
         executor.set_plan(loaded)
         return executor

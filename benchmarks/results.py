@@ -1,6 +1,6 @@
 """Measure everything that docs/results.md shows, write its tables, and make the HTML pages.
 
-    python benchmarks/results.py --data DATA -o results/ [--adapted FOLDER] [--peer-python PYTHON]
+    python benchmarks/results.py --data DATA -o results/ [--peer-python PYTHON]
     python benchmarks/results.py --data DATA -o results/ --dry-run
     python benchmarks/results.py --data DATA -o results/ --only 'relu/*'
 
@@ -19,14 +19,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from results_suite.document import fill
-from results_suite.parts import FULL, TOY, Part, parts
+from results_suite.parts import ADAPTED, FULL, TOY, Part, parts
 from results_suite.reading import Reader
 from results_suite.running import DEJAVU, ROOT, Results
 from results_suite.selection import PICTURE, look_ahead_picture
 
 from dejavu.errors import DejavuError
 from dejavu.models.loading import fetch
-from dejavu.plan.choice import own_plans
+from dejavu.models.spec import SHIPPED
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -40,7 +40,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", type=Path, required=True, help="folder of texts and tasks")
     parser.add_argument("--output", "-o", type=Path, required=True, help="folder of results")
     parser.add_argument("--model", default="smollm2")
-    parser.add_argument("--adapted", type=Path, help="a folder of `dejavu adapt` of that model")
     parser.add_argument("--peer-python", type=Path, help="a Python that has llama-cpp-python")
     parser.add_argument(
         "--only", metavar="PATTERN", action="append", help="parts, with * and ?; may be repeated"
@@ -55,8 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     check_inputs(options)
     results, model = Results(folder, inputs(options)), model_name(options)
     scale = TOY if options.toy else FULL
-    adapted = [plan.as_posix() for plan in own_plans(options.adapted)] if options.adapted else []
-    known = parts(scale, model, adapted=adapted, peer=bool(options.peer_python))
+    known = parts(scale, model, peer=bool(options.peer_python))
     chosen = [
         part for part in known if not options.only or any(fnmatchcase(part.name, p) for p in options.only)
     ]
@@ -86,16 +84,13 @@ def model_name(options: argparse.Namespace) -> str:
 
 def check_inputs(options: argparse.Namespace) -> None:
     """Exit if something that is to be linked is not there."""
-    for path in (options.data, options.adapted):
-        if path is not None and not path.exists():
-            raise SystemExit(f"{path} does not exist")
+    if not options.data.exists():
+        raise SystemExit(f"{options.data} does not exist")
 
 
 def inputs(options: argparse.Namespace) -> dict[str, Path]:
     """Data and models, as the commands call them; a model that a dry run finds nowhere is left out."""
-    found: dict[str, Path] = {"data": options.data}
-    if options.adapted:
-        found["adapted-model"] = options.adapted
+    found: dict[str, Path] = {"data": options.data, **{name: SHIPPED / name for name in ADAPTED}}
     path = Path(options.model)
     try:
         found[model_name(options)] = (
@@ -110,8 +105,6 @@ def inputs(options: argparse.Namespace) -> dict[str, Path]:
 def link_inputs(folder: Path, options: argparse.Namespace) -> None:
     """Names in the folder of results for what lies elsewhere."""
     link(folder / "data", options.data)
-    if options.adapted:
-        link(folder / "adapted-model", options.adapted)
     if options.peer_python:  # a link would hide the virtual environment
         script = folder / "peer-python"
         script.write_text(f'#!/bin/sh\nexec "{options.peer_python.absolute()}" "$@"\n')
@@ -186,10 +179,10 @@ def pages(results: Results, known: Sequence[Part]) -> None:
             and results.note(part.name)
             and not (group.startswith("opt") and name == "plan")
         ):
-            by_model.setdefault("model" if group == "adapted" else group, []).append(part.result)
+            by_model.setdefault("model" if group in ADAPTED else group, []).append(part.result)
     for group, files in by_model.items():
-        extra = ["adapted-model"] if group == "model" and any(f.startswith("adapted/") for f in files) else []
-        command = [*DEJAVU, "report", *files, *extra, "-o", f"{group}.html"]
+        shipped = [name for name in ADAPTED if any(f.startswith(f"{name}/") for f in files)]
+        command = [*DEJAVU, "report", *files, *shipped, "-o", f"{group}.html"]
         if subprocess.run(command, cwd=results.folder).returncode:
             print(f"no page of {group}", file=sys.stderr)
 

@@ -164,7 +164,7 @@ def test_show_in_words(folder: Path, plan: AccessPlan, dejavu: Any) -> None:
 
 
 def test_show_the_plan_of_a_model(folder: Path, plan: AccessPlan, dejavu: Any) -> None:
-    for named in (folder.parent, "smollm2-sparse", "smollm2-sparse/gentler/0.49"):
+    for named in (folder.parent, "smollm2-sparse", "smollm2-half/gentler/0.63"):
         code, out, _ = dejavu("plan", "show", str(named), "--json")
         name = json.loads(out)["name"]
         assert (code, name == "example") == (0, named == folder.parent)

@@ -21,6 +21,7 @@ from dejavu.models.loading import open_model
 from dejavu.plan import AccessPlan, Sketch, Threshold
 from dejavu.reference import ReferenceExecutor
 from dejavu.tokenizer import Tokenizer
+from test_delta import changed
 from test_eval_scores import direct
 from tiny_chat import build_tiny_chat
 
@@ -329,6 +330,41 @@ def test_divergence_is_left_out_for_the_base_itself(dejavu: Dejavu, folder: Path
     found = dejavu(*text, "--plan", plan).json["runs"][0]["texts"]["text.txt"]
     assert found["base"] == "f32"
     assert found["metrics"]["kl_mean"]["value"] > 0
+
+
+def test_texts_are_compared_with_another_model(
+    dejavu: Dejavu, tiny: Path, folder: Path, tmp_path: Path, plan: str
+) -> None:
+    """Their ratio is that of two runs, with a plan and without; a base with other tokens is refused."""
+    other = changed(tiny, tmp_path / "other")
+    text = ("--text", str(folder / "text.txt"), "--json")
+
+    def found(*args: str, model: Path = tiny) -> Any:
+        return dejavu(*text, *args, model=model).json["runs"][0]["texts"]["text.txt"]
+
+    its_own = found(model=other)["metrics"]["perplexity"]["value"]
+    for more in ((), ("--plan", plan)):
+        beside = found("--base", str(other), *more)
+        assert beside["base"] == f"{other}, f32"
+        figures = {name: figure["value"] for name, figure in beside["metrics"].items()}
+        assert figures["ppl_ratio"] == pytest.approx(figures["perplexity"] / its_own, rel=1e-4)
+        assert figures["kl_mean"] > 0
+        assert figures["same_top1"] < 1
+    assert found("--base", str(tiny), "--base-codec", "f32")["metrics"]["kl_mean"]["value"] == pytest.approx(
+        0, abs=1e-6
+    )
+    renamed = tmp_path / "renamed"
+    shutil.copytree(tiny, renamed)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (renamed / name).write_text((renamed / name).read_text().replace("<|end|>", "<|fin|>"))
+    for args, message in (
+        ((*text, "--base", str(renamed)), "has other tokens"),
+        ((*text, "--base", str(other), "--base-codec", "off"), "--base is for"),
+        (("--tasks", "quiz", "--base", str(other), "--json"), "--base is for"),
+        ((*text, "--base", str(tmp_path / "nowhere")), "nowhere"),
+    ):
+        refused = dejavu(*args, model=tiny)
+        assert (refused.code != 0, message in refused.out) == (True, True), args
 
 
 def test_spot_check_finds_what_was_scored_wrongly(

@@ -154,7 +154,9 @@ def test_tables_go_between_the_marks_and_all_else_stays(results: Any) -> None:
         "average": {"value": 0.5, "stderr": 0.01},
         "texts": {"heldout": {"metrics": text}},
     }
-    finish(results, "relu/eval", json.dumps({"runs": [run]}))
+    finish(results, "relu/eval", json.dumps({"model": "relu/model", "runs": [run]}))
+    for name in ("smollm2-sparse", "smollm2-half"):
+        finish(results, f"{name}/eval", json.dumps({"model": name, "runs": [run]}))
     row = {"block": "mlp", "codec": "int8", "density": 0.1, "share": 0.123}
     finish(results, "opt-1.3b/blocks-int8", json.dumps({"rows": [row]}))
     rows = [
@@ -163,9 +165,12 @@ def test_tables_go_between_the_marks_and_all_else_stays(results: Any) -> None:
     ]
     finish(results, "model/frontier", "\n".join(map(json.dumps, rows)), ".jsonl")
     filled, kept = fill(document, results)
-    assert set(tables) - set(kept) == {"relu quality", "blocks", "frontier"}
+    assert set(tables) - set(kept) == {"relu quality", "adapted quality", "blocks", "frontier"}
     for line in (
+        "|  | int8 |",
         "| copa, 100 items | 50.0 ± 1.0 |",
+        "|  | smollm2-sparse, int8 | smollm2-half, int8 |",
+        "| copa, 100 items | 50.0 ± 1.0 | 50.0 ± 1.0 |",
         "| heldout: perplexity | 25.08 ± 0.50 |",
         "| heldout: over f32's | 1.0011 ± 0.0004 |",
         "| 0.1 | 0.12 |  |",
@@ -181,16 +186,20 @@ def test_tables_go_between_the_marks_and_all_else_stays(results: Any) -> None:
 
 def test_parts_follow_what_they_read_and_name_no_path_of_the_machine() -> None:
     parts = suite("parts")
-    known = parts.parts(parts.FULL, "smollm2", adapted=["plan", "gentler/0.5"], peer=True)
+    known = parts.parts(parts.FULL, "smollm2", peer=True)
     names = [part.name for part in known]
     assert len(names) == len(set(names)) == len({part.result for part in known})
     for at, each in enumerate(known):
         assert set(each.after) <= set(names[:at])
         assert all("  " not in command and " /" not in command for command in each.commands)
-    assert len(parts.parts(parts.FULL, "smollm2", peer=False)) == len(known) - 4
+    assert len(parts.parts(parts.FULL, "smollm2", peer=False)) == len(known) - 1
+    other = parts.parts(parts.FULL, "./base.gguf", peer=True)  # of which nothing comes adapted
+    assert len(other) == len(known) - 5
     commands = [command for each in known for command in each.commands]
-    assert any("--plan off,adapted-model/plan,adapted-model/gentler/0.5 " in command for command in commands)
-    assert any(" adapted-0.5=adapted-model/gentler/0.5@adapted-model " in command for command in commands)
+    assert any(
+        "bench smollm2-half --codec int8 --plan off,plan,gentler/0.63 " in command for command in commands
+    )
+    assert any("smollm2-half-0.63=gentler/0.63@smollm2-half " in command for command in commands)
 
 
 def selection_rows() -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[dict[str, Any]]]:
@@ -412,12 +421,11 @@ def test_a_dry_run_writes_nothing(
 ) -> None:
     results = importlib.import_module("results")
     monkeypatch.setattr(suite("running").Results, "code", "abc1234")
-    for name in ("data", "adapted"):
-        (tmp_path / name).mkdir()
+    (tmp_path / "data").mkdir()
     (tmp_path / "python").write_text("")
     (tmp_path / "m.gguf").write_text("")
     command = ["--data", str(tmp_path / "data"), "-o", str(tmp_path / "out" / "here"), "--toy", "--dry-run"]
-    command += ["--adapted", str(tmp_path / "adapted"), "--peer-python", str(tmp_path / "python")]
+    command += ["--peer-python", str(tmp_path / "python")]
     command += ["--model", str(tmp_path / "m.gguf")]
     before = sorted(tmp_path.rglob("*"))
     assert results.main(command) == 0

@@ -1,20 +1,19 @@
 """The list of all measurements: commands, result, and about how long each takes.
 
-Commands run inside the folder of results, where `data` (texts and tasks), `adapted-model` (a folder of `dejavu adapt`)
-and `peer-python` lie as links, so that what is printed beside a figure names no path of the machine it was measured on.
+Commands run inside the folder of results, where `data` (texts and tasks) and `peer-python` lie as links, so that what is
+printed beside a figure names no path of the machine it was measured on.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 CODECS = ("bf16", "int8", "int4")
 PLANS = {"bits": "model/plan-0.5", "bits-logits": "model/logits-0.5"}
 """Of the model, without any training: five bits as values at density .5, and with logits from leading bits too."""
+ADAPTED = {"smollm2-sparse": ("plan",), "smollm2-half": ("plan", "gentler/0.63")}
+"""What comes with dejavu of the default model, adapted: names, and in their folders the plans."""
+DEFAULT = "smollm2"
 TEXTS = "data/heldout.jsonl", "data/moby_dick.txt"
 TRAINING = "data/calibration.jsonl"
 DISTANCES = (0, 1, 2)
@@ -106,33 +105,20 @@ class Part:
     """File without which there is nothing to go on from; empty: there always is."""
 
 
-def parts(scale: Scale, model: str, *, adapted: Sequence[str] = (), peer: bool) -> list[Part]:
+def parts(scale: Scale, model: str, *, peer: bool) -> list[Part]:
     """In the order in which they run.
 
     Args:
         scale: how much of everything.
-        model: as dejavu's commands take it.
-        adapted: the plans of the adapted model, its own first, by their folders in it; none: there is no such model.
+        model: as dejavu's commands take it; what is adapted of the default one is measured too.
         peer: whether there is a Python that has llama.cpp.
     """
     found = [*_plans(scale, model), *_judged(scale, "model", model), *_predictors(scale, model)]
     found += _selectors(scale, model)
-    if adapted:
-        listed = ",".join(["off", *(f"adapted-model/{plan}" for plan in adapted)])
-        found += [
-            _eval(scale, "adapted/eval", "adapted-model", "--codec int8 --plan off --plan auto", 20),
-            _bench("adapted/bench", f"adapted-model --codec int8 --plan {listed} {scale.bench}", 4),
-            _part(
-                "adapted/selectors",
-                "python benchmarks/selector_table.py quality --model adapted-model "
-                f"--calibration {TRAINING} {_texts(scale)} {scale.adapted_selectors} "
-                "--out adapted/selectors.jsonl",
-                15,
-                result="adapted/selectors.jsonl",
-            ),
-        ]
+    if model == DEFAULT:
+        found += _adapted(scale)
     if peer:
-        found.append(_frontier(scale, model, adapted))
+        found.append(_frontier(scale, model))
     found += _relu(scale)
     for shape, slower in scale.shapes.items():
         found += _shape(scale, shape, slower)
@@ -192,6 +178,30 @@ def _judged(scale: Scale, name: str, model: str) -> list[Part]:
     ]
 
 
+def _adapted(scale: Scale) -> list[Part]:
+    found = []
+    for name, plans in ADAPTED.items():
+        listed = [f"--plan {plan}" for plan in plans]
+        found += [
+            _eval(
+                scale,
+                f"{name}/eval",
+                name,
+                f"--base {DEFAULT} --codec int8 {' '.join(listed)}",
+                12 * len(plans),
+            ),
+            _bench(
+                f"{name}/bench", f"{name} --codec int8 --plan {','.join(('off', *plans))} {scale.bench}", 4
+            ),
+        ]
+    name = next(iter(ADAPTED))
+    command = (
+        f"python benchmarks/selector_table.py quality --model {name} --calibration {TRAINING} {_texts(scale)} "
+        f"{scale.adapted_selectors} --out {name}/selectors.jsonl"
+    )
+    return [*found, _part(f"{name}/selectors", command, 15, result=f"{name}/selectors.jsonl")]
+
+
 def _predictors(scale: Scale, model: str) -> list[Part]:
     found = []
     for distance in DISTANCES:
@@ -229,11 +239,12 @@ def _selectors(scale: Scale, model: str) -> list[Part]:
     ]
 
 
-def _frontier(scale: Scale, model: str, adapted: Sequence[str]) -> Part:
+def _frontier(scale: Scale, model: str) -> Part:
     plans = [f"{name}={plan}" for name, plan in PLANS.items()]
-    for plan in adapted:
-        name = plan.replace("gentler/", "adapted-") if plan.startswith("gentler/") else "adapted"
-        plans.append(f"{name}=adapted-model/{plan}@adapted-model")
+    for name, own in ADAPTED.items() if model == DEFAULT else ():
+        for plan in own:
+            label = name if plan == "plan" else f"{name}-{plan.rpartition('/')[2]}"
+            plans.append(f"{label}={plan}@{name}")
     options = (
         f"--model {model} --text {TEXTS[0]} {scale.frontier} --plans {' '.join(plans)} "
         "--peer-python ./peer-python --peer-files peer-files --out model/frontier.jsonl"

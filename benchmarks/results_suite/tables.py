@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from typing import TYPE_CHECKING, Any
 
-from results_suite.parts import CODECS, FULL
+from results_suite.parts import ADAPTED, CODECS, FULL
 from results_suite.reading import markdown
 from results_suite.selection import compensators, look_ahead, predictors, selectors
 
@@ -90,8 +90,12 @@ def quality(*names: str) -> Callable[[Reader], str]:
 
     def table(read: Reader) -> str:
         found: dict[str, dict[str, Any]] = {}
-        for run in (run for name in names for run in (read.json(name) or {"runs": []})["runs"]):
-            found.setdefault(run["name"], run)  # dense int8 is in both files
+        documents = [document for name in names if (document := read.json(name))]
+        several = len({document["model"] for document in documents}) > 1
+        for document in documents:
+            for run in document["runs"]:
+                label = f"{document['model']}, {run['name']}" if several else run["name"]
+                found.setdefault(label, run)  # dense int8 is in both files
         runs = list(found.values())
         tasks = list(dict.fromkeys(task for run in runs for task in run["tasks"]))
         texts = list(dict.fromkeys(text for run in runs for text in run["texts"]))
@@ -112,7 +116,7 @@ def quality(*names: str) -> Callable[[Reader], str]:
             ):
                 cells = [figure(run["texts"].get(text), metric, factor) for run in runs]
                 rows += [[f"{text}: {label}", *cells]] if any(cells) else []
-        return markdown(["", *(run["name"] for run in runs)], rows) if runs else ""
+        return markdown(["", *found], rows) if runs else ""
 
     return table
 
@@ -140,14 +144,18 @@ def speed(*names: str) -> Callable[[Reader], str]:
     """Speeds of one or more files of dejavu bench."""
 
     def table(read: Reader) -> str:
-        rows = [row for name in names for row in (read.json(name) or {"results": []})["results"]]
+        documents = [document for name in names if (document := read.json(name))]
+        rows = [row for document in documents for row in document["results"]]
+        several = len({row["model"] for row in rows}) > 1
         lines = []
         for r in rows:
             share = r.get("bandwidth_share")  # results of before 2026-11-30 have none
             lines.append(
                 [
                     r["codec"],
-                    "" if r["plan"] == "off" else r["plan"],
+                    ", ".join(
+                        [*([r["model"]] if several else []), *([] if r["plan"] == "off" else [r["plan"]])]
+                    ),
                     r["test"],
                     f"{r['tokens_per_s']:.1f} ± {r['tokens_per_s_spread']:.1f}",
                     f"{r['density']:.0%}" if r["density"] is not None else "",
@@ -156,7 +164,16 @@ def speed(*names: str) -> Callable[[Reader], str]:
                 ]
             )
         return markdown(
-            ["codec", "plan", "test", "tokens/s", "neurons", "GB/s", "% of read bandwidth"], lines
+            [
+                "codec",
+                "model, plan" if several else "plan",
+                "test",
+                "tokens/s",
+                "neurons",
+                "GB/s",
+                "% of read bandwidth",
+            ],
+            lines,
         )
 
     return table
@@ -191,9 +208,9 @@ TABLES: dict[str, Callable[[Reader], str]] = {
     "frontier": frontier,
     "quality": quality("model/eval-dense", "model/eval-plans"),
     "speed": speed("model/bench-dense", "model/bench-plans"),
-    "adapted quality": quality("adapted/eval"),
-    "adapted speed": speed("adapted/bench"),
-    "adapted selectors": selectors("adapted/selectors"),
+    "adapted quality": quality(*(f"{name}/eval" for name in ADAPTED)),
+    "adapted speed": speed(*(f"{name}/bench" for name in ADAPTED)),
+    "adapted selectors": selectors("smollm2-sparse/selectors"),
     "relu quality": quality("relu/eval"),
     "relu speed": speed("relu/bench"),
     "kernels": kernels,

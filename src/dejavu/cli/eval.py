@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from dejavu.evaluation.results_file import ResultsFile
-    from dejavu.evaluation.suite import Share
+    from dejavu.evaluation.suite import Base, Share
+    from dejavu.llm import LLM
     from dejavu.training.progress import Progress
 
 
@@ -57,11 +58,17 @@ def evaluate(
     window: Annotated[
         int | None, typer.Option(help="Most tokens of context in texts; default: 1024.")
     ] = None,
+    base: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL",
+            help="The dense base that predictions on texts are compared with, such as what MODEL was adapted from. "
+            "Default: MODEL itself.",
+        ),
+    ] = None,
     base_codec: Annotated[
         str,
-        typer.Option(
-            metavar="CODEC|off", help="Of the dense base that predictions on texts are compared with."
-        ),
+        typer.Option(metavar="CODEC|off", help="Of the base; off: predictions are compared with nothing."),
     ] = "f32",
     max_tokens: Annotated[
         int, typer.Option(min=1, help="Most tokens generated for a prompt of a task.")
@@ -122,9 +129,16 @@ def evaluate(
     )
     if base_codec not in ("off", *CODECS):
         raise InputError(f"--base-codec {base_codec}", fix=f"choose off, {', '.join(CODECS)}")
+    if base is not None and (base_codec == "off" or not workload.texts):
+        raise InputError(
+            "--base is for comparing predictions on texts", fix="give --text, and a --base-codec"
+        )
     results = _results_file(output, [*find_tasks(names, task_folder), *(text or [])], resume=resume)
     items = results.items if results else None
     path = fetch(model, offline=offline or None, progress=make_progress(quiet=json))
+    base_path = (
+        path if base is None else fetch(base, offline=offline or None, progress=make_progress(quiet=json))
+    )
     exact = executor is ExecutorName.reference
     plans, codecs = plan or ["auto"], [c.value for c in codec or [CodecName.auto]]
     opened = open_model(path)
@@ -146,16 +160,17 @@ def evaluate(
     runs: list[dict[str, Any]] = []
     with ExitStack() as stack:
         journal = stack.enter_context(Journal(items, resume=resume))
-        base, first = None, None
+        beside, first = None, None
         for number, (held, planned) in enumerate(wanted, start=1):
             with (
                 open_llm(str(path), codec=CodecName(held), plan=planned, **shared) as llm,
                 stage_bars(quiet=json) as progress,
             ):
-                compare = workload.texts and base_codec != "off" and (llm.plan or base_codec != held)
-                if compare and base is None:
-                    base_llm = open_llm(str(path), codec=CodecName(base_codec), plan="off", **shared)
-                    base = stack.enter_context(base_llm)
+                itself = base is None and llm.plan is None and base_codec == held
+                compare = workload.texts and base_codec != "off" and not itself
+                if compare and beside is None:
+                    base_llm = open_llm(str(base_path), codec=CodecName(base_codec), plan="off", **shared)
+                    beside = _base(stack.enter_context(base_llm), llm, base, base_codec, base_path)
                 try:
                     run = evaluate(
                         llm,
@@ -171,8 +186,7 @@ def evaluate(
                         ),
                         workload,
                         journal,
-                        base=base if compare else None,
-                        base_name=base_codec,
+                        base=beside if compare else None,
                         begin=partial(_begin, progress, f"run {number} of {len(wanted)}"),
                     )
                 except KeyboardInterrupt:
@@ -217,6 +231,24 @@ def evaluate(
 def _begin(progress: Progress, stage: str, total: int) -> Callable[[int, str], None]:
     progress.start(stage, total)
     return progress.advance
+
+
+def _base(llm: LLM, subject: LLM, model: str | None, codec: str, path: Path) -> Base:
+    """What texts are compared with. Raises `InputError` if it has other tokens than `subject`."""
+    from dejavu.evaluation.suite import Base
+    from dejavu.models.loading import open_model
+
+    ours, theirs = ((x.tokenizer.vocabulary, x.executor.config.vocab_size) for x in (llm, subject))
+    if ours != theirs:
+        raise InputError(
+            f"the base {model} has other tokens, so predictions cannot be compared",
+            fix="take as --base the model that this one was made from",
+        )
+    opened = open_model(path)
+    try:
+        return Base(llm, codec if model is None else f"{model}, {codec}", opened.weights.fingerprint)
+    finally:
+        opened.close()
 
 
 def _share(limit: int | None, shard: str) -> Share:

