@@ -42,6 +42,7 @@ from dejavu.evaluation.perplexity import (
 from dejavu.models.loading import open_model
 from dejavu.models.sources import resolve
 from dejavu.plan import AccessPlan
+from dejavu.plan.choice import holds_plan
 from dejavu.report.figures import frontier
 from dejavu.texts import read_documents
 from dejavu.tokenizer import Tokenizer
@@ -71,7 +72,7 @@ def main() -> None:
         nargs="*",
         default=[],
         metavar="NAME=PLAN[@MODEL]",
-        help="run on int8 weights; of MODEL, in whose folder PLAN lies",
+        help="run on int8 weights; of MODEL, in whose folder PLAN may lie",
     )
     parser.add_argument("--peer-python", default=sys.executable, help="a Python that has llama-cpp-python")
     parser.add_argument("--peer-files", type=Path, default=Path("build/frontier"), help="where they are kept")
@@ -108,7 +109,7 @@ def ours(args: argparse.Namespace) -> dict[str, Callable[[], NativeExecutor]]:
 
     def planned(plan: str, model: str) -> NativeExecutor:
         where = resolve(model) if model else path
-        loaded = AccessPlan.load(where / plan if model else plan)
+        loaded = AccessPlan.load(where / plan if model and not holds_plan(Path(plan)) else plan)
         executor = NativeExecutor.load(where, codec="int8", leading=loaded.leading, threads=args.threads)
         executor.set_plan(loaded)
         return executor

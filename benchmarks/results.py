@@ -90,7 +90,7 @@ def check_inputs(options: argparse.Namespace) -> None:
 
 def inputs(options: argparse.Namespace) -> dict[str, Path]:
     """Data and models, as the commands call them; a model that a dry run finds nowhere is left out."""
-    found: dict[str, Path] = {"data": options.data, **{name: SHIPPED / name for name in ADAPTED}}
+    found: dict[str, Path] = {"data": options.data}
     path = Path(options.model)
     try:
         found[model_name(options)] = (
@@ -105,6 +105,9 @@ def inputs(options: argparse.Namespace) -> dict[str, Path]:
 def link_inputs(folder: Path, options: argparse.Namespace) -> None:
     """Names in the folder of results for what lies elsewhere."""
     link(folder / "data", options.data)
+    for name in ADAPTED:
+        (folder / name).mkdir(exist_ok=True)
+        link(folder / name / "model", SHIPPED / name)
     if options.peer_python:  # a link would hide the virtual environment
         script = folder / "peer-python"
         script.write_text(f'#!/bin/sh\nexec "{options.peer_python.absolute()}" "$@"\n')
@@ -181,7 +184,7 @@ def pages(results: Results, known: Sequence[Part]) -> None:
         ):
             by_model.setdefault("model" if group in ADAPTED else group, []).append(part.result)
     for group, files in by_model.items():
-        shipped = [name for name in ADAPTED if any(f.startswith(f"{name}/") for f in files)]
+        shipped = [f"{name}/model" for name in ADAPTED if any(f.startswith(f"{name}/") for f in files)]
         command = [*DEJAVU, "report", *files, *shipped, "-o", f"{group}.html"]
         if subprocess.run(command, cwd=results.folder).returncode:
             print(f"no page of {group}", file=sys.stderr)

@@ -353,6 +353,8 @@ def test_texts_are_compared_with_another_model(
     assert found("--base", str(tiny), "--base-codec", "f32")["metrics"]["kl_mean"]["value"] == pytest.approx(
         0, abs=1e-6
     )
+    narrow = build_tiny_chat(tmp_path / "narrow", context=40)
+    assert found("--base", str(narrow))["metrics"]["kl_mean"]["value"] == pytest.approx(0, abs=1e-6)
     renamed = tmp_path / "renamed"
     shutil.copytree(tiny, renamed)
     for name in ("tokenizer.json", "tokenizer_config.json"):
@@ -362,6 +364,7 @@ def test_texts_are_compared_with_another_model(
         ((*text, "--base", str(other), "--base-codec", "off"), "--base is for"),
         (("--tasks", "quiz", "--base", str(other), "--json"), "--base is for"),
         ((*text, "--base", str(tmp_path / "nowhere")), "nowhere"),
+        ((*text, "--base", str(narrow), "--window", "50"), "choose 2 to 40, the base's context"),
     ):
         refused = dejavu(*args, model=tiny)
         assert (refused.code != 0, message in refused.out) == (True, True), args

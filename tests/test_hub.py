@@ -217,6 +217,16 @@ def test_a_delta_with_its_plans(tmp_path: Path, site: Loopback) -> None:
     assert [spec for spec, _ in listed] == ["hf:org/delta", "hf:org/toy"]
 
 
+def test_a_share_of_a_delta_brings_both(tmp_path: Path, site: Loopback) -> None:
+    toy = {"schema": 2, "base": "hf:org/toy", "fingerprint": "f"}
+    share = json.dumps(toy | {"base": "hf:org/delta", "share": 0.5}).encode()
+    add_repository(site, "org/delta", {"delta.json": json.dumps(toy).encode(), "delta.safetensors": b"trits"})
+    add_repository(site, "org/share", {"delta.json": share, "README.md": b""} | PLANS)
+    found, listed = run(tmp_path, site.url, [["fetch", "org/share"], ["list"]])
+    assert found == sorted(["delta.json", *PLANS])
+    assert [spec for spec, _ in listed] == ["hf:org/delta", "hf:org/share", "hf:org/toy"]
+
+
 def test_what_is_not_there(tmp_path: Path, site: Loopback) -> None:
     expected = {
         "org/ggufs": "several GGUF files: m-q8.gguf, q4/m.gguf",

@@ -8,12 +8,15 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import typer
 
 from dejavu.cli.app import app
+from dejavu.models.spec import SHIPPED, SHIPPED_MODELS
+from dejavu.plan.choice import own_plans
 from tiny_chat import build_tiny_chat
 from training_texts import documents, write_jsonl
 
@@ -193,6 +196,8 @@ def test_parts_follow_what_they_read_and_name_no_path_of_the_machine() -> None:
         assert set(each.after) <= set(names[:at])
         assert all("  " not in command and " /" not in command for command in each.commands)
     assert len(parts.parts(parts.FULL, "smollm2", peer=False)) == len(known) - 1
+    shipped = {name: own_plans(SHIPPED / name) for name in SHIPPED_MODELS}
+    assert {name: tuple(map(str, plans)) for name, plans in shipped.items()} == parts.ADAPTED
     other = parts.parts(parts.FULL, "./base.gguf", peer=True)  # of which nothing comes adapted
     assert len(other) == len(known) - 5
     commands = [command for each in known for command in each.commands]
@@ -436,6 +441,28 @@ def test_a_dry_run_writes_nothing(
         results.main(command)
 
 
+def test_what_ships_is_on_the_page_of_its_base(results: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By its folder, under a name that is not the machine's."""
+    module, called = importlib.import_module("results"), []
+    monkeypatch.setattr(
+        module.subprocess, "run", lambda command, **_: called.append(command) or SimpleNamespace(returncode=0)
+    )
+    known = suite("parts").parts(suite("parts").TOY, "smollm2", peer=False)
+    module.link_inputs(results.folder, SimpleNamespace(data=ROOT, peer_python=None, model="smollm2"))
+    for name in ("model/eval-dense", "smollm2-half/eval"):
+        finish(results, name, "{}")
+    module.pages(results, known)
+    ((*_, first, second, place, flag, page),) = called
+    assert (first, second, flag, page) == (
+        "model/eval-dense.json",
+        "smollm2-half/eval.json",
+        "-o",
+        "model.html",
+    )
+    assert (results.folder / place / "delta.json").is_file()
+    assert not Path(place).is_absolute()
+
+
 def test_keys_hold_the_content_of_what_the_commands_name(tmp_path: Path) -> None:
     for name in (
         "data/tasks/cb.jsonl",
@@ -449,15 +476,15 @@ def test_keys_hold_the_content_of_what_the_commands_name(tmp_path: Path) -> None
     commands = {
         "tasks": "dejavu eval ./base.gguf --task-folder data/tasks",
         "text": "dejavu eval smollm2-sparse --text data/heldout.jsonl",
-        "plan": "dejavu bench base.gguf --plan off,adapted-model/plan",
-        "adapted": "dejavu eval adapted-model --codec int8",
+        "plan": "dejavu bench base.gguf --plan off,another/plan",
+        "adapted": "dejavu eval another --codec int8",
         "nothing": "dejavu bench --shape opt-1.3b -o data.json",
     }
     parts = [suite("parts").Part(name, (command,), 1, "b.json") for name, command in commands.items()]
     parts.append(suite("parts").Part("later", ("dejavu report",), 1, "b.json", after=("text",)))
     inputs = {
         "data": tmp_path / "data",
-        "adapted-model": tmp_path / "adapted",
+        "another": tmp_path / "adapted",
         "./base.gguf": tmp_path / "m.gguf",
     }
 
@@ -480,7 +507,7 @@ def test_keys_hold_the_content_of_what_the_commands_name(tmp_path: Path) -> None
         assert {part for part in after if after[part] != before[part]} == stale, name
         before = after
     (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "adapted-model").symlink_to(tmp_path / "adapted")
+    (tmp_path / "out" / "another").symlink_to(tmp_path / "adapted")
     assert keys() == before
 
 

@@ -490,13 +490,16 @@ def test_folder_in_a_wheel(site: Loopback) -> None:
     assert resolve("pypi:toy") == path
 
 
-@pytest.mark.parametrize("delta", [False, True], ids=["model", "delta"])
-def test_plans_come_with_their_model(site: Loopback, delta: bool) -> None:
-    model = (
-        {"delta.json": b"{}", "delta.safetensors": b"trits"}
-        if delta
-        else {"config.json": b"{}", "model.safetensors": b"weights"}
-    )
+MODELS = {
+    "model": {"config.json": b"{}", "model.safetensors": b"weights"},
+    "delta": {"delta.json": b"{}", "delta.safetensors": b"trits"},
+    "share": {"delta.json": b"{}"},
+}
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_plans_come_with_their_model(site: Loopback, kind: str) -> None:
+    model = MODELS[kind]
     plans = {
         f"{place}/{name}": place.encode()
         for place in ("plan", "gentler/0.5", "gentler/0.88")

@@ -13,6 +13,7 @@ PLANS = {"bits": "model/plan-0.5", "bits-logits": "model/logits-0.5"}
 """Of the model, without any training: five bits as values at density .5, and with logits from leading bits too."""
 ADAPTED = {"smollm2-sparse": ("plan",), "smollm2-half": ("plan", "gentler/0.63")}
 """What comes with dejavu of the default model, adapted: names, and in their folders the plans."""
+MOST_ADAPTED = "smollm2-sparse"
 DEFAULT = "smollm2"
 TEXTS = "data/heldout.jsonl", "data/moby_dick.txt"
 TRAINING = "data/calibration.jsonl"
@@ -194,12 +195,12 @@ def _adapted(scale: Scale) -> list[Part]:
                 f"{name}/bench", f"{name} --codec int8 --plan {','.join(('off', *plans))} {scale.bench}", 4
             ),
         ]
-    name = next(iter(ADAPTED))
+    name = f"{MOST_ADAPTED}/selectors"
     command = (
-        f"python benchmarks/selector_table.py quality --model {name} --calibration {TRAINING} {_texts(scale)} "
-        f"{scale.adapted_selectors} --out {name}/selectors.jsonl"
+        f"python benchmarks/selector_table.py quality --model {MOST_ADAPTED} --calibration {TRAINING} {_texts(scale)} "
+        f"{scale.adapted_selectors} --out {name}.jsonl"
     )
-    return [*found, _part(f"{name}/selectors", command, 15, result=f"{name}/selectors.jsonl")]
+    return [*found, _part(name, command, 15, result=f"{name}.jsonl")]
 
 
 def _predictors(scale: Scale, model: str) -> list[Part]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from typing import TYPE_CHECKING, Any
 
-from results_suite.parts import ADAPTED, CODECS, FULL
+from results_suite.parts import ADAPTED, CODECS, FULL, MOST_ADAPTED
 from results_suite.reading import markdown
 from results_suite.selection import compensators, look_ahead, predictors, selectors
 
@@ -210,7 +210,7 @@ TABLES: dict[str, Callable[[Reader], str]] = {
     "speed": speed("model/bench-dense", "model/bench-plans"),
     "adapted quality": quality(*(f"{name}/eval" for name in ADAPTED)),
     "adapted speed": speed(*(f"{name}/bench" for name in ADAPTED)),
-    "adapted selectors": selectors("smollm2-sparse/selectors"),
+    "adapted selectors": selectors(f"{MOST_ADAPTED}/selectors"),
     "relu quality": quality("relu/eval"),
     "relu speed": speed("relu/bench"),
     "kernels": kernels,

@@ -212,7 +212,7 @@ def _check_name(target: Path, format: Format) -> None:
     if format != "gguf" and _named_gguf(target):
         raise InputError(
             f"{target} is the name of a GGUF file, and {format} is a folder",
-            fix="give a folder with -o, or leave --format out",
+            fix="give a folder with -o",
         )
 
 

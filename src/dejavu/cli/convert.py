@@ -73,17 +73,22 @@ def convert(
     from dejavu.conversion import convert_to_delta, convert_to_share
     from dejavu.errors import InputError
     from dejavu.models.loading import fetch
+    from dejavu.models.spec import ALIASES
 
     progress = make_progress(quiet=json)
     path = fetch(model, offline=offline or None, progress=progress)
     if share is not None and (format is not None or base is not None):
-        raise InputError("--share makes of a delta what names it", fix="leave --format and --base away")
+        raise InputError(
+            "--share writes the name of MODEL and a number, in no other format",
+            fix="leave --format and --base away",
+        )
     if (format is FormatName.delta) != (base is not None):
         raise InputError("--format delta and --base MODEL belong together")
     if (base is not None or share is not None) and (codec is not None or force):
         raise InputError("a delta has one codec, and replaces nothing", fix="leave --codec and --force away")
     if share is not None:
-        _print(model, convert_to_share(path, out, share, model), json)
+        name = str(path.resolve()) if Path(model).exists() and model not in ALIASES else model
+        _print(model, convert_to_share(path, out, share, name), json)
         return
     if base is not None:
         origin = fetch(base, offline=offline or None, progress=progress)

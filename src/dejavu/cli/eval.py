@@ -235,6 +235,7 @@ def _begin(progress: Progress, stage: str, total: int) -> Callable[[int, str], N
 
 def _base(llm: LLM, subject: LLM, model: str | None, codec: str, path: Path) -> Base:
     """What texts are compared with. Raises `InputError` if it has other tokens than `subject`."""
+    from dejavu.evaluation.record import options_digest
     from dejavu.evaluation.suite import Base
     from dejavu.models.loading import open_model
 
@@ -246,7 +247,8 @@ def _base(llm: LLM, subject: LLM, model: str | None, codec: str, path: Path) -> 
         )
     opened = open_model(path)
     try:
-        return Base(llm, codec if model is None else f"{model}, {codec}", opened.weights.fingerprint)
+        key = f"{opened.weights.fingerprint[:16]}:{options_digest(llm)}"
+        return Base(llm, codec if model is None else f"{model}, {codec}", key)
     finally:
         opened.close()
 

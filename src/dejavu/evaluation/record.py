@@ -149,9 +149,11 @@ def evaluate(
         CacheError: a finished item cannot be written.
     """
     started = time.perf_counter()
-    window = workload.window or min(DEFAULT_WINDOW, llm.context)
-    if not 2 <= window <= llm.context:
-        raise InputError(f"window of {window} tokens", fix=f"choose 2 to {llm.context}, the model's context")
+    context = llm.context if base is None else min(llm.context, base.llm.context)
+    window = workload.window or min(DEFAULT_WINDOW, context)
+    if not 2 <= window <= context:
+        whose = "the model's" if context == llm.context else "the base's"
+        raise InputError(f"window of {window} tokens", fix=f"choose 2 to {context}, {whose} context")
     tasks = [
         prepare_task(llm.tokenizer, task, llm.context, share=workload.share, max_tokens=workload.max_tokens)
         for task in workload.tasks

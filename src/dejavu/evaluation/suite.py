@@ -62,13 +62,8 @@ class Base:
     llm: LLM
     name: str
     """For the record."""
-    fingerprint: str
-    """Of its weights."""
-
-    @property
-    def key(self) -> str:
-        """Tells bases apart in the journal."""
-        return f"{self.name}:{self.fingerprint[:16]}"
+    key: str
+    """Of its weights and options: tells bases of one name apart in the journal."""
 
 
 @dataclass(frozen=True)
@@ -188,7 +183,7 @@ def evaluate_task(subject: Subject, prepared: PreparedTask) -> dict[str, Any]:
 
 def evaluate_text(subject: Subject, prepared: PreparedText, base: Base | None) -> dict[str, Any]:
     """Score windows that the journal lacks, beside `base` if there is one. JSON-able: windows, tokens, metrics."""
-    of = f"{prepared.name}:{prepared.fingerprint[:16]}:{base.key if base else 'alone'}"
+    of = f"{prepared.name}:{prepared.fingerprint[:16]}:{f'{base.name}:{base.key}' if base else 'alone'}"
     found = []
     for number in prepared.numbers:
         window = prepared.windows[number]

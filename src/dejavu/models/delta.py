@@ -20,7 +20,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -274,7 +273,7 @@ def check_record(folder: Path, values: dict[str, Any]) -> dict[str, Any]:
     ):
         raise ModelFormatError(f"{place}: base and fingerprint are not texts")
     share = values.get("share", 1.0)
-    if type(share) not in (int, float) or not math.isfinite(share) or not 0 < share <= 1:
+    if type(share) not in (int, float) or not 0 < share <= 1:
         raise ModelFormatError(f"{place}: the share is {share!r}; a number above 0 and up to 1 is needed")
     return values
 

@@ -125,11 +125,11 @@ def _choose(spec: HubSpec, names: list[str]) -> list[str]:
         weights = []
     if ADAPTER_NAME in top and ARRAYS_NAME in top:
         weights = [ARRAYS_NAME]
-    if DELTA_NAME in top and DELTA_ARRAYS in top:
-        weights = [DELTA_ARRAYS]
+    if DELTA_NAME in top:  # a share of another delta has no arrays of its own
+        weights = [DELTA_ARRAYS if DELTA_ARRAYS in top else DELTA_NAME]
     if weights:
         beside = [name for name in names if is_inner_file(name) or (name in top and name.endswith(_SUFFIXES))]
-        return sorted(weights + beside)
+        return sorted({*weights, *beside})
     if len(ggufs) == 1:
         return ggufs
     if ggufs:

