@@ -244,7 +244,7 @@ def _frontier(scale: Scale, model: str) -> Part:
     plans = [f"{name}={plan}" for name, plan in PLANS.items()]
     for name, own in ADAPTED.items() if model == DEFAULT else ():
         for plan in own:
-            label = name if plan == "plan" else f"{name}-{plan.rpartition('/')[2]}"
+            label = "-".join([name.removeprefix(f"{model}-"), *plan.split("/")[1:]])
             plans.append(f"{label}={plan}@{name}")
     options = (
         f"--model {model} --text {TEXTS[0]} {scale.frontier} --plans {' '.join(plans)} "
