@@ -76,7 +76,6 @@ def convert(
     from dejavu.models.spec import ALIASES
 
     progress = make_progress(quiet=json)
-    path = fetch(model, offline=offline or None, progress=progress)
     if share is not None and (format is not None or base is not None):
         raise InputError(
             "--share writes the name of MODEL and a number, in no other format",
@@ -86,6 +85,7 @@ def convert(
         raise InputError("--format delta and --base MODEL belong together")
     if (base is not None or share is not None) and (codec is not None or force):
         raise InputError("a delta has one codec, and replaces nothing", fix="leave --codec and --force away")
+    path = fetch(model, offline=offline or None, progress=progress)
     if share is not None:
         name = str(path.resolve()) if Path(model).exists() and model not in ALIASES else model
         _print(model, convert_to_share(path, out, share, name), json)
