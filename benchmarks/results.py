@@ -1,4 +1,4 @@
-"""Measure everything that docs/results.md shows, write its tables, and make the HTML pages.
+"""Measure everything that docs/results.md shows, write its tables and those of other pages, and make the HTML pages.
 
     python benchmarks/results.py --data DATA -o results/ [--peer-python PYTHON]
     python benchmarks/results.py --data DATA -o results/ --dry-run
@@ -6,7 +6,7 @@
 
 DATA has heldout.jsonl, moby_dick.txt, calibration.jsonl and tasks/*.jsonl. Parts that are finished for this code, on this
 machine, with these models and data, are not run again; Ctrl-C loses only what the part at work cannot keep, and the same
-command goes on. Tables without new results, and the prose around them, stay as they are.
+command goes on. Tables of which a part is not finished, and the prose around all of them, stay as they are.
 """
 
 from __future__ import annotations
@@ -31,7 +31,10 @@ from dejavu.models.spec import SHIPPED
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-DOCUMENT = ROOT / "docs/results.md"
+DOCUMENTS = ("docs/results.md", "docs/numerics.md", "README.md")
+"""That have places for tables."""
+PICTURES = "docs"
+PAGE = "docs/smollm2.html"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -71,8 +74,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\ninterrupted; the same command goes on", file=sys.stderr)
         return 130
-    write(results, options.toy)
-    pages(results, known)
+    target = folder if options.toy else ROOT
+    write(results, known, target)
+    pages(results, known, target)
     return 1 if failed else 0
 
 
@@ -155,39 +159,40 @@ def run(results: Results, waiting: Sequence[Part], known: Sequence[Part], time: 
     return failed
 
 
-def write(results: Results, toy: bool) -> None:
-    """The tables and pictures, in docs/ or, of toy sizes, a copy of the page in the folder of results."""
-    text, kept = fill(DOCUMENT.read_text(encoding="utf-8"), results)
-    target = results.folder / "results.md" if toy else DOCUMENT
-    target.write_text(text, encoding="utf-8")
-    print(
-        f"wrote {target.name}"
-        + (f"; without new results, left as they are: {', '.join(kept)}" if kept else "")
-    )
+def write(results: Results, known: Sequence[Part], target: Path) -> None:
+    """The tables and pictures, in the documents or, of toy sizes, in copies of them: below `target`."""
+    documents = {name: (ROOT / name).read_text(encoding="utf-8") for name in DOCUMENTS}
+    filled, kept = fill(documents, results, {part.name for part in known})
+    (target / PICTURES).mkdir(exist_ok=True)
+    for name, text in filled.items():
+        (target / name).write_text(text, encoding="utf-8")
+    left = f"; left as they are, for want of a part: {', '.join(kept)}" if kept else ""
+    print(f"wrote the tables of {', '.join(filled)}{left}")
     if drawn := look_ahead_picture(Reader(results)):
-        (target.parent / PICTURE).write_text(drawn, encoding="utf-8")
+        (target / PICTURES / PICTURE).write_text(drawn, encoding="utf-8")
     picture = results.folder / "model/frontier.svg"
-    if picture.exists() and not toy:
-        (DOCUMENT.parent / "frontier.svg").write_bytes(picture.read_bytes())
+    if picture.exists():
+        (target / PICTURES / "frontier.svg").write_bytes(picture.read_bytes())
 
 
-def pages(results: Results, known: Sequence[Part]) -> None:
-    """One HTML page for each model: of all that is finished of it."""
+def pages(results: Results, known: Sequence[Part], target: Path) -> None:
+    """An HTML page for each model, of all that is finished of it. The model's, once it is whole, goes below `target`."""
     shown = ("eval", "bench", "plan-", "plan", "predictors", "analysis", "frontier")
-    by_model: dict[str, list[str]] = {}
+    by_model: dict[str, list[Part]] = {}
     for part in known:
         group, _, name = part.name.partition("/")
-        if (
-            name.startswith(shown)
-            and results.note(part.name)
-            and not (group.startswith("opt") and name == "plan")
-        ):
-            by_model.setdefault("model" if group in ADAPTED else group, []).append(part.result)
-    for group, files in by_model.items():
+        if name.startswith(shown) and not (group.startswith("opt") and name == "plan"):
+            by_model.setdefault("model" if group in ADAPTED else group, []).append(part)
+    for group, wanted in by_model.items():
+        files = [part.result for part in wanted if results.note(part.name)]
+        if not files:
+            continue
         shipped = [f"{name}/model" for name in ADAPTED if any(f.startswith(f"{name}/") for f in files)]
-        command = [*DEJAVU, "report", *files, *shipped, "-o", f"{group}.html"]
-        if subprocess.run(command, cwd=results.folder).returncode:
+        page = f"{group}.html"
+        if subprocess.run([*DEJAVU, "report", *files, *shipped, "-o", page], cwd=results.folder).returncode:
             print(f"no page of {group}", file=sys.stderr)
+        elif group == "model" and len(files) == len(wanted):
+            (target / PAGE).write_bytes((results.folder / page).read_bytes())
 
 
 if __name__ == "__main__":

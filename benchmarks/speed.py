@@ -19,8 +19,10 @@ import time
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from results_suite.beside import batch_table, conditions, speed_table
 
 from dejavu import _core
 from dejavu.bench.peers.engines import find_engine
@@ -64,19 +66,9 @@ class Row:
         pairs = zip(self.ours, self.bandwidths, strict=True)
         return statistics.median(self.touched_bytes * self.tokens / o / b for o, b in pairs)
 
-    def line(self) -> str:
-        """A row of the table."""
-        ours, peer = statistics.median(self.ours) / self.tokens, statistics.median(self.peer) / self.tokens
-        spread = (max(self.ours) - min(self.ours)) / statistics.median(self.ours) / 2
-        return (
-            f"| {self.model} | {self.codec} / {self.peer_type} | {self.test} | {1e3 * ours:.2f} ms ±{spread:.0%} "
-            f"({1 / ours:.0f}/s) | {1e3 * peer:.2f} ms ({1 / peer:.0f}/s) | **{self.ratio:.2f}x** | "
-            + (
-                f"{self.touched_bytes / ours / 1e9:.1f} GB/s, {self.share:.0%} |"
-                if self.touched_bytes
-                else "|"
-            )
-        )
+    def json(self) -> dict[str, Any]:
+        """What the tables are made of."""
+        return asdict(self) | {"ratio": self.ratio, "share": self.share if self.touched_bytes else None}
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:
@@ -193,10 +185,10 @@ def compare(
     return found
 
 
-def batched(name: str, codec: str, executor: NativeExecutor, repeats: int, size: int = 8) -> str:
-    """Tokens/s of `size` sequences decoded together against one."""
+def batched(name: str, codec: str, executor: NativeExecutor, repeats: int, size: int = 8) -> dict[str, Any]:
+    """`size` sequences decoded together against one: seconds of a step of each, and the ratio of their tokens/s."""
     prompt = np.arange(3, 3 + START, dtype=np.int32)
-    ratios = []
+    times: list[tuple[float, float]] = []
     for _ in range(repeats):
         one = generate(executor, prompt, 16) / 16
         caches = [executor.new_cache() for _ in range(size)]
@@ -206,8 +198,11 @@ def batched(name: str, codec: str, executor: NativeExecutor, repeats: int, size:
         start = time.perf_counter()
         for _ in range(16):
             tokens = executor.decode(tokens, caches).argmax(axis=1).astype(np.int32)
-        ratios.append(size * one / ((time.perf_counter() - start) / 16))
-    return f"| {name} | {codec} | batch {size} | {statistics.median(ratios):.2f}x the tokens/s of batch 1 |"
+        times.append((one, (time.perf_counter() - start) / 16))
+    alone, together = (statistics.median(side) for side in zip(*times, strict=True))
+    ratio = statistics.median(size * one / several for one, several in times)
+    found = {"model": name, "codec": codec, "size": size, "one": alone, "together": together}
+    return found | {"ratio": ratio}
 
 
 def draw(rows: list[Row], path: Path, caption: str) -> None:
@@ -253,7 +248,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--plot", type=Path, help="draw the table as an SVG or PNG file (needs matplotlib)")
     options = parser.parse_args()
-    rows, lines = [], []
+    rows, batches = [], []
     with ExitStack() as stack:
         peers = Peers(options.peer_python, stack)
         for name in options.model:
@@ -273,27 +268,24 @@ def main() -> None:
                 peers.load(path, options.threads)
                 executor = synthetic(config, codec, threads=options.threads)
                 rows += compare(f"{name} (synthetic)", codec, kind, executor, peers, options.repeats)
-                lines.append(batched(f"{name} (synthetic)", codec, executor, 3))
+                batches.append(batched(f"{name} (synthetic)", codec, executor, 3))
                 executor.close()
         version = peers.version
-    beside = [b / 1e9 for row in rows for b in row.bandwidths]
-    machine = describe_machine()
-    print(
-        f"{machine.cpu}, {options.threads} threads, read bandwidth {min(beside):.0f} to {max(beside):.0f} GB/s, "
-        f"{version}, {time.strftime('%Y-%m-%d')}\n"
-    )
-    print(
-        "| model | ours / llama.cpp | test | ours per token | llama.cpp per token | ratio | touched bytes |"
-    )
-    print("|---|---|---|---|---|---|---|")
-    for row in rows:
-        print(row.line())
-    print("\n".join(lines))
+    beside = [b for row in rows for b in row.bandwidths]
+    document = {
+        "cpu": describe_machine().cpu,
+        "threads": options.threads,
+        "bandwidth": [min(beside), max(beside)],
+        "peer": version,
+        "date": time.strftime("%Y-%m-%d"),
+        "rows": [row.json() for row in rows],
+        "batches": batches,
+    }
+    print(conditions(document), speed_table(document), batch_table(document), sep="\n\n")
     if options.plot:
-        draw(rows, options.plot, f"{machine.cpu}, {options.threads} threads, {time.strftime('%Y-%m-%d')}")
+        draw(rows, options.plot, f"{document['cpu']}, {options.threads} threads, {document['date']}")
     if options.json:
-        values = [asdict(row) | {"ratio": row.ratio} for row in rows]
-        options.json.write_text(json.dumps({"rows": values, "batch": lines}, indent=1))
+        options.json.write_text(json.dumps(document, indent=1))
 
 
 if __name__ == "__main__":

@@ -142,12 +142,18 @@ def finish(results: Any, name: str, text: str, ending: str = ".json") -> None:
     (notes / f"{name.replace('/', '-')}.finished").write_text(json.dumps(note))
 
 
+def read_documents() -> dict[str, str]:
+    names = importlib.import_module("results").DOCUMENTS
+    return {name: (ROOT / name).read_text(encoding="utf-8") for name in names}
+
+
 def test_tables_go_between_the_marks_and_all_else_stays(results: Any) -> None:
     fill, tables = suite("document").fill, suite("tables").TABLES
-    document = (ROOT / "docs/results.md").read_text(encoding="utf-8")
-    assert fill(document, results) == (
-        document,
-        sorted(tables, key=lambda name: document.index(f"begin {name} ")),
+    documents = read_documents()
+    whole = "".join(documents.values())
+    assert fill(documents, results) == (
+        documents,
+        sorted(tables, key=lambda name: whole.index(f"begin {name} ")),
     )
     metrics = {"acc": {"value": 0.5, "stderr": 0.01}}
     text = {"perplexity": {"value": 25.08, "stderr": 0.5}, "ppl_ratio": {"value": 1.0011, "stderr": 0.0004}}
@@ -167,8 +173,9 @@ def test_tables_go_between_the_marks_and_all_else_stays(results: Any) -> None:
         {"name": "int8", "tokens_per_s": 84, "spread": 4},
     ]
     finish(results, "model/frontier", "\n".join(map(json.dumps, rows)), ".jsonl")
-    filled, kept = fill(document, results)
+    filled, kept = fill(documents, results)
     assert set(tables) - set(kept) == {"relu quality", "adapted quality", "blocks", "frontier"}
+    assert {name for name in filled if filled[name] != documents[name]} == {"docs/results.md"}
     for line in (
         "|  | int8 |",
         "| copa, 100 items | 50.0 ± 1.0 |",
@@ -180,11 +187,17 @@ def test_tables_go_between_the_marks_and_all_else_stays(results: Any) -> None:
         "| int8 | 1.002 | 84.0 ± 4.0 |",
         "`make relu/eval`  \n(2026-11-22, Xeon, 2 cores, code abc)",
     ):
-        assert line in filled
+        assert line in filled["docs/results.md"]
     # Once more: nothing but the same tables.
     assert fill(filled, results) == (filled, kept)
+    # In a whole run that has measured one of three codecs, the table of three stays.
+    whole_run = {"relu/eval", *(f"opt-1.3b/blocks-{codec}" for codec in ("bf16", "int8", "int4"))}
+    assert fill(documents, results, whole_run)[1] == sorted(
+        [*kept, "blocks"], key=lambda name: whole.index(f"begin {name} ")
+    )
+    broken = documents["docs/results.md"].replace("begin kernels", "began kernels")
     with pytest.raises(SystemExit, match="differ in: kernels"):
-        fill(document.replace("begin kernels", "began kernels"), results)
+        fill(documents | {"docs/results.md": broken}, results)
 
 
 def test_parts_follow_what_they_read_and_name_no_path_of_the_machine() -> None:
@@ -195,11 +208,15 @@ def test_parts_follow_what_they_read_and_name_no_path_of_the_machine() -> None:
     for at, each in enumerate(known):
         assert set(each.after) <= set(names[:at])
         assert all("  " not in command and " /" not in command for command in each.commands)
-    assert len(parts.parts(parts.FULL, "smollm2", peer=False)) == len(known) - 1
+    alone = {part.name for part in parts.parts(parts.FULL, "smollm2", peer=False)}
+    needs_peer = {part.name for part in known if "./peer-python" in part.commands[0]}
+    assert (
+        needs_peer == set(names) - alone == {"model/frontier", *(n for n in names if n.startswith("peer/"))}
+    )
     shipped = {name: own_plans(SHIPPED / name) for name in SHIPPED_MODELS}
     assert {name: tuple(map(str, plans)) for name, plans in shipped.items()} == parts.ADAPTED
     other = parts.parts(parts.FULL, "./base.gguf", peer=True)  # of which nothing comes adapted
-    assert len(other) == len(known) - 5
+    assert len(other) == len(known) - 9
     commands = [command for each in known for command in each.commands]
     assert any(
         "bench smollm2-half --codec int8 --plan off,plan,gentler/0.63 " in command for command in commands
@@ -289,19 +306,81 @@ def test_tables_of_selectors_say_what_choosing_takes_and_what_looking_ahead_cost
     assert commands == ["make model/look-ahead", "make model/predictors-1"]
 
 
+def test_tables_beside_other_programs_say_what_each_took(results: Any) -> None:
+    """From what the programs write, of hand-made times."""
+    speed = importlib.import_module("speed")
+    row = speed.Row("tiny", "int8", "Q8_0", "decode", [0.2, 0.4, 0.3], [0.6, 0.4, 0.6], 10, 100, [1e4] * 3)
+    prompt = speed.Row("tiny", "int8", "Q8_0", "prefill", [0.5], [0.25], 100, 0, [1e4])
+    batch = {"model": "tiny", "codec": "int8", "size": 8, "one": 0.03, "together": 0.06, "ratio": 4.0}
+    document = {
+        "cpu": "Xeon",
+        "threads": 2,
+        "bandwidth": [3.6e10, 5e10],
+        "peer": "llama 1",
+        "date": "2026-11-30",
+    }
+    document |= {"rows": [row.json(), prompt.json()], "batches": [batch]}
+    finish(results, "peer/speed", json.dumps(document))
+    gathered = {
+        "codec": "bf16",
+        "density": 0.1,
+        "ms": {"dejavu": "1 ± 0", "torch": "7 ± 1"},
+        "over_torch": 7.04,
+    }
+    finish(results, "opt-1.3b/gather", json.dumps({"rows": [gathered]}))
+    found = {"greedy_texts_equal": "1 of 2", "first_differences": [None, {"token": 5, "gap": 0.221}]}
+    found |= {"mean_kl": 3.14e-3, "median_kl": 2e-3, "same_top_1": 0.958}
+    found |= {"our_perplexity": 21.44, "peer_perplexity": 21.536}
+    itself = found | {"first_differences": [{"token": 4}, None]}
+    finish(results, "peer/agreement", json.dumps(found))
+    finish(results, "peer/agreement-f32", json.dumps(found))
+    finish(results, "peer/agreement-q8", json.dumps({"emulated": found, "itself": itself, "in_step": found}))
+
+    def table(name: str) -> list[str]:
+        lines = suite("tables").TABLES[name](suite("reading").Reader(results)).splitlines()
+        assert len({line.count("|") for line in lines if line.startswith("|")}) == 1
+        return lines[2:]
+
+    assert table("beside") == [
+        "| tiny | int8 / Q8_0 | decode | 30.00 ms ±33% | 60.00 ms | **2.00x** | 33% |",
+        "| tiny | int8 / Q8_0 | prefill | 5.00 ms ±0% | 2.50 ms | **0.50x** |  |",
+        "",
+        "Xeon, 2 threads, read bandwidth 36 to 50 GB/s, llama 1, 2026-11-30",
+    ]
+    assert table("batches") == ["| tiny | int8 | 8 | 30.0 | 60.0 | 4.00x |"]
+    assert table("gather") == ["| bf16 | 0.1 | 1 ± 0 | 7 ± 1 | 7.0x |  |  |"]
+    agreed = table("agreement")
+    assert [line.split(" | ")[0] for line in agreed] == [
+        "| native f32",
+        "| native f32, the file dequantised (`--as-f32`)",
+        "| reference with 8-bit activations (`--as-q8`, emulated)",
+        "| llama.cpp itself, fused attention (`itself`)",
+        "| as emulated, near ties as llama.cpp has them (`in_step`)",
+    ]
+    assert agreed[0].endswith("| 1 of 2 | 3.1e-03 | 2.0e-03 | 95.8% | 21.4400 / 21.5360 |")
+    assert [line.split(" | ", 1)[1] for line in table("first differences")] == [
+        "none | 5: 0.22 |",
+        "none | 5: 0.22 |",
+        "none | 5: 0.22 |",
+        "4 | none |",
+        "none | 5: 0.22 |",
+    ]
+
+
 def test_the_picture_of_look_ahead_is_drawn_beside_the_page_from_finished_rows(
     results: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     program = importlib.import_module("results")
-    page = results.folder / "docs/results.md"
-    page.parent.mkdir()
-    page.write_text((ROOT / "docs/results.md").read_text(encoding="utf-8"), encoding="utf-8")
-    monkeypatch.setattr(program, "DOCUMENT", page)
-    program.write(results, toy=False)
-    assert not (page.parent / "look-ahead.svg").exists()
+    root = results.folder / "root"
+    for name, text in read_documents().items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text, encoding="utf-8")
+    monkeypatch.setattr(program, "ROOT", root)
+    program.write(results, [], root)
+    assert not (root / "docs/look-ahead.svg").exists()
     finish(results, "model/look-ahead", "\n".join(map(json.dumps, selection_rows()[0])), ".jsonl")
-    program.write(results, toy=False)
-    svg = (page.parent / "look-ahead.svg").read_text(encoding="utf-8")
+    program.write(results, [], root)
+    svg = (root / "docs/look-ahead.svg").read_text(encoding="utf-8")
     # Recall, and the ratio on the first text: two points of each kind, none of what was measured at one distance.
     for tip in ("low rank, 0.5: 62% at 1", "low rank, 0.5: 1.4 at 1", "sketch, 4 bits, 0.5: 1.5 at 2"):
         assert svg.count(f"<title>{tip}</title>") == 1
@@ -451,7 +530,10 @@ def test_what_ships_is_on_the_page_of_its_base(results: Any, monkeypatch: pytest
     module.link_inputs(results.folder, SimpleNamespace(data=ROOT, peer_python=None, model="smollm2"))
     for name in ("model/eval-dense", "smollm2-half/eval"):
         finish(results, name, "{}")
-    module.pages(results, known)
+    target = results.folder / "root"
+    (target / "docs").mkdir(parents=True)
+    (results.folder / "model.html").write_text("a page")
+    module.pages(results, known, target)
     ((*_, first, second, place, flag, page),) = called
     assert (first, second, flag, page) == (
         "model/eval-dense.json",
@@ -461,6 +543,11 @@ def test_what_ships_is_on_the_page_of_its_base(results: Any, monkeypatch: pytest
     )
     assert (results.folder / place / "delta.json").is_file()
     assert not Path(place).is_absolute()
+    assert not (target / module.PAGE).exists()  # which is of the whole
+    for each in known:
+        finish(results, each.name, "{}")
+    module.pages(results, known, target)
+    assert (target / module.PAGE).read_text() == "a page"
 
 
 def test_keys_hold_the_content_of_what_the_commands_name(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Putting tables between the marks of a Markdown document; all that stands around them is left alone."""
+"""Putting tables between the marks of Markdown documents; all that stands around them is left alone."""
 
 from __future__ import annotations
 
@@ -9,34 +9,41 @@ from results_suite.reading import Reader
 from results_suite.tables import TABLES
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from results_suite.running import Results
 
 _MARKED = re.compile(r"(<!-- begin ([a-z -]+) -->\n)(.*?)(<!-- end \2 -->)", re.DOTALL)
 
 
-def fill(text: str, results: Results) -> tuple[str, list[str]]:
-    """The document with a table in every place for which there are results, and the names of the other places.
+def fill(
+    documents: Mapping[str, str], results: Results, expected: Collection[str] = ()
+) -> tuple[dict[str, str], list[str]]:
+    """The documents with every table whose parts are finished, and the names of the other tables.
+
+    Args:
+        documents: texts by name.
+        results: of the parts.
+        expected: names of the parts that a whole run has; a table that lacks one of them stays as it is.
 
     Raises:
-        SystemExit: the document has no place for a table, or one of a name that no table has.
+        SystemExit: the documents have no place for a table, or one of a name that no table has.
     """
-    places = [name for _, name, _, _ in _MARKED.findall(text)]
+    places = [name for text in documents.values() for _, name, _, _ in _MARKED.findall(text)]
     if unknown := sorted(set(places) ^ set(TABLES)):
-        raise SystemExit(f"the marks of the document and the tables differ in: {', '.join(unknown)}")
+        raise SystemExit(f"the marks of the documents and the tables differ in: {', '.join(unknown)}")
     kept = []
 
     def place(match: re.Match[str]) -> str:
         begin, name, old, end = match.groups()
-        read = Reader(results)
+        read = Reader(results, expected)
         table = TABLES[name](read)
-        if not table:
+        if not table or read.missing:
             kept.append(name)
             return begin + old + end
         return f"{begin}{table}\n\n{origin(read.notes)}\n{end}"
 
-    return _MARKED.sub(place, text), kept
+    return {name: _MARKED.sub(place, text) for name, text in documents.items()}, kept
 
 
 def origin(notes: Sequence[dict[str, Any]]) -> str:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from results_suite.beside import AGREEMENTS, GATHER, SPEED
+
 CODECS = ("bf16", "int8", "int4")
 PLANS = {"bits": "model/plan-0.5", "bits-logits": "model/logits-0.5"}
 """Of the model, without any training: five bits as values at density .5, and with logits from leading bits too."""
@@ -17,6 +19,9 @@ MOST_ADAPTED = "smollm2-sparse"
 DEFAULT = "smollm2"
 TEXTS = "data/heldout.jsonl", "data/moby_dick.txt"
 TRAINING = "data/calibration.jsonl"
+PEER_PYTHON = "./peer-python"
+PEER_FILES = "peer-files"
+"""Where llama.cpp's files are kept."""
 DISTANCES = (0, 1, 2)
 """Look-ahead of the low-rank predictors of the model."""
 
@@ -50,7 +55,10 @@ class Scale:
     )
     relu: str = "--minutes 10"
     frontier: str = "--tokens 10000 --repeats 25"
+    beside: str = "--shape tinyllama-1.1b --repeats 7"
+    agreement: str = ""
     blocks: str = "--repeats 40"
+    gather: str = "--repeats 20"
     models: str = "--context 256 --repeats 24"
     kernels: str = ""
     shapes: dict[str, float] = field(default_factory=lambda: {"opt-1.3b": 1.0, "opt-6.7b": 4.0})
@@ -78,7 +86,10 @@ TOY = Scale(
     selector_speed="--selectors sketch4 --densities .5 --repeats 1 --calibration-tokens 600",
     relu="--minutes 0.05 --width 64 --layers 2 --heads 4 --neurons 128 --vocab 512 --length 64",
     frontier="--tokens 300 --repeats 2",
+    beside="--repeats 1",
+    agreement="--tokens 64",
     blocks="--densities .1 --repeats 1 --context 16",
+    gather="--densities .1 --repeats 1",
     models="--context 16 --repeats 1",
     kernels="--quick --repeats 3 --only mlp/*/cold",
     shapes={"opt-1.3b": 1.0},
@@ -120,6 +131,7 @@ def parts(scale: Scale, model: str, *, peer: bool) -> list[Part]:
         found += _adapted(scale)
     if peer:
         found.append(_frontier(scale, model))
+        found += _beside(scale) if model == DEFAULT else []
     found += _relu(scale)
     for shape, slower in scale.shapes.items():
         found += _shape(scale, shape, slower)
@@ -139,7 +151,7 @@ def _plans(scale: Scale, model: str) -> list[Part]:
         f"--codec int8 {scale.train} -o {bits}"
     )
     more = f"dejavu plan logits {bits} {model} --text {TRAINING} {scale.logits} -o {logits}"
-    return [_part(bits, train, 8, result=bits), _part(logits, more, 2, bits, result=logits)]
+    return [_part(bits, train, 6, result=bits), _part(logits, more, 2, bits, result=logits)]
 
 
 def _eval(scale: Scale, name: str, options: str, more: str, minutes: float, *after: str) -> Part:
@@ -164,18 +176,18 @@ def _judged(scale: Scale, name: str, model: str) -> list[Part]:
     plans = list(PLANS.values())
     dense = " ".join(f"--codec {codec}" for codec in ("f32", "int8", "int4"))
     return [
-        _eval(scale, f"{name}/eval-dense", model, dense, 40),
+        _eval(scale, f"{name}/eval-dense", model, dense, 26),
         _eval(
-            scale, f"{name}/eval-plans", model, f"--codec int8 --plan off --plan {plans[-1]}", 30, plans[-1]
+            scale, f"{name}/eval-plans", model, f"--codec int8 --plan off --plan {plans[-1]}", 26, plans[-1]
         ),
-        _bench(f"{name}/bench-dense", f"{model} --codec {','.join(CODECS)} {scale.bench}", 6),
+        _bench(f"{name}/bench-dense", f"{model} --codec {','.join(CODECS)} {scale.bench}", 1),
         _bench(
             f"{name}/bench-plans",
             f"{model} --codec int8 --plan off,{','.join(plans)} {scale.bench}",
-            6,
+            1,
             *plans,
         ),
-        _analysis(scale, f"{name}/analysis", model, 10),
+        _analysis(scale, f"{name}/analysis", model, 5),
     ]
 
 
@@ -189,10 +201,10 @@ def _adapted(scale: Scale) -> list[Part]:
                 f"{name}/eval",
                 name,
                 f"--base {DEFAULT} --codec int8 {' '.join(listed)}",
-                12 * len(plans),
+                15 * len(plans),
             ),
             _bench(
-                f"{name}/bench", f"{name} --codec int8 --plan {','.join(('off', *plans))} {scale.bench}", 4
+                f"{name}/bench", f"{name} --codec int8 --plan {','.join(('off', *plans))} {scale.bench}", 1
             ),
         ]
     name = f"{MOST_ADAPTED}/selectors"
@@ -248,7 +260,7 @@ def _frontier(scale: Scale, model: str) -> Part:
             plans.append(f"{label}={plan}@{name}")
     options = (
         f"--model {model} --text {TEXTS[0]} {scale.frontier} --plans {' '.join(plans)} "
-        "--peer-python ./peer-python --peer-files peer-files --out model/frontier.jsonl"
+        f"--peer-python {PEER_PYTHON} --peer-files {PEER_FILES} --out model/frontier.jsonl"
     )
     command = "python benchmarks/frontier.py"
     return Part(
@@ -258,10 +270,27 @@ def _frontier(scale: Scale, model: str) -> Part:
             f"{command} speed {options}",
             f"{command} plot --out model/frontier.jsonl --svg model/frontier.svg",
         ),
-        30,
+        10,
         "model/frontier.jsonl",
         tuple(PLANS.values()),
     )
+
+
+def _beside(scale: Scale) -> list[Part]:
+    """Of the default model, which both read from the same file."""
+    peer = f"--peer-python {PEER_PYTHON}"
+    speed = f"python benchmarks/speed.py {peer} --model {DEFAULT} {scale.beside} --folder {PEER_FILES}"
+    return [
+        _part(SPEED, f"{speed} --json {SPEED}.json", 10),
+        *(
+            _part(
+                name,
+                f"python benchmarks/agreement.py {peer} --text {TEXTS[0]} {option} {scale.agreement} --json {name}.json",
+                10 if option == "--as-q8" else 2,
+            )
+            for name, option in AGREEMENTS.items()
+        ),
+    ]
 
 
 def _relu(scale: Scale) -> list[Part]:
@@ -286,13 +315,15 @@ def _shape(scale: Scale, shape: str, slower: float) -> list[Part]:
         return _part(f"{shape}/{name}", command, minutes * slower, printed=True)
 
     found = [
-        sparse("kernels", f"blocks-{codec}", f"--codec {codec} {scale.blocks}", 3)
+        sparse("kernels", f"blocks-{codec}", f"--codec {codec} {scale.blocks}", 0.3)
         for codec in CODECS
         if slower == 1  # one wide shape says it
     ]
+    if f"{shape}/gather" == GATHER:
+        found.append(sparse("gather", "gather", scale.gather, 3))
     codecs = "bf16,int8,int4" if slower == 1 else "int8,int4"  # of the largest bf16 takes too much memory
     return [
         *found,
-        sparse("model", "plan", f"--codec int8 --neurons .1 --heads .5 {scale.models}", 2),
-        _bench(f"{shape}/bench", f"--shape {shape} --codec {codecs} {scale.shape_bench}", 3 * slower),
+        sparse("model", "plan", f"--codec int8 --neurons .1 --heads .5 {scale.models}", 0.4),
+        _bench(f"{shape}/bench", f"--shape {shape} --codec {codecs} {scale.shape_bench}", 2 * slower),
     ]

@@ -6,22 +6,34 @@ import json
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Collection, Iterable, Sequence
 
     from results_suite.running import Results
 
 
 class Reader:
-    """Finished results; keeps in mind which were read, for the line below a table."""
+    """Finished results; keeps in mind which were read, for the line below a table, and which are yet to come.
 
-    def __init__(self, results: Results) -> None:
+    Args:
+        results: where they lie.
+        expected: names of the parts that a whole run has.
+    """
+
+    def __init__(self, results: Results, expected: Collection[str] = ()) -> None:
         self._results = results
+        self._expected = expected
         self.notes: list[dict[str, Any]] = []
+        self.missing: list[str] = []
+        """Parts that were asked for, belong to a whole run, and are not finished."""
 
-    def mention(self, part: str) -> None:
-        """Take the commands of a part along, where it is finished."""
-        if note := self._results.note(part):
+    def mention(self, part: str) -> dict[str, Any] | None:
+        """Take the commands of a part along, where it is finished. Returns its note."""
+        note = self._results.note(part)
+        if note is not None and note not in self.notes:
             self.notes.append(note)
+        elif note is None and part in self._expected:
+            self.missing.append(part)
+        return note
 
     def json(self, part: str) -> Any:
         """The JSON of a part; None where it is not finished."""
@@ -32,12 +44,8 @@ class Reader:
         return self._read(part, ".jsonl", lambda text: [json.loads(line) for line in text.splitlines()])
 
     def _read(self, part: str, ending: str, parse: Callable[[str], Any]) -> Any:
-        note = self._results.note(part)
         path = self._results.folder / f"{part}{ending}"
-        if note is None or not path.exists():
-            return None
-        self.notes.append(note)
-        return parse(path.read_text(encoding="utf-8"))
+        return parse(path.read_text(encoding="utf-8")) if self.mention(part) and path.exists() else None
 
 
 def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from typing import TYPE_CHECKING, Any
 
+from results_suite import beside
 from results_suite.parts import ADAPTED, CODECS, FULL, MOST_ADAPTED
 from results_suite.reading import markdown
 from results_suite.selection import compensators, look_ahead, predictors, selectors
@@ -198,7 +199,12 @@ def kernels(read: Reader) -> str:
 
 
 TABLES: dict[str, Callable[[Reader], str]] = {
+    "beside": beside.speed,
+    "batches": beside.batches,
+    "agreement": beside.agreement,
+    "first differences": beside.first_differences,
     "blocks": blocks,
+    "gather": beside.gather,
     "models": models,
     "shape speed": speed(*(f"{shape}/bench" for shape in FULL.shapes)),
     "selectors": selectors("model/selectors"),
