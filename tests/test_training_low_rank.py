@@ -21,10 +21,13 @@ from dejavu.training import low_rank
 from dejavu.training.corpus import Corpus
 from dejavu.training.examples import Examples, Target
 from dejavu.training.inputs import BlockInputs
-from dejavu.training.low_rank import LowRankOptions, State, Trained, train_low_rank
+from dejavu.training.label_learner import LabelLearner
+from dejavu.training.learner import LowRankOptions
+from dejavu.training.low_rank import State, Trained, train_low_rank
 from dejavu.training.options import TrainOptions
 from dejavu.training.progress import Silent
 from dejavu.training.recipe import train_plan
+from dejavu.training.size_learner import SizeLearner
 from dejavu.training.stream import TokenStream
 from dejavu.training.subject import Subject, open_subject
 from tiny_chat import build_tiny_chat
@@ -36,7 +39,8 @@ if TYPE_CHECKING:
 pytest.importorskip("torch")
 
 TARGETS = (Target("neurons", 16, 0.3), Target("heads", 4, 0.5))
-OPTIONS = LowRankOptions(TARGETS, tokens=8_000, learning_rate=1e-2)
+OPTIONS = LowRankOptions(TARGETS, tokens=8_000, learn="labels", learning_rate=1e-2)
+SIZES = LowRankOptions(TARGETS, tokens=8_000)
 SETTINGS = {"model": "tiny"}
 
 
@@ -80,11 +84,11 @@ def assert_equal(found: Trained, expected: Trained) -> None:
                 np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
 
 
-@pytest.mark.parametrize("hidden", ["linear", "relu"])
+@pytest.mark.parametrize(("learn", "hidden"), [("sizes", "linear"), ("labels", "linear"), ("labels", "relu")])
 @pytest.mark.parametrize("lookahead", [0, 1])
-def test_learns(setup: Setup, tmp_path: Path, hidden: Any, lookahead: int) -> None:
+def test_learns(setup: Setup, tmp_path: Path, learn: Any, hidden: Any, lookahead: int) -> None:
     states: list[State] = []
-    options = dataclasses.replace(OPTIONS, hidden=hidden, lookahead=lookahead)
+    options = dataclasses.replace(OPTIONS, learn=learn, hidden=hidden, lookahead=lookahead)
     trained = train_low_rank(
         setup.examples(lookahead=lookahead),
         setup.stream,
@@ -118,7 +122,7 @@ def test_gradients_are_those_of_the_loss(setup: Setup) -> None:
     examples = setup.examples()
     for hidden in ("linear", "relu"):
         options = dataclasses.replace(OPTIONS, hidden=hidden)
-        trainer = low_rank._Trainer(examples, options, None)
+        trainer = LabelLearner(examples, options, None)
         trainer._type = torch.float32
         rng = np.random.default_rng(0)
         y = rng.standard_normal((40, 32), np.float32)
@@ -138,10 +142,53 @@ def test_gradients_are_those_of_the_loss(setup: Setup) -> None:
             torch.testing.assert_close(p.grad, copy.grad, rtol=1e-4, atol=1e-6)
 
 
-def test_same_seed_same_predictors(setup: Setup, tmp_path: Path) -> None:
+@pytest.mark.parametrize("rank", [3, 12])
+def test_sizes_are_regressed_as_well_as_any_map_of_the_rank_can(
+    setup: Setup, monkeypatch: pytest.MonkeyPatch, rank: int
+) -> None:
+    """Against alternating least squares on the same tokens, with the same ridge, in several batches."""
+    examples = setup.examples((Target("neurons", rank, 0.3),))
+    rng = np.random.default_rng(0)
+    d, n, layers = 32, 48, setup.subject.opened.config.n_layers
+    truth = rng.standard_normal((d, 5)) @ rng.standard_normal((5, n)) + 0.3 * rng.standard_normal((d, n))
+    y = rng.standard_normal((900, d)) * np.linspace(0.1, 3, d) + 0.5
+    sizes = np.square(np.abs(y @ truth + rng.standard_normal((900, n)) + 20))
+
+    def of(pieces: Any) -> Any:
+        part = slice(300 * pieces[0], 300 * pieces[0] + 300)
+        for layer in range(layers):
+            yield "neurons", layer, y[part].astype(np.float32), sizes[part].astype(np.float32)
+
+    monkeypatch.setattr(examples, "of", of)
+    examples.scales["neurons"] = np.full_like(examples.scales["neurons"], 0.5)
+    learner = SizeLearner(examples, dataclasses.replace(SIZES, targets=examples.targets), None)
+    for number in range(3):
+        learner.step([number], 0.0)  # type: ignore[list-item]
+    found = learner.predictors()["neurons"][1]
+    x, target = 0.5 * (y - y.mean(axis=0)), np.sqrt(sizes)
+    target = target - target.mean(axis=0)
+    ridge = 0.01 * np.square(x).mean() * len(x)
+
+    def cost(a: Any, b: Any) -> float:
+        return float(np.square(x @ a.T @ b.T - target).sum() + ridge * np.square(b @ a).sum())
+
+    a = rng.standard_normal((rank, d))
+    for _ in range(300):
+        z = x @ a.T
+        b = np.linalg.solve(z.T @ z + ridge * a @ a.T, z.T @ target).T
+        a = np.linalg.solve(b.T @ b, b.T @ target.T @ x) @ np.linalg.inv(x.T @ x + ridge * np.eye(d))
+    best = cost(a, b)
+    ours, least = found.a / 0.5, float(np.square(target).sum())
+    assert cost(ours, found.b) < best + 0.004 * least  # a is kept in eight bits, b in four
+    scores = y @ (found.b @ found.a).T + found.bias
+    np.testing.assert_allclose(scores.mean(axis=0), np.sqrt(sizes).mean(axis=0), rtol=0.05)
+
+
+@pytest.mark.parametrize("options", [OPTIONS, SIZES], ids=lambda x: x.learn)
+def test_same_seed_same_predictors(setup: Setup, tmp_path: Path, options: LowRankOptions) -> None:
     runs = [
         train_low_rank(
-            setup.examples(), setup.stream, OPTIONS, checkpoint=tmp_path / str(i), settings=SETTINGS
+            setup.examples(), setup.stream, options, checkpoint=tmp_path / str(i), settings=SETTINGS
         )
         for i in range(2)
     ]
@@ -155,7 +202,7 @@ sys.path.insert(0, {tests!r})
 from dejavu.training import low_rank
 low_rank.CHECKPOINT_STEPS, low_rank.VALIDATION_STEPS = 2, 4
 import test_training_low_rank as t
-setup = t.build(Path(sys.argv[1]))
+setup, options = t.build(Path(sys.argv[1])), getattr(t, sys.argv[3])
 steps = 0
 def report(state):
     global steps
@@ -163,28 +210,32 @@ def report(state):
     if steps == 5:
         os.kill(os.getpid(), signal.SIGKILL)
 low_rank.train_low_rank(
-    setup.examples(), setup.stream, t.OPTIONS, checkpoint=Path(sys.argv[2]), settings=t.SETTINGS, report=report
+    setup.examples(), setup.stream, options, checkpoint=Path(sys.argv[2]), settings=t.SETTINGS, report=report
 )
 """
 
 
-def test_killed_and_resumed_is_as_if_nothing_had_happened(setup: Setup, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["OPTIONS", "SIZES"])
+def test_killed_and_resumed_is_as_if_nothing_had_happened(setup: Setup, tmp_path: Path, name: str) -> None:
+    options = globals()[name]
     whole = train_low_rank(
-        setup.examples(), setup.stream, OPTIONS, checkpoint=tmp_path / "whole", settings=SETTINGS
+        setup.examples(), setup.stream, options, checkpoint=tmp_path / "whole", settings=SETTINGS
     )
     kept = tmp_path / "kept"
     script = KILLED.format(tests=str(Path(__file__).parent))
     result = subprocess.run(
-        [sys.executable, "-c", script, str(tmp_path / "other"), str(kept)], check=False, env=dict(os.environ)
+        [sys.executable, "-c", script, str(tmp_path / "other"), str(kept), name],
+        check=False,
+        env=dict(os.environ),
     )
     assert result.returncode == -signal.SIGKILL
     with pytest.raises(InputError, match="left of an interrupted training"):
-        train_low_rank(setup.examples(), setup.stream, OPTIONS, checkpoint=kept, settings=SETTINGS)
+        train_low_rank(setup.examples(), setup.stream, options, checkpoint=kept, settings=SETTINGS)
     states: list[State] = []
     resumed = train_low_rank(
         setup.examples(),
         setup.stream,
-        OPTIONS,
+        options,
         checkpoint=kept,
         resume=True,
         settings=SETTINGS,
@@ -193,20 +244,23 @@ def test_killed_and_resumed_is_as_if_nothing_had_happened(setup: Setup, tmp_path
     assert 4000 < states[0].tokens < 7000  # not from the start
     assert_equal(resumed, whole)
     again = train_low_rank(
-        setup.examples(), setup.stream, OPTIONS, checkpoint=kept, resume=True, settings=SETTINGS
+        setup.examples(), setup.stream, options, checkpoint=kept, resume=True, settings=SETTINGS
     )
     assert_equal(again, whole)  # a finished training is kept until the plan is saved
 
 
-def test_nan_keeps_the_last_checkpoint(setup: Setup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("options", [OPTIONS, SIZES], ids=lambda x: x.learn)
+def test_nan_keeps_the_last_checkpoint(
+    setup: Setup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: LowRankOptions
+) -> None:
     def fail_later(examples: Examples) -> Callable[..., Any]:
         real, calls = examples.of, 0
 
         def of(pieces: Any) -> Any:
             nonlocal calls
             calls += len(pieces) > 1  # not those of the validation
-            for block, layer, y, label in real(pieces):
-                yield block, layer, np.where(calls < 4, y, np.nan).astype(np.float32), label
+            for block, layer, y, sizes in real(pieces):
+                yield block, layer, np.where(calls < 4, y, np.nan).astype(np.float32), sizes
 
         return of
 
@@ -214,7 +268,7 @@ def test_nan_keeps_the_last_checkpoint(setup: Setup, tmp_path: Path, monkeypatch
     monkeypatch.setattr(examples, "of", fail_later(examples))
     path = tmp_path / "c"
     with pytest.raises(NumericsError, match=r"no longer finite after 3\d+ tokens; .* holds the state before"):
-        train_low_rank(examples, setup.stream, OPTIONS, checkpoint=path, settings=SETTINGS)
+        train_low_rank(examples, setup.stream, options, checkpoint=path, settings=SETTINGS)
     arrays, state = checkpoints.load_checkpoint(path, SETTINGS)
     assert all(np.isfinite(array).all() for array in arrays.values())
     assert state["tokens"] > 2000

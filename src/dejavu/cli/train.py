@@ -31,6 +31,13 @@ class HiddenName(str, Enum):
     relu = "relu"
 
 
+class LearnName(str, Enum):
+    """Values of --learn."""
+
+    sizes = "sizes"
+    labels = "labels"
+
+
 class KvPolicyName(str, Enum):
     """Values of --kv-policy."""
 
@@ -85,6 +92,13 @@ def train(
     hidden: Annotated[
         HiddenName, typer.Option(help="Middle layer of low-rank predictors.")
     ] = HiddenName.linear,
+    learn: Annotated[
+        LearnName | None,
+        typer.Option(
+            help="What low-rank predictors learn: how large what a neuron gives is (sizes), or whether it is active "
+            "(labels, as in Deja Vu). Default: sizes; with --hidden relu labels."
+        ),
+    ] = None,
     lookahead: Annotated[
         int, typer.Option(min=0, max=2, help="Choose by the input of the layer so many layers before.")
     ] = 0,
@@ -116,7 +130,7 @@ def train(
     verify_tokens: Annotated[
         int, typer.Option(min=64, help="Other held-out text, for the evidence.")
     ] = 10_000,
-    learning_rate: Annotated[float, typer.Option(help="Of low-rank predictors.")] = 2e-3,
+    learning_rate: Annotated[float, typer.Option(help="Of low-rank predictors that learn labels.")] = 2e-3,
     seed: Annotated[
         int,
         typer.Option(min=0, max=2**63 - 1, help="Of the split of the text, its order, and the predictors."),
@@ -153,6 +167,7 @@ def train(
         values=values.value,
         rank=rank,
         hidden=hidden.value,
+        learn=None if learn is None else learn.value,
         lookahead=lookahead,
         heads_density=heads_density,
         heads_rank=heads_rank,

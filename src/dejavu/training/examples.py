@@ -1,4 +1,4 @@
-"""What predictors learn from: normed inputs and labels of pieces of text, through the dense model."""
+"""What predictors learn from: normed inputs, sizes and labels of pieces of text, through the dense model."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Target:
 
 
 class Examples:
-    """Makes (input, label) of any layer and block.
+    """Makes inputs, sizes and labels of any layer and block.
 
     Args:
         executor: the model.
@@ -83,20 +83,21 @@ class Examples:
         }
         """Per block [L, d]: one over the root mean square of each input dimension."""
 
-    def of(self, pieces: Sequence[Piece]) -> Iterator[tuple[Block, int, Array, Mask]]:
-        """Block, layer, inputs float32 [t, d] and labels bool [t, n] of all tokens of `pieces`."""
+    def of(self, pieces: Sequence[Piece]) -> Iterator[tuple[Block, int, Array, Array]]:
+        """Of all tokens of `pieces`: block, layer, inputs [t, d], and sizes [t, n]: abs(h), or output norms of heads."""
         trace = self._trace(*pieces)
         for block in self.scales:
             for layer in range(self.config.n_layers):
-                inputs = self._inputs(trace, layer, block, self._lookahead)
-                yield block, layer, inputs, self._label(trace, layer, block)
+                sizes = trace.head_norm[layer] if block == "heads" else np.abs(trace.hidden[layer])
+                yield block, layer, self._inputs(trace, layer, block, self._lookahead), sizes
+
+    def label(self, block: Block, layer: int, sizes: Array) -> Mask:
+        """What counts as active, [t, n], of sizes [t, n]; see `labels.py`."""
+        if block == "heads":
+            return active_heads(sizes, self._densities[block])
+        return active_neurons(sizes, self._thresholds[layer])
 
     def _trace(self, *pieces: Piece) -> Trace:
         return self._executor.trace(
             *pieces, want=[field for block in self._densities for field in _NEEDED[block]]
         )
-
-    def _label(self, trace: Trace, layer: int, block: Block) -> Mask:
-        if block == "heads":
-            return active_heads(trace.head_norm[layer], self._densities[block])
-        return active_neurons(trace.hidden[layer], self._thresholds[layer])

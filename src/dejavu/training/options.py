@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from dejavu.errors import InputError
 from dejavu.training.examples import Target
+
+if TYPE_CHECKING:
+    from dejavu.training.learner import LearnName
 
 SelectorName = Literal["sketch", "low_rank", "threshold", "auto"]
 
@@ -33,6 +36,7 @@ class TrainOptions:
         bits: of the sketches to choose from; None: 4, which read no more than fewer do.
         rank: of the low-rank predictors of neurons.
         hidden: their middle layer.
+        learn: what low-rank predictors learn, see `LowRankOptions`; None: sizes, or with a ReLU in the middle labels.
         lookahead: distance of the input of sketches and low-rank predictors.
         heads_density: mean density of the heads, by low-rank predictors; None: all heads.
         heads_rank: their rank.
@@ -41,7 +45,7 @@ class TrainOptions:
         tokens: that low-rank predictors learn from; None: `DEFAULT_TOKENS`.
         search_tokens: of held-out text, for each measurement of the search.
         verify_tokens: of other held-out text, for the evidence.
-        learning_rate: of low-rank predictors.
+        learning_rate: of low-rank predictors that learn labels.
         seed: of everything.
     """
 
@@ -53,6 +57,7 @@ class TrainOptions:
     values: Literal["exact", "leading"] = "exact"
     rank: int | None = None
     hidden: Literal["linear", "relu"] = "linear"
+    learn: LearnName | None = None
     lookahead: int = 0
     heads_density: float | None = None
     heads_rank: int = DEFAULT_HEADS_RANK
@@ -91,6 +96,10 @@ class TrainOptions:
                 "sketches that look ahead know no values of their layer",
                 fix="leave --values or --lookahead out",
             )
+        if self.learn == "sizes" and self.hidden != "linear":
+            raise InputError(
+                "sizes are learned by linear predictors", fix="leave --hidden out, or add --learn labels"
+            )
         self._refuse_unused()
 
     def _refuse_unused(self) -> None:
@@ -108,7 +117,9 @@ class TrainOptions:
             "--kv-policy": self.kv_policy != "write" and self.heads_density is None and "--heads-density",
             "--tokens": self.tokens is not None and not self.targets and predictors,
             "--hidden": self.hidden != "linear" and not self.targets and predictors,
-            "--learning-rate": self.learning_rate != LEARNING_RATE and not self.targets and predictors,
+            "--learn": self.learn is not None and not self.targets and predictors,
+            "--learning-rate": self.learning_rate != LEARNING_RATE
+            and ((not self.targets and predictors) or (self.learns == "sizes" and "--learn labels")),
             "--lookahead": self.lookahead
             and not self.uses_sketches
             and not self.targets
@@ -126,6 +137,11 @@ class TrainOptions:
         if not self.uses_sketches:
             return ()
         return self.bits or (4,)
+
+    @property
+    def learns(self) -> LearnName:
+        """What low-rank predictors learn."""
+        return self.learn or ("sizes" if self.hidden == "linear" else "labels")
 
     @property
     def target(self) -> float:

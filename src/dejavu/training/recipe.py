@@ -199,14 +199,15 @@ class _Recipe:
 
     def _train(self, pieces: Sequence[Piece], checkpoint: Path, resume: bool) -> Trained:
         from dejavu.training.examples import Examples
-        from dejavu.training.low_rank import LowRankOptions, train_low_rank
+        from dejavu.training.learner import LowRankOptions
+        from dejavu.training.low_rank import train_low_rank
         from dejavu.training.missing import import_torch
 
         import_torch()  # or say at once that it is missing
         o = self._options
         examples = Examples(self._subject.executor, self._inputs, pieces, o.targets, o.lookahead)
         tokens = DEFAULT_TOKENS if o.tokens is None else o.tokens
-        options = LowRankOptions(o.targets, tokens, o.seed, o.hidden, o.lookahead, o.learning_rate)
+        options = LowRankOptions(o.targets, tokens, o.learns, o.seed, o.hidden, o.lookahead, o.learning_rate)
         self._progress.start("training", tokens)
         done = 0
 
