@@ -164,7 +164,7 @@ def test_sizes_are_regressed_as_well_as_any_map_of_the_rank_can(
     learner = SizeLearner(examples, dataclasses.replace(SIZES, targets=examples.targets), None)
     for number in range(3):
         learner.step([number], 0.0)  # type: ignore[list-item]
-    found = learner.predictors()["neurons"][1]
+    ours, basis, bias, left = learner._solve(*learner._sums["neurons", 1], rank)
     x, target = 0.5 * (y - y.mean(axis=0)), np.sqrt(sizes)
     target = target - target.mean(axis=0)
     ridge = 0.01 * np.square(x).mean() * len(x)
@@ -178,10 +178,13 @@ def test_sizes_are_regressed_as_well_as_any_map_of_the_rank_can(
         b = np.linalg.solve(z.T @ z + ridge * a @ a.T, z.T @ target).T
         a = np.linalg.solve(b.T @ b, b.T @ target.T @ x) @ np.linalg.inv(x.T @ x + ridge * np.eye(d))
     best = cost(a, b)
-    ours, least = found.a / 0.5, float(np.square(target).sum())
-    assert cost(ours, found.b) < best + 0.004 * least  # a is kept in eight bits, b in four
-    scores = y @ (found.b @ found.a).T + found.bias
-    np.testing.assert_allclose(scores.mean(axis=0), np.sqrt(sizes).mean(axis=0), rtol=0.05)
+    assert cost(ours, basis) < 1.001 * best
+    assert left == pytest.approx(cost(ours, basis) / np.square(target).sum(), rel=1e-3)
+    scores = 0.5 * y @ (basis @ ours).T + bias
+    np.testing.assert_allclose(scores.mean(axis=0), np.sqrt(sizes).mean(axis=0), rtol=1e-4)
+    rounded = learner.predictors()["neurons"][1]  # a to eight bits, b to four
+    off = y @ (rounded.b @ rounded.a).T + bias - scores
+    assert np.linalg.norm(off) < 0.2 * np.linalg.norm(scores - scores.mean(axis=0))
 
 
 @pytest.mark.parametrize("options", [OPTIONS, SIZES], ids=lambda x: x.learn)
