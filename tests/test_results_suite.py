@@ -233,6 +233,7 @@ def selection_rows() -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[d
         "sketch4+2": (1.5, 0.7),
     }
     figures |= {"low_rank0": (1.3, 0.66), "low_rank1": (1.4, 0.62), "sketch3": (1.06, 0.88)}
+    figures |= {"labels0": (3.0, 0.7)}
     rows = []
     for selector, (ratio, recall) in figures.items():
         for density in (0.7, 0.5, 0.3) if selector == "sketch4" else (0.5,):
@@ -282,6 +283,7 @@ def test_tables_of_selectors_say_what_choosing_takes_and_what_looking_ahead_cost
         "| sketch, 4 bits",
         "| low rank",
         "| sketch, 3 bits",
+        "| low rank, of labels",
         "| sketch, 4 bits, 2 ahead",
         "| low rank, 1 ahead",
     ]
@@ -403,13 +405,16 @@ def test_commands_of_predictors_are_ones_that_dejavu_train_takes() -> None:
     from dejavu.training.options import TrainOptions
 
     group: Any = typer.main.get_command(app)
-    for distance in suite("parts").DISTANCES:
-        for command in commands_of(f"model/predictors-{distance}"):
+    trained = suite("parts").TRAINED
+    assert list(trained) == ["low_rank0", "low_rank1", "low_rank2", "labels0"]
+    for selector, name in trained.items():
+        for command in commands_of(name):
             assert command[:2] == ["dejavu", "train"]
             taken = group.commands["train"].make_context("train", command[2:]).params
-            assert taken["lookahead"] == distance
-            assert str(taken["output"]) == f"model/predictors-{distance}"
-            names = ("density", "uniform", "rank", "lookahead", "tokens")
+            assert taken["lookahead"] == int(selector[-1])
+            assert taken["learn"] == ("labels" if selector == "labels0" else None)
+            assert str(taken["output"]) == name
+            names = ("density", "uniform", "rank", "learn", "lookahead", "tokens")
             chosen = TrainOptions(taken["selector"], **{name: taken[name] for name in names})
             assert chosen.targets[0].density == 0.5
 
@@ -429,8 +434,8 @@ def test_commands_of_selectors_cover_what_the_tables_compare() -> None:
     assert {k for _, k in full["compensated"]} == {0.7, 0.6, 0.5, 0.4, 0.3}
     assert {k for _, k in full["selector-speed"]} == set(selection.DENSITIES)
     assert not {name for name, _ in full["selector-speed"]} & {"oracle", "random"}
-    densities = {k for name, k in full["selectors"] if name == "low_rank0"}
-    assert densities == {0.7, 0.6, 0.5, 0.4, 0.3}
+    for predictor in ("low_rank0", "labels0"):
+        assert {k for name, k in full["selectors"] if name == predictor} == {0.7, 0.6, 0.5, 0.4, 0.3}
     parse = selector_table.make_parser().parse_args
     with pytest.raises(SystemExit, match="no selector is called sketch9"):
         selector_table.wanted(parse(["quality", "--out", "x", "--at", "sketch9=.5"]))

@@ -24,6 +24,11 @@ PEER_FILES = "peer-files"
 """Where llama.cpp's files are kept."""
 DISTANCES = (0, 1, 2)
 """Look-ahead of the low-rank predictors of the model."""
+TRAINED = {
+    **{f"low_rank{n}": f"model/predictors-{n}" for n in DISTANCES},
+    "labels0": "model/predictors-labels",
+}
+"""Low-rank predictors of the model, as the tables call them, and their parts: of sizes, and one of labels."""
 
 
 @dataclass(frozen=True)
@@ -217,13 +222,13 @@ def _adapted(scale: Scale) -> list[Part]:
 
 def _predictors(scale: Scale, model: str) -> list[Part]:
     found = []
-    for distance in DISTANCES:
-        name = f"model/predictors-{distance}"
+    for selector, name in TRAINED.items():
+        learn = "--learn labels " if selector.startswith("labels") else ""
         command = (
-            f"dejavu train {model} --text {TRAINING} --selector low_rank --uniform --density 0.5 --lookahead {distance} "
-            f"--codec int8 {scale.predictors} -o {name}"
+            f"dejavu train {model} --text {TRAINING} --selector low_rank --uniform --density 0.5 "
+            f"--lookahead {selector[-1]} {learn}--codec int8 {scale.predictors} -o {name}"
         )
-        part = Part(name, (command,), 25, name, resume="--resume", checkpoint=f"{name}.checkpoint")
+        part = Part(name, (command,), 27, name, resume="--resume", checkpoint=f"{name}.checkpoint")
         found.append(part)
     return found
 
@@ -233,22 +238,22 @@ def _texts(scale: Scale) -> str:
 
 
 def _selectors(scale: Scale, model: str) -> list[Part]:
-    trained = {distance: f"model/predictors-{distance}" for distance in DISTANCES}
+    ahead = tuple(name for name in TRAINED if name.startswith("low_rank"))
 
-    def part(name: str, what: str, options: str, distances: tuple[int, ...], minutes: float) -> Part:
-        predictors = " ".join(f"low_rank{n}={trained[n]}" for n in distances)
+    def part(name: str, what: str, options: str, names: tuple[str, ...], minutes: float) -> Part:
+        predictors = " ".join(f"{n}={TRAINED[n]}" for n in names)
         command = (
             f"python benchmarks/selector_table.py {what} --model {model} --calibration {TRAINING} {options} "
             f"--predictors {predictors} --out {name}.jsonl"
         )
-        return Part(name, (command,), minutes, f"{name}.jsonl", tuple(trained[n] for n in distances))
+        return Part(name, (command,), minutes, f"{name}.jsonl", tuple(TRAINED[n] for n in names))
 
     texts = _texts(scale)
     return [
-        part("model/look-ahead", "quality", f"{texts} {scale.look_ahead}", DISTANCES, 12),
-        part("model/selectors", "quality", f"{texts} {scale.selectors}", DISTANCES[:1], 47),
-        part("model/compensated", "quality", f"{texts} {scale.compensated}", DISTANCES[:1], 60),
-        part("model/selector-speed", "speed", scale.selector_speed, DISTANCES, 14),
+        part("model/look-ahead", "quality", f"{texts} {scale.look_ahead}", ahead, 12),
+        part("model/selectors", "quality", f"{texts} {scale.selectors}", (ahead[0], "labels0"), 50),
+        part("model/compensated", "quality", f"{texts} {scale.compensated}", ahead[:1], 30),
+        part("model/selector-speed", "speed", scale.selector_speed, ahead, 14),
     ]
 
 

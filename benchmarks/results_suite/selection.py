@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from dejavu.report.figures import look_ahead_ablation
-from results_suite.parts import DISTANCES
+from results_suite.parts import DISTANCES, TRAINED
 from results_suite.reading import markdown
 
 if TYPE_CHECKING:
@@ -82,12 +82,12 @@ def ratio(value: float) -> str:
 
 def named(selector: str) -> str:
     """A selector as a reader knows it: sketch4+1 is "sketch, 4 bits, 1 ahead"."""
-    found = re.fullmatch(r"(sketch|values|low_rank)?(\d*|[a-z]+)(?:\+(\d))?", selector)
+    found = re.fullmatch(r"(sketch|values|low_rank|labels)?(\d*|[a-z]+)(?:\+(\d))?", selector)
     if not found:
         return selector
     kind, number, ahead = found.groups()
-    if kind == "low_rank":
-        name, ahead = "low rank", number
+    if kind in ("low_rank", "labels"):
+        name, ahead = "low rank" + (", of labels" if kind == "labels" else ""), number
     elif kind == "sketch":
         name = f"sketch, {number} bits"
     elif kind == "values":
@@ -118,8 +118,8 @@ def predictors(read: Reader) -> str:
     """What choosing itself reads and takes, beside what it brings."""
     rows = _at_all_distances(read)
     fast = {(row["selector"], row["density"]): row for row in read.rows("model/selector-speed") or []}
-    for distance in DISTANCES:
-        read.mention(f"model/predictors-{distance}")
+    for part in TRAINED.values():
+        read.mention(part)
     texts = texts_of(rows)
     header = ["selector", "density", *texts, "recall", "precision", "read to choose", "MLP bytes"]
     lines = []
