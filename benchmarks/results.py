@@ -162,16 +162,18 @@ def run(results: Results, waiting: Sequence[Part], known: Sequence[Part], time: 
 def write(results: Results, known: Sequence[Part], target: Path) -> None:
     """The tables and pictures, in the documents or, of toy sizes, in copies of them: below `target`."""
     documents = {name: (ROOT / name).read_text(encoding="utf-8") for name in DOCUMENTS}
-    filled, kept = fill(documents, results, {part.name for part in known})
+    expected = {part.name for part in known}
+    filled, kept = fill(documents, results, expected)
     (target / PICTURES).mkdir(exist_ok=True)
     for name, text in filled.items():
         (target / name).write_text(text, encoding="utf-8")
     left = f"; left as they are, for want of a part: {', '.join(kept)}" if kept else ""
     print(f"wrote the tables of {', '.join(filled)}{left}")
-    if drawn := look_ahead_picture(Reader(results)):
+    read = Reader(results, expected)
+    if (drawn := look_ahead_picture(read)) and not read.missing:
         (target / PICTURES / PICTURE).write_text(drawn, encoding="utf-8")
     picture = results.folder / "model/frontier.svg"
-    if picture.exists():
+    if picture.exists() and results.note("model/frontier"):
         (target / PICTURES / "frontier.svg").write_bytes(picture.read_bytes())
 
 

@@ -21,13 +21,18 @@ SPEED = "peer/speed"
 GATHER = "opt-1.3b/gather"
 AGREEMENTS = {"peer/agreement": "", "peer/agreement-f32": "--as-f32", "peer/agreement-q8": "--as-q8"}
 """Part -> option of agreement.py."""
-_PAIRS = {
-    "": ("native f32", "the file as it comes, fused attention"),
-    "emulated": ("reference with 8-bit activations (`--as-q8`, emulated)", "the file, unfused attention"),
-    "itself": ("llama.cpp itself, fused attention (`itself`)", "the file, unfused attention"),
-    "in_step": ("as emulated, near ties as llama.cpp has them (`in_step`)", "the file, unfused attention"),
+_FILE = "the file, unfused attention"
+_SIDES = {
+    ("peer/agreement-f32", ""): (
+        "native f32, the file dequantised (`--as-f32`)",
+        "the same, unfused attention",
+    ),
+    ("peer/agreement", ""): ("native f32", "the file as it comes, fused attention"),
+    ("peer/agreement-q8", "emulated"): ("reference with 8-bit activations (`--as-q8`, emulated)", _FILE),
+    ("peer/agreement-q8", "itself"): ("llama.cpp itself, fused attention (`itself`)", _FILE),
+    ("peer/agreement-q8", "in_step"): ("as emulated, near ties as llama.cpp has them (`in_step`)", _FILE),
 }
-_AS_F32 = ("native f32, the file dequantised (`--as-f32`)", "the same, unfused attention")
+"""Part, and the pair of it: what is compared."""
 
 
 def speed_table(document: Found) -> str:
@@ -60,7 +65,6 @@ def speed_table(document: Found) -> str:
 
 def batch_table(document: Found) -> str:
     """Tokens/s of several sequences decoded together, over one."""
-    rows = document["batches"]
     return markdown(
         ["model", "codec", "sequences", "one, ms", "together, ms a step", "tokens/s over one"],
         [
@@ -72,7 +76,7 @@ def batch_table(document: Found) -> str:
                 f"{1e3 * row['together']:.1f}",
                 f"{row['ratio']:.2f}x",
             ]
-            for row in rows
+            for row in document["batches"]
         ],
     )
 
@@ -160,18 +164,9 @@ def first_differences(read: Reader) -> str:
 
 
 def _agreements(read: Reader) -> Iterator[tuple[tuple[str, str], Found]]:
-    for part, option in AGREEMENTS.items():
-        document = read.json(part)
-        if document is None:
-            continue
-        if option == "--as-f32":
-            yield _AS_F32, document
-        else:
-            for name, sides in _PAIRS.items():
-                if name == "" and "mean_kl" in document:
-                    yield sides, document
-                elif name in document:
-                    yield sides, document[name]
+    for (part, pair), sides in _SIDES.items():
+        if document := read.json(part):
+            yield sides, document[pair] if pair else document
 
 
 def _per_token(row: Found, side: str) -> str:

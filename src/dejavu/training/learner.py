@@ -54,7 +54,7 @@ class Learner(Protocol):
     def step(self, batch: Sequence[Piece], done: float) -> tuple[float, ...]:
         """Learn from one batch, `done` being the share of the training before it. Returns the loss of each predictor.
 
-        Where a loss is not finite nothing is learned.
+        A loss that is not finite ends the training: `arrays` may hold part of the batch.
         """
 
     def predictors(self) -> dict[Block, list[LowRank]]:

@@ -49,14 +49,14 @@ class State:
     losses: tuple[float, ...]
     """Of each predictor: all layers of the first block, then of the next."""
     agreement: dict[Block, list[Agreement]]
-    """Per layer, with labels of held-out text."""
+    """Per layer, with labels of held-out text; empty: not known yet."""
 
     def __str__(self) -> str:
         sets = (
             f"{block} recall {spread([a.recall for a in layers])} precision {spread([a.precision for a in layers])}"
             for block, layers in self.agreement.items()
         )
-        return f"{self.tokens_per_s:.0f} tokens/s, loss {spread(self.losses)}, " + ", ".join(sets)
+        return ", ".join([f"{self.tokens_per_s:.0f} tokens/s, loss {spread(self.losses)}", *sets])
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ def train_low_rank(
                 + ("; train with a smaller --learning-rate" if options.learn == "labels" else ""),
             )
         tokens, position = tokens + sum(map(len, batch)), after
-        if learner.steps % VALIDATION_STEPS == 0 or not agreement:
+        if _due(options, learner.steps) or (options.learn == "labels" and not agreement):
             agreement = _validate(examples, options, learner.predictors(), held_out)
         if learner.steps % CHECKPOINT_STEPS == 0 or tokens >= options.tokens:
             state = {
@@ -137,6 +137,12 @@ def train_low_rank(
     predictors = learner.predictors()
     agreement = _validate(examples, options, predictors, stream.validation(FINAL_VALIDATION_TOKENS))
     return Trained(predictors, agreement, tokens)
+
+
+def _due(options: LowRankOptions, steps: int) -> bool:
+    """Whether to validate. Predictors of sizes have to be solved for, which takes minutes where a model is wide."""
+    times, left = divmod(steps, VALIDATION_STEPS)
+    return left == 0 and (options.learn == "labels" or times.bit_count() == 1)
 
 
 def _learner(examples: Examples, options: LowRankOptions, arrays: dict[str, Any] | None) -> Learner:

@@ -65,17 +65,16 @@ class SizeLearner:
     def step(self, batch: Sequence[Piece], done: float) -> tuple[float, ...]:
         """See `Learner.step`. The loss is the share of the variance that `predictors` left unexplained the last time."""
         torch = self._torch
-        seen = []
         for block, layer, y, sizes in self._examples.of(batch):
             x = torch.from_numpy(y * self._examples.scales[block][layer])  # [t, d]
             x = torch.cat([x, torch.ones(len(x), 1)], dim=1)  # [t, d + 1]
             target = torch.from_numpy(sizes).sqrt()  # [t, n]
             if not math.isfinite(float(x.sum() + target.sum())):
                 return (math.nan,)
-            seen.append((self._sums[block, layer], (x.T @ x, x.T @ target, target.square().sum(dim=0))))
-        for totals, parts in seen:
-            for total, part in zip(totals, parts, strict=True):
-                total += part
+            inputs, products, squares = self._sums[block, layer]
+            inputs.addmm_(x.T, x)
+            products.addmm_(x.T, target)
+            squares += target.square().sum(dim=0)
         self.steps += 1
         return self._unexplained
 
@@ -107,6 +106,7 @@ class SizeLearner:
             lower, xt[:-1] / count - mean.outer(mean_target), upper=False
         )  # [d, n]
         values, vectors = linalg.eigh(between @ between.T)  # ascending
+        rank = min(rank, *between.shape)  # a few heads need no more
         leading = vectors[:, -rank:].flip(1)  # [d, r]
         a = linalg.solve_triangular(lower.T, leading, upper=True).T  # [r, d]
         b = between.T @ leading  # [n, r]
