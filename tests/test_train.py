@@ -460,8 +460,10 @@ def test_same_seed_same_plan(folder: Path, capsys: pytest.CaptureFixture[str]) -
     ],
 )
 def test_bad_options(values: dict[str, Any], message: str) -> None:
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(InputError, match=message) as caught:
         TrainOptions(**values)
+    if "belongs to --" in message:
+        assert str(caught.value.fix).endswith(f"add {caught.value.args[0].split('belongs to ')[1]}")
 
 
 @pytest.mark.parametrize("rate", [math.nan, -1.0, 0.0, math.inf, 1e30])

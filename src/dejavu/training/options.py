@@ -127,9 +127,8 @@ class TrainOptions:
         }
         for name, of in unused.items():
             if of:
-                raise InputError(
-                    f"{name} belongs to {of}", fix=f"leave {name} out, or choose another --selector"
-                )
+                instead = f"add {of}" if of.startswith("--") else "choose another --selector"
+                raise InputError(f"{name} belongs to {of}", fix=f"leave {name} out, or {instead}")
 
     @property
     def sketches(self) -> tuple[int, ...]:
