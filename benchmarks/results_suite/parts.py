@@ -47,12 +47,12 @@ class Scale:
     """The paper has 400,000 tokens; a model of this width needs more."""
     selectors: str = (
         "--selectors oracle,random,threshold,sketch2,sketch3,sketch4,values5 --densities .7,.6,.5,.4,.3 "
-        "--at random=.5,.3 sketch2=.5,.3"
+        "--at random=.5,.3"
     )
     adapted_selectors: str = "--selectors oracle,sketch2,sketch3,sketch4 --densities .5,.3"
     look_ahead: str = "--selectors sketch4,sketch4+1,sketch4+2 --densities .5,.3"
     compensated: str = (
-        "--selectors sketch3,sketch4,values5,threshold --densities .7,.6,.5,.4,.3 --compensator 64"
+        "--selectors sketch2,sketch3,sketch4,values5,threshold --densities .7,.6,.5,.4,.3 --compensator 64"
     )
     selector_speed: str = (
         "--selectors threshold,sketch2,sketch3,sketch4,values5,sketch4+1,sketch4+2 "
@@ -251,8 +251,8 @@ def _selectors(scale: Scale, model: str) -> list[Part]:
     texts = _texts(scale)
     return [
         part("model/look-ahead", "quality", f"{texts} {scale.look_ahead}", ahead, 12),
-        part("model/selectors", "quality", f"{texts} {scale.selectors}", (ahead[0], "labels0"), 50),
-        part("model/compensated", "quality", f"{texts} {scale.compensated}", ahead[:1], 30),
+        part("model/selectors", "quality", f"{texts} {scale.selectors}", (ahead[0], "labels0"), 55),
+        part("model/compensated", "quality", f"{texts} {scale.compensated}", ahead[:1], 38),
         part("model/selector-speed", "speed", scale.selector_speed, ahead, 14),
     ]
 
