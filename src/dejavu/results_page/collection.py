@@ -41,6 +41,11 @@ class Collection:
         return source.fingerprint in self._adapted and source.fingerprint != self.fingerprint
 
     @property
+    def synthetic(self) -> bool:
+        """Whether it is the shape of a model, with random numbers for weights."""
+        return any(source.synthetic for source in self.sources)
+
+    @property
     def shows_adapted(self) -> bool:
         """Whether there is something of an adapted model: its curve, its plans, or its place on a frontier."""
         rows = (row for source in self.of("frontier") for row in source.data["rows"])

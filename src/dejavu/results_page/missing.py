@@ -16,7 +16,9 @@ _TOGETHER = "dejavu report eval.json bench.json PLAN"
 
 
 def missing(collection: Collection) -> Iterator[tuple[str, str]]:
-    """Sentences, each with a command."""
+    """Sentences, each with a command. Of synthetic weights only the speed can be known."""
+    if collection.synthetic:
+        return
     model = shlex.quote(collection.model)
     evals, benches, plans = (collection.of(kind) for kind in ("eval", "bench", "plan"))
     planned = " --plan off --plan PLAN" if plans else ""

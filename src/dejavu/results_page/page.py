@@ -68,7 +68,7 @@ def _facts(collection: Collection) -> dict[str, str]:
         _versions(d.get("versions") or d["machine"].get("versions") or {}) for d in documents
     )
     dates = sorted({date for source in collection.sources for date in source.dates})
-    synthetic = " (synthetic weights: speed only)" if any(s.synthetic for s in collection.sources) else ""
+    synthetic = " (synthetic weights: speed only)" if collection.synthetic else ""
     facts = {
         "Model": f"{collection.model}{synthetic}",
         "Fingerprint": collection.fingerprint or "",
