@@ -29,7 +29,18 @@ import numpy as np
 
 from dejavu.environment import describe_machine
 from dejavu.evaluation.perplexity import encode_documents, measure_perplexity
-from dejavu.plan import AccessPlan, Dense, LayerPlan, LowRank, Oracle, Pick, Random, Sketch, Threshold
+from dejavu.plan import (
+    AccessPlan,
+    Dense,
+    LayerPlan,
+    LowRank,
+    Oracle,
+    Pick,
+    Products,
+    Random,
+    Sketch,
+    Threshold,
+)
 from dejavu.texts import read_documents
 from dejavu.training.calibrate import Calibration, Family, calibrate
 from dejavu.training.compensator import fit_compensators
@@ -138,7 +149,7 @@ class Plans:
         if name in files:
             plan = AccessPlan.load(Path(files[name]))
             found = tuple(layer.neurons for layer in plan.layers)
-            if not all(isinstance(selector, LowRank) for selector in found):
+            if not all(isinstance(selector, LowRank | Products) for selector in found):
                 raise SystemExit(f"{files[name]}: not every layer has a low-rank predictor of neurons")
             return Family(name, "neurons", found)  # type: ignore[arg-type]
         kind, _, lookahead = name.partition("+")

@@ -48,10 +48,10 @@ void Engine::BatchThread::choose_for(int target, bool heads, int token) {
   const Selector& selector = heads ? plan.heads : plan.neurons;
   const int units = heads ? c.heads : e.own_neurons();
   float *all = w.predictor.floats(), *gate = all + round_up(c.ff, 16), *up = gate + round_up(c.ff, 16);
-  if (selector.rule == Rule::low_rank) {
+  if (selector.staged()) {
     const LowRank& predictor = selector.low_rank;
     e.hidden_of(predictor, {0, predictor.rank}, prepare_one(target, heads, token).second, gate);
-    e.output_of(predictor, {0, units}, gate, scratch, all);
+    e.score_staged(selector, {0, units}, gate, scratch, all);
   } else if (selector.rule == Rule::sketch) {
     e.score_neurons(e.layers_[size_t(target)], selector, {0, units}, prepare_one(target, heads, token).first, gate, up,
                     all);

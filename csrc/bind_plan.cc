@@ -38,27 +38,33 @@ void check_finite(const float* values, size_t n, const char* what) {
   }
 }
 
-// a [rank, d], b [n, rank], bias [n]
-LowRank parse_low_rank(const nb::dict& v, int d, int n) {
-  LowRank p;
+// a [rank, d], b [maps n, rank], bias [maps n]: maps to n values each, one after the other, from the same hidden
+// values. The first has a.
+std::vector<LowRank> parse_low_rank(const nb::dict& v, int d, int n, int maps = 1) {
   const Matrix a = field<Matrix>(v, "a"), b = field<Matrix>(v, "b");
   const Vector bias = field<Vector>(v, "bias");
-  const size_t rank = a.shape(0), width = size_t(n);
+  const size_t rank = a.shape(0), width = size_t(n) * size_t(maps);
   if (rank > (1 << 20) || int(a.shape(1)) != d || b.shape(0) != width || b.shape(1) != rank || bias.shape(0) != width) {
     throw std::invalid_argument("a, b and bias of a low-rank map have shapes that do not fit");
   }
   check_finite(a.data(), rank * size_t(d), "a");
   check_finite(b.data(), rank * width, "b");
   check_finite(bias.data(), width, "bias");
-  p.rank = int(rank);
-  p.relu = field<bool>(v, "relu");
-  p.a = Rows(a.data(), p.rank, d);
-  p.b = LeadingRows(b.data(), n, p.rank);
-  p.bias.assign(bias.data(), bias.data() + width);
-  return p;
+  std::vector<LowRank> found(static_cast<size_t>(maps));
+  for (int i = 0; i < maps; ++i) {
+    LowRank& p = found[size_t(i)];
+    const size_t first = size_t(i) * size_t(n);
+    p.rank = int(rank);
+    p.relu = field<bool>(v, "relu");
+    if (i == 0) p.a = Rows(a.data(), p.rank, d);
+    p.b = LeadingRows(b.data() + first * rank, n, p.rank);
+    p.bias.assign(bias.data() + first, bias.data() + first + n);
+  }
+  return found;
 }
 
-Selector parse_selector(const nb::dict& v, int d, int units) {
+// `gated`: of the model's MLPs.
+Selector parse_selector(const nb::dict& v, int d, int units, bool gated) {
   Selector s;
   const std::string kind = field<std::string>(v, "kind");
   if (kind == "dense") return s;
@@ -86,7 +92,21 @@ Selector parse_selector(const nb::dict& v, int d, int units) {
   } else if (kind == "low_rank") {
     s.rule = Rule::low_rank;
     s.lookahead = between(v, "lookahead", 0, 8);
-    s.low_rank = parse_low_rank(v, d, units);
+    s.low_rank = std::move(parse_low_rank(v, d, units)[0]);
+  } else if (kind == "products") {
+    s.rule = Rule::products;
+    s.lookahead = between(v, "lookahead", 0, 8);
+    const int maps = gated ? 2 : 1;
+    std::vector<LowRank> found = parse_low_rank(v, d, units, maps);
+    s.low_rank = std::move(found[0]);
+    if (gated) s.up = std::move(found[1]);
+    const Vector spread = field<Vector>(v, "spread");
+    if (spread.shape(0) != size_t(maps) * size_t(units)) throw std::invalid_argument("spread has another size than b");
+    check_finite(spread.data(), spread.size(), "spread");
+    for (int i = 0; i < maps; ++i) {
+      const float* from = spread.data() + size_t(i) * size_t(units);
+      s.spread[i].assign(from, from + units);
+    }
   } else if (kind == "sketch") {
     s.rule = Rule::sketch;
     s.lookahead = between(v, "lookahead", 0, 8);
@@ -150,14 +170,14 @@ std::unique_ptr<Plan> parse_plan(const nb::dict& v, const Config& c) {
   for (nb::handle item : layers) {
     const nb::dict values = nb::cast<nb::dict>(item);
     LayerPlan layer;
-    layer.neurons = parse_selector(field<nb::dict>(values, "neurons"), c.d, c.ff - c.refined);
-    layer.heads = parse_selector(field<nb::dict>(values, "heads"), c.d, c.heads);
-    if (layer.heads.rule == Rule::threshold || layer.heads.rule == Rule::sketch) {
-      throw std::invalid_argument("heads cannot be selected by threshold or sketch");
+    layer.neurons = parse_selector(field<nb::dict>(values, "neurons"), c.d, c.ff - c.refined, c.gated);
+    layer.heads = parse_selector(field<nb::dict>(values, "heads"), c.d, c.heads, c.gated);
+    for (const Rule rule : {Rule::threshold, Rule::products, Rule::sketch}) {
+      if (layer.heads.rule == rule) throw std::invalid_argument("heads cannot be selected by what neurons hold");
     }
     if (!values["compensator"].is_none()) {
       layer.compensated = true;
-      layer.compensator = parse_low_rank(field<nb::dict>(values, "compensator"), c.d, c.d);
+      layer.compensator = std::move(parse_low_rank(field<nb::dict>(values, "compensator"), c.d, c.d)[0]);
     }
     plan->layers.push_back(std::move(layer));
   }

@@ -15,7 +15,7 @@ void Engine::Decoder::attention(int i) {
     enter(Part::predicting);
     if (i > 0) {  // of MLPs whose selectors read what entered the one before: `finish` was the barrier between
       for (int target : e.planned_.neuron_targets[size_t(i - 1)]) {
-        if (plan->layers[size_t(target)].neurons.rule == Rule::low_rank) score_hidden(target, false);
+        if (plan->layers[size_t(target)].neurons.staged()) score_hidden(target, false);
       }
     }
     for (int target : e.planned_.head_targets[size_t(i)]) score(target, true);
@@ -55,7 +55,7 @@ void Engine::Decoder::attention(int i) {
 
   if (plan) {
     for (int target : e.planned_.head_targets[size_t(i)]) {
-      if (plan->layers[size_t(target)].heads.rule == Rule::low_rank) score_hidden(target, true);
+      if (plan->layers[size_t(target)].heads.staged()) score_hidden(target, true);
     }
     if (plan->recompute && thread == 0) {
       for (int t = 0; t < s.n; ++t) {
@@ -72,7 +72,7 @@ void Engine::Decoder::attention(int i) {
 // Fills `heads` of this thread; the oracle chooses later, when the heads' outputs are known.
 void Engine::Decoder::choose_heads(int i) {
   const Selector& selector = plan->layers[size_t(i)].heads;
-  if (selector.rule == Rule::low_rank && selector.source(i) == i) {
+  if (selector.staged() && selector.source(i) == i) {
     score(i, true);
     barrier();
     score_hidden(i, true);

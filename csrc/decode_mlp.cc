@@ -35,9 +35,9 @@ void Engine::Decoder::choose_neurons(int i) {
   }
   if (selector.rule != Rule::fixed && selector.rule != Rule::random && selector.source(i) == i) {
     score(i, false);
-    apart = s.n == 1 && selector.k == 0 && selector.rule != Rule::low_rank;
+    apart = s.n == 1 && selector.k == 0 && !selector.staged();
     if (apart) return choose_apart(i);
-    if (selector.rule == Rule::low_rank) {
+    if (selector.staged()) {
       barrier();
       score_hidden(i, false);
     }

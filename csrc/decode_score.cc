@@ -21,7 +21,7 @@ void Engine::Decoder::score(int target, bool heads) {
       rows.prepare(e.layout_, from, room);
       prepared = room;
     }
-    if (selector.rule == Rule::low_rank) {
+    if (selector.staged()) {
       const LowRank& predictor = selector.low_rank;
       const Range mine = share(predictor.rank, kPlainRows, thread, threads);
       void* other = (char*)room + (e.layout_.input_bytes() + 63) / 64 * 64;
@@ -34,13 +34,13 @@ void Engine::Decoder::score(int target, bool heads) {
   }
 }
 
-// The second stage, of low-rank predictors: scores from hidden values.
+// The second stage, of low-rank maps: scores from hidden values.
 void Engine::Decoder::score_hidden(int target, bool heads) {
   const LayerPlan& layer_plan = plan->layers[size_t(target)];
-  const LowRank& predictor = (heads ? layer_plan.heads : layer_plan.neurons).low_rank;
+  const Selector& selector = heads ? layer_plan.heads : layer_plan.neurons;
   const Range mine = share(heads ? c.heads : e.own_neurons(), kTileRows, thread, threads);
   for (int t = 0; t < s.n; ++t) {
-    e.output_of(predictor, mine, hidden_of(target, t, heads), w.scratch.floats(), scores_of(target, t, heads));
+    e.score_staged(selector, mine, hidden_of(target, t, heads), w.scratch.floats(), scores_of(target, t, heads));
   }
 }
 

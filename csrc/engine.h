@@ -196,6 +196,9 @@ class Engine {
   // Scores, or what stands in for skipped neurons; `range` begins with a tile. `room` is for the prepared hidden
   // values.
   void output_of(const LowRank& map, Range range, const float* hidden, void* room, float* output) const;
+  void prepared_output_of(const LowRank& map, Range range, const void* hidden, float* output) const;  // of the range
+  // low_rank, products: scores of a range from hidden values, as above.
+  void score_staged(const Selector& selector, Range range, const float* hidden, void* room, float* scores) const;
   // out[i * rows + r]: the exact dot of row first + r (gate, then up) of the i-th listed neuron; at most kTogether.
   void exact_dots(const Layer& layer, int first, int rows, const int32_t* neurons, int n, const void* input,
                   float* out) const;

@@ -61,7 +61,7 @@ void Engine::set_plan(std::unique_ptr<Plan> plan) {
     for (const bool heads : {false, true}) {
       const Selector& selector = heads ? layer.heads : layer.neurons;
       next.widest_rank = std::max(next.widest_rank, selector.low_rank.rank);
-      const bool ahead = selector.rule == Rule::low_rank || selector.rule == Rule::sketch;
+      const bool ahead = selector.staged() || selector.rule == Rule::sketch;
       if (ahead && selector.source(i) < i) {
         (heads ? next.head_targets : next.neuron_targets)[size_t(selector.source(i))].push_back(i);
       }

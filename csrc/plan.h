@@ -11,7 +11,7 @@
 
 namespace dejavu {
 
-enum class Rule : int { dense, fixed, random, oracle, threshold, low_rank, sketch };
+enum class Rule : int { dense, fixed, random, oracle, threshold, low_rank, products, sketch };
 
 // Bytes aligned to cache lines.
 using AlignedBytes = std::unique_ptr<uint8_t[], Deallocate>;
@@ -54,13 +54,17 @@ struct Selector {
   Rule rule = Rule::dense;
   int k = 0;  // > 0: the k highest scores; 0: all scores above `threshold`
   float threshold = 0;
-  int lookahead = 0;             // of low_rank and sketch
+  int lookahead = 0;             // of low_rank, products and sketch
   int bits = 0;                  // sketch: leading bits
   bool leading_values = false;   // sketch: neurons hold what these bits say
   uint64_t seed = 0;             // random
   std::vector<int32_t> indices;  // fixed, ascending
-  LowRank low_rank;
+  LowRank low_rank;              // low_rank: the predictor; products: of the gate, ungated of up
+  LowRank up;                    // products, gated: of up, from the same hidden values; its `a` is empty
+  std::vector<float> spread[2];  // products: of the errors of these two maps, [n]
 
+  // Whether scores come in two stages, from hidden values that threads share out too.
+  bool staged() const { return rule == Rule::low_rank || rule == Rule::products; }
   // The layer whose block input the scores of layer `layer` are computed from.
   int source(int layer) const { return layer - (lookahead < layer ? lookahead : layer); }
 };

@@ -29,13 +29,40 @@ void Engine::hidden_of(const LowRank& map, Range range, const void* input8, floa
 }
 
 void Engine::output_of(const LowRank& map, Range range, const float* hidden, void* room, float* output) const {
-  const Tiles& b = map.b.view();
+  if (range.end <= range.begin) return;
+  k_.rows[int(Codec::int8)].prepare(map.b.view().layout, hidden, room);
+  prepared_output_of(map, range, room, output + range.begin);
+}
+
+void Engine::prepared_output_of(const LowRank& map, Range range, const void* hidden, float* output) const {
   const int n = range.end - range.begin;
-  if (n <= 0) return;
-  float* to = output + range.begin;
-  k_.rows[int(Codec::int8)].prepare(b.layout, hidden, room);
-  k_.tile_dot(b, LeadingRows::kBits, 0, 1, nullptr, range.begin / kTileRows, n, room, &to);
-  k_.add(to, map.bias.data() + range.begin, n);
+  k_.tile_dot(map.b.view(), LeadingRows::kBits, 0, 1, nullptr, range.begin / kTileRows, n, hidden, &output);
+  k_.add(output, map.bias.data() + range.begin, n);
+}
+
+void Engine::score_staged(const Selector& selector, Range range, const float* hidden, void* room, float* scores) const {
+  output_of(selector.low_rank, range, hidden, room, scores);  // and leaves the prepared hidden values in `room`
+  if (selector.rule != Rule::products) return;
+  constexpr int kScored = 256;
+  alignas(64) float up[kScored], above[kScored], below[kScored];
+  for (int begin = range.begin; begin < range.end; begin += kScored) {
+    const int n = range.end - begin < kScored ? range.end - begin : kScored;
+    float* out = scores + begin;
+    const float* spread = selector.spread[0].data() + begin;
+    for (int i = 0; i < n; ++i) above[i] = out[i] + spread[i], below[i] = out[i] - spread[i];
+    k_.activate(c_.activation, above, nullptr, n, above);
+    k_.activate(c_.activation, below, nullptr, n, below);
+    for (int i = 0; i < n; ++i) out[i] = 0.5f * (above[i] * above[i] + below[i] * below[i]);
+    if (!c_.gated) continue;
+    prepared_output_of(selector.up, {begin, begin + n}, room, up);
+    spread = selector.spread[1].data() + begin;
+    const bool rectified = c_.activation.kind == Activation::drelu;
+    for (int i = 0; i < n; ++i) {
+      float high = up[i] + spread[i], low = up[i] - spread[i];
+      if (rectified) high = high > 0 ? high : 0, low = low > 0 ? low : 0;
+      out[i] *= 0.5f * (high * high + low * low);
+    }
+  }
 }
 
 void Engine::exact_dots(const Layer& layer, int first, int rows, const int32_t* neurons, int n, const void* input,

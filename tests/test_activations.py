@@ -13,7 +13,7 @@ from dejavu.codecs import CODECS
 from dejavu.engine import NativeExecutor
 from dejavu.engine.packed import pack_in_memory
 from dejavu.errors import UnsupportedModelError
-from dejavu.plan import AccessPlan, Dense, LayerPlan, LowRank, Oracle, Sketch, Static, Threshold
+from dejavu.plan import AccessPlan, Dense, LayerPlan, LowRank, Oracle, Products, Sketch, Static, Threshold
 from dejavu.reference import ReferenceExecutor, ops
 from dejavu.training.labels import active_neurons, label_threshold
 from dejavu.training.quantiles import Quantiles
@@ -107,6 +107,35 @@ def everyone(config: ModelConfig) -> LowRank:
     """A predictor that calls every neuron active, so that zeros are found on the way."""
     a, b = np.zeros((4, config.d_model), np.float32), np.zeros((config.d_ff, 4), np.float32)
     return LowRank(a=a, b=b, bias=np.ones(config.d_ff, np.float32), threshold=0.0)
+
+
+@pytest.mark.parametrize("gated", [True, False])
+@pytest.mark.parametrize(
+    ("kind", "isa"), [(kind, isa) for kind in KINDS for isa in (ISAS if kind == "silu" else ISAS[-1:])]
+)
+def test_estimated_products_are_scored_by_the_activation(
+    isa: str, kind: str, gated: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DEJAVU_ISA", isa)
+    if kind == "drelu" and not gated:
+        pytest.skip("dReLU has a gate")
+    native, reference = pair(configured(kind, gated=gated), "f32")
+    c, rng = native.config, np.random.default_rng(0)
+    n = c.d_ff * (2 if gated else 1)
+    maps = {"a": rng.standard_normal((4, c.d_model)), "b": rng.standard_normal((n, 4))}
+    selector = Products(**maps, bias=rng.standard_normal(n), spread=rng.random(n), density=0.4)
+    plan = AccessPlan(model=native.packed.fingerprint, layers=(LayerPlan(selector),) * c.n_layers)
+    for executor in (native, reference):
+        executor.set_plan(plan)
+    expected = by_decoding(reference)
+    masked = native.prefill(TOKENS, native.new_cache(), all_logits=True, sparse=True)
+    for found, tolerance in (
+        (by_decoding(native), TOLERANCES["native_f32"]),
+        (masked, prefill_tolerance("f32", isa)),
+    ):  # a score next to the border may fall on either side: most tokens see none of these
+        errors = [relative_error(a, b) for a, b in zip(found, expected, strict=True)]
+        assert np.mean(np.array(errors) <= tolerance) >= 0.75
+        assert max(errors) < 0.2
 
 
 @pytest.mark.parametrize("codec", CODECS)

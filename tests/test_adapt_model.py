@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +13,7 @@ from hypothesis import strategies as st
 from dejavu import _core, codecs, nested
 from dejavu.errors import UnsupportedModelError
 from dejavu.models.loading import open_model
-from dejavu.plan import AccessPlan, LayerPlan, LowRank, Oracle, Sketch, Threshold
+from dejavu.plan import AccessPlan, LayerPlan, LowRank, Oracle, Products, Sketch, Threshold
 from dejavu.reference import ReferenceExecutor
 from dejavu.training.quantiles import Quantiles
 from tiny_chat import build_tiny_chat
@@ -150,7 +149,7 @@ def test_leading_values_are_those_of_the_reference(gated: bool, tiny_folder: Cal
 
 
 @pytest.mark.parametrize("codec", ["int8", "int4"])
-@pytest.mark.parametrize("kind", ["sketch", "fewest", "threshold", "oracle", "low_rank"])
+@pytest.mark.parametrize("kind", ["sketch", "fewest", "threshold", "oracle", "low_rank", "products"])
 def test_masks_are_those_of_the_reference(kind: str, codec: Any, tmp_path: Path) -> None:
     opened = open_model(build_tiny_chat(tmp_path / "model"))
     config, rng = opened.config, np.random.default_rng(0)
@@ -165,6 +164,14 @@ def test_masks_are_those_of_the_reference(kind: str, codec: Any, tmp_path: Path)
             b=rng.standard_normal((config.d_ff, 4), np.float32),
             bias=rng.standard_normal(config.d_ff, np.float32),
             hidden="relu",
+            lookahead=1,
+            threshold=0.0,
+        ),
+        "products": Products(
+            a=rng.standard_normal((4, config.d_model), np.float32),
+            b=rng.standard_normal((2 * config.d_ff, 4), np.float32),
+            bias=rng.standard_normal(2 * config.d_ff, np.float32),
+            spread=rng.random(2 * config.d_ff, np.float32),
             lookahead=1,
             threshold=0.0,
         ),
@@ -202,12 +209,10 @@ def test_masks_are_those_of_the_reference(kind: str, codec: Any, tmp_path: Path)
         "fewest": (0.5, 1),
         "threshold": (0.5, 1),
         "low_rank": (0.25, 0.55),
+        "products": (0.25, 0.55),
     }[kind]
     assert low <= run.recalls[0] <= high
-    layers = [
-        LayerPlan(neurons=dataclasses.replace(selector, threshold=threshold))
-        for threshold in masks.thresholds
-    ]
+    layers = [LayerPlan(neurons=deployed) for deployed in masks.deployed()]
     reference.set_plan(AccessPlan(model=reference.fingerprint, layers=tuple(layers)))
     logits = reference.prefill(tokens, reference.new_cache(), all_logits=True, sparse=True)
     assert reference.last_stats["neurons"] == pytest.approx(run.densities, abs=1e-3)

@@ -27,6 +27,7 @@ from dejavu.plan import (
     LayerPlan,
     LowRank,
     Oracle,
+    Products,
     Random,
     Sketch,
     Static,
@@ -47,6 +48,11 @@ def normal(*shape: int, seed: int = 0) -> Any:
 def low_rank(n: int, rank: int = 5, seed: int = 0, **options: Any) -> LowRank:
     options = options or {"density": 0.3}
     return LowRank(a=normal(rank, D, seed=seed), b=normal(n, rank, seed=seed + 1), bias=normal(n), **options)
+
+
+def products(**options: Any) -> Products:
+    maps = {"a": normal(5, D), "b": normal(F, 5), "bias": normal(F), "spread": np.ones(F)}
+    return Products(**maps | {"density": 0.3} | options)
 
 
 def compensator(rank: int) -> Compensator:
@@ -74,6 +80,19 @@ def trained(draw: Any, n: int) -> LowRank:
     )
 
 
+@st.composite
+def estimates(draw: Any) -> Products:
+    rank, outputs = draw(st.integers(1, 40)), draw(st.sampled_from([F, 2 * F]))
+    return Products(
+        a=normal(rank, D, seed=rank),
+        b=normal(outputs, rank),
+        bias=normal(outputs),
+        spread=np.abs(normal(outputs, seed=3)),
+        lookahead=draw(st.integers(0, 2)),
+        **draw(picks),
+    )
+
+
 def shared(n: int) -> Any:
     return st.one_of(
         st.just(Dense()),
@@ -87,6 +106,7 @@ def shared(n: int) -> Any:
 neurons = st.one_of(
     shared(F),
     picks.map(lambda x: Threshold(**x)),
+    estimates(),
     st.tuples(picks, st.integers(2, 4), st.integers(0, 2)).map(
         lambda x: Sketch(**x[0], bits=x[1], lookahead=x[2])
     ),
@@ -209,6 +229,10 @@ BOTH = (LayerPlan(Sketch(density=0.5, bits=4)), LayerPlan(Sketch(density=0.5, bi
         (lambda: dataclasses.replace(low_rank(F), bias=normal(F, 1)), r"shape \[70, 1\]; 1 axes"),
         (lambda: dataclasses.replace(low_rank(F), bias=np.full(F, np.nan)), "finite"),
         (lambda: dataclasses.replace(low_rank(F), a=1e9 * normal(5, D)), "does not fit into int8"),
+        (lambda: products(lookahead=3), "lookahead is 3"),
+        (lambda: products(spread=normal(F, seed=1)), "spread is negative"),
+        (lambda: products(spread=np.ones(F - 1)), r"spread has shape \[69\]; \[70\]"),
+        (lambda: products(b=normal(F, 4)), r"b has shape \[70, 4\]; \[70, 5\]"),
         (lambda: Static(indices=np.array([3, 1])), "ascend"),
         (lambda: Static(indices=np.array([1, 1])), "ascend"),
         (lambda: Static(indices=np.array([-1, 1])), "ascend"),

@@ -23,6 +23,7 @@ from dejavu.plan import (
     LayerPlan,
     LowRank,
     Oracle,
+    Products,
     Random,
     Sketch,
     Static,
@@ -95,6 +96,17 @@ def low_rank(n: int, d: int, seed: int = 0, **options: Any) -> LowRank:
     )
 
 
+def products(config: Any, **options: Any) -> Products:
+    random, n = np.random.default_rng(1), config.base_neurons * (2 if config.gated else 1)
+    return Products(
+        a=random.standard_normal((7, config.d_model)) / 5,
+        b=random.standard_normal((n, 7)),
+        bias=random.standard_normal(n),
+        spread=random.random(n),
+        **options,
+    )
+
+
 def compensator(d: int) -> Compensator:
     random = np.random.default_rng(3)
     a, b = random.standard_normal((2, 3, d)) / 10
@@ -119,6 +131,8 @@ def plans(executor: Any, density: float | None = 0.4, **rule: Any) -> dict[str, 
         "low_rank-relu-1": uniform(
             low_rank(n, d, hidden="relu", lookahead=1, **rule), low_rank(h, d, lookahead=2, **rule)
         ),
+        "products": uniform(products(c, **rule)),
+        "products-1": uniform(products(c, lookahead=1, **rule)),
         "sketch": uniform(Sketch(bits=few, **rule)),
         "sketch-1": uniform(Sketch(bits=4, lookahead=1, **rule)),
     }
@@ -272,6 +286,17 @@ class Brute:
             "silu": lambda x: x / (1 + np.exp(-x)),
             "gelu_tanh": lambda x: x / 2 * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),
         }[self.c.activation]
+        if isinstance(selector, Products):
+            z = selector.b @ (selector.a @ y) + selector.bias
+            found = []
+            for j in range(n):
+                g, s = float(z[j]), float(selector.spread[j])
+                square = (act(g + s) ** 2 + act(g - s) ** 2) / 2
+                if self.c.gated:
+                    u, s = float(z[n + j]), float(selector.spread[n + j])
+                    square *= u**2 + s**2
+                found.append(float(square))
+            return found
         u = self.linear("up", y, selector.bits)
         if self.c.gated:
             return list(np.abs(act(self.linear("gate", y, selector.bits)) * u))

@@ -22,6 +22,7 @@ from dejavu.plan import (
     LayerPlan,
     LowRank,
     Oracle,
+    Products,
     Random,
     Sketch,
     Static,
@@ -68,6 +69,14 @@ def low_rank(n: int, d: int, seed: int, **options: Any) -> LowRank:
     return LowRank(a=a, b=b, bias=random.standard_normal(n).astype(np.float32), **options)
 
 
+def products(config: ModelConfig, layer: int, **options: Any) -> Products:
+    """Rough estimates of gate and up, whose errors matter."""
+    random, n = np.random.default_rng(layer), config.base_neurons * (2 if config.gated else 1)
+    a, b = (random.standard_normal(shape).astype(np.float32) for shape in ((9, config.d_model), (n, 9)))
+    bias, spread = (random.standard_normal(n).astype(np.float32) for _ in range(2))
+    return Products(a=0.2 * a, b=b, bias=bias, spread=np.abs(spread), **options)
+
+
 def neurons(kind: str, config: ModelConfig, layer: int) -> Any:
     f, d = config.base_neurons, config.d_model
     return {
@@ -81,6 +90,10 @@ def neurons(kind: str, config: ModelConfig, layer: int) -> Any:
         "low-rank": lambda: low_rank(f, d, layer, density=0.35),
         "low-rank-ahead-1": lambda: low_rank(f, d, layer, density=0.35, lookahead=1, hidden="relu"),
         "low-rank-ahead-2": lambda: low_rank(f, d, layer, threshold=0.5, lookahead=2),
+        "products": lambda: products(config, layer, density=0.35),
+        "products-absolute": lambda: products(config, layer, threshold=0.5),
+        "products-ahead-1": lambda: products(config, layer, density=0.35, lookahead=1),
+        "products-ahead-2": lambda: products(config, layer, threshold=1.5, lookahead=2),
         "sketch-2": lambda: Sketch(density=0.4, bits=2),
         "sketch-3": lambda: Sketch(threshold=0.005, bits=3),
         "sketch-4": lambda: Sketch(density=0.2, bits=4),
@@ -104,6 +117,10 @@ KINDS = [
     "low-rank",
     "low-rank-ahead-1",
     "low-rank-ahead-2",
+    "products",
+    "products-absolute",
+    "products-ahead-1",
+    "products-ahead-2",
     "sketch-2",
     "sketch-3",
     "sketch-4",
@@ -244,7 +261,7 @@ def test_codecs_and_instruction_sets(
     native, reference = pair(tiny_folder(name), codec, leading=leading)
     bits = () if not leading else (leading,) if codec == "int4" or leading != 4 else (3, 4)
     sketches = [f"sketch-{n}{more}" for n in bits for more in ("", "-values")]
-    for kind in ("static", "oracle", "threshold", "low-rank-ahead-1", *sketches):
+    for kind in ("static", "oracle", "threshold", "low-rank-ahead-1", "products-ahead-1", *sketches):
         check(native, reference, plan_of(native, kind, head_kind="low-rank", rank=5), name, codec)
 
 

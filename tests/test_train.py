@@ -23,7 +23,17 @@ from dejavu.engine.touched import plan_bytes
 from dejavu.errors import InputError
 from dejavu.models.config import ModelConfig
 from dejavu.nested import estimate
-from dejavu.plan import AccessPlan, Compensator, Dense, LayerPlan, LowRank, Oracle, Sketch, Threshold
+from dejavu.plan import (
+    AccessPlan,
+    Compensator,
+    Dense,
+    LayerPlan,
+    LowRank,
+    Oracle,
+    Products,
+    Sketch,
+    Threshold,
+)
 from dejavu.reference.selection import highest, sketch_scores
 from dejavu.training import recipe
 from dejavu.training.allocate import Curve, mean_density, options, with_mean_density
@@ -208,8 +218,11 @@ def test_costs_are_the_bytes_that_the_engine_reads(codec: Codec) -> None:
     low = LowRank(
         a=rng.normal(size=(64, 1024)), b=rng.normal(size=(160, 64)), bias=np.zeros(160), density=0.25
     )
+    products = Products(
+        a=low.a, b=rng.normal(size=(320, 64)), bias=np.zeros(320), spread=np.ones(320), density=0.25
+    )
     sketches = [Sketch(bits=4, density=0.25, values=values) for values in ("exact", "leading")]
-    for selector in (Dense(), low, Threshold(density=0.25), *(sketches if leading else ())):
+    for selector in (Dense(), low, products, Threshold(density=0.25), *(sketches if leading else ())):
         density = 1.0 if selector.kind == "dense" else 0.25
         plan = AccessPlan.uniform("", 8, neurons=selector)
         touched = plan_bytes(runs.packed, plan, [density] * 8, [1.0] * 8)

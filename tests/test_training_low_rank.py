@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
+from changed import Changed
 from dejavu.errors import CacheError, DejavuError, InputError, ModelFormatError, NumericsError
+from dejavu.plan import LowRank, Products, checks
 from dejavu.training import checkpoint as checkpoints
 from dejavu.training import low_rank
 from dejavu.training.corpus import Corpus
@@ -27,7 +29,7 @@ from dejavu.training.low_rank import State, Trained, train_low_rank
 from dejavu.training.options import TrainOptions
 from dejavu.training.progress import Silent
 from dejavu.training.recipe import train_plan
-from dejavu.training.size_learner import SizeLearner
+from dejavu.training.size_learner import RIDGE, SizeLearner
 from dejavu.training.stream import TokenStream
 from dejavu.training.subject import Subject, open_subject
 from tiny_chat import build_tiny_chat
@@ -35,6 +37,8 @@ from training_texts import documents, write_jsonl
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from dejavu.models.weights import Weights
 
 pytest.importorskip("torch")
 
@@ -48,6 +52,10 @@ SETTINGS = {"model": "tiny"}
 class Setup:
     subject: Subject
     stream: TokenStream
+
+    @property
+    def weights(self) -> Weights:
+        return self.subject.opened.weights
 
     def examples(self, targets: tuple[Target, ...] = TARGETS, lookahead: int = 0) -> Examples:
         inputs = BlockInputs(self.subject.opened.config, self.subject.opened.weights)
@@ -80,7 +88,7 @@ def assert_equal(found: Trained, expected: Trained) -> None:
     assert found.tokens == expected.tokens
     for block, predictors in expected.predictors.items():
         for one, other in zip(found.predictors[block], predictors, strict=True):
-            for name in ("a", "b", "bias"):
+            for name in ("a", "b", "bias", *(("spread",) if isinstance(other, Products) else ())):
                 np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
 
 
@@ -93,6 +101,7 @@ def test_learns(setup: Setup, tmp_path: Path, learn: Any, hidden: Any, lookahead
         setup.examples(lookahead=lookahead),
         setup.stream,
         options,
+        setup.weights,
         checkpoint=tmp_path / "c",
         settings=SETTINGS,
         report=states.append,
@@ -111,9 +120,10 @@ def test_learns(setup: Setup, tmp_path: Path, learn: Any, hidden: Any, lookahead
     assert found["heads"][0] == pytest.approx(found["heads"][1])  # both sets have two of four heads
     assert "neurons recall 0." in str(states[-1])
     predictor = trained.predictors["neurons"][1]
-    assert (predictor.hidden, predictor.lookahead, predictor.density) == (hidden, lookahead, 0.3)
+    assert (predictor.lookahead, predictor.density) == (lookahead, 0.3)
     assert predictor.a.shape == (16, 32)
-    assert predictor.b.shape == (48, 16)
+    assert predictor.b.shape == ((96 if learn == "sizes" else 48), 16)
+    assert isinstance(predictor, Products) if learn == "sizes" else predictor.hidden == hidden
 
 
 def test_gradients_are_those_of_the_loss(setup: Setup) -> None:
@@ -143,55 +153,91 @@ def test_gradients_are_those_of_the_loss(setup: Setup) -> None:
 
 
 @pytest.mark.parametrize("rank", [3, 12])
-def test_sizes_are_regressed_as_well_as_any_map_of_the_rank_can(
-    setup: Setup, monkeypatch: pytest.MonkeyPatch, rank: int
+@pytest.mark.parametrize("block", ["neurons", "heads"])
+@pytest.mark.parametrize("lookahead", [0, 1])
+def test_no_map_of_the_rank_estimates_better(
+    setup: Setup, monkeypatch: pytest.MonkeyPatch, rank: int, block: Any, lookahead: int
 ) -> None:
     """Against alternating least squares on the same tokens, with the same ridge, in several batches."""
-    examples = setup.examples((Target("neurons", rank, 0.3),))
+    examples = setup.examples((Target(block, rank, 0.3),))
     rng = np.random.default_rng(0)
-    d, n, layers = 32, 48, setup.subject.opened.config.n_layers
-    truth = rng.standard_normal((d, 5)) @ rng.standard_normal((5, n)) + 0.3 * rng.standard_normal((d, n))
-    y = rng.standard_normal((900, d)) * np.linspace(0.1, 3, d) + 0.5
-    sizes = np.square(np.abs(y @ truth + rng.standard_normal((900, n)) + 20))
+    d, layers, layer = 32, setup.subject.opened.config.n_layers, 1
+    x = rng.standard_normal((900, d)) * np.linspace(0.1, 3, d) + 0.5
+    ahead = x @ rng.standard_normal((d, d)) / 5 + rng.standard_normal((900, d))
+    heads = np.abs(x @ rng.standard_normal((d, 4)) + rng.standard_normal((900, 4)))
+    target = heads if block == "heads" else ahead if lookahead else x
 
-    def of(pieces: Any) -> Any:
+    def inputs_of(pieces: Any) -> Any:
         part = slice(300 * pieces[0], 300 * pieces[0] + 300)
-        for layer in range(layers):
-            yield "neurons", layer, y[part].astype(np.float32), sizes[part].astype(np.float32)
+        for at in range(layers):
+            yield block, at, x[part].astype(np.float32), target[part].astype(np.float32)
 
-    monkeypatch.setattr(examples, "of", of)
-    examples.scales["neurons"] = np.full_like(examples.scales["neurons"], 0.5)
-    learner = SizeLearner(examples, dataclasses.replace(SIZES, targets=examples.targets), None)
+    weights = setup.subject.opened.weights
+    monkeypatch.setattr(examples, "inputs_of", inputs_of)
+    options = dataclasses.replace(SIZES, targets=examples.targets, lookahead=lookahead)
+    learner = SizeLearner(examples, options, weights, None)
     for number in range(3):
         learner.step([number], 0.0)  # type: ignore[list-item]
-    ours, basis, bias, left = learner._solve(*learner._sums["neurons", 1], rank)
-    x, target = 0.5 * (y - y.mean(axis=0)), np.sqrt(sizes)
-    target = target - target.mean(axis=0)
-    ridge = 0.01 * np.square(x).mean() * len(x)
+    values = heads
+    if block == "neurons":
+        names = [f"layers.{layer}.{part}.weight" for part in ("gate", "up")]
+        values = target @ np.concatenate([weights.read(name) for name in names]).T
+    rounded = learner.predictors()[block][layer]  # a to eight bits, b to four
+    with monkeypatch.context() as patch:
+        for check in ("int8_rows", "leading_rows"):
+            patch.setattr(checks, check, lambda _, rows: np.asarray(rows, np.float32))
+        ours, left = learner._solve(examples.targets[0], layer)
+    deviations = x - x.mean(axis=0)
+    wanted = values - values.mean(axis=0)
+    ridge = RIDGE * np.diag(np.square(deviations).sum(axis=0))
 
     def cost(a: Any, b: Any) -> float:
-        return float(np.square(x @ a.T @ b.T - target).sum() + ridge * np.square(b @ a).sum())
+        pull = np.trace(b @ a @ ridge @ a.T @ b.T)
+        return float(np.square(deviations @ a.T @ b.T - wanted).sum() + pull)
 
-    a = rng.standard_normal((rank, d))
+    a = rng.standard_normal((min(rank, values.shape[1]), d))
     for _ in range(300):
-        z = x @ a.T
-        b = np.linalg.solve(z.T @ z + ridge * a @ a.T, z.T @ target).T
-        a = np.linalg.solve(b.T @ b, b.T @ target.T @ x) @ np.linalg.inv(x.T @ x + ridge * np.eye(d))
-    best = cost(a, b)
-    assert cost(ours, basis) < 1.001 * best
-    assert left == pytest.approx(cost(ours, basis) / np.square(target).sum(), rel=1e-3)
-    scores = 0.5 * y @ (basis @ ours).T + bias
-    np.testing.assert_allclose(scores.mean(axis=0), np.sqrt(sizes).mean(axis=0), rtol=1e-4)
-    rounded = learner.predictors()["neurons"][1]  # a to eight bits, b to four
-    off = y @ (rounded.b @ rounded.a).T + bias - scores
-    assert np.linalg.norm(off) < 0.2 * np.linalg.norm(scores - scores.mean(axis=0))
+        z = deviations @ a.T
+        b = np.linalg.lstsq(z.T @ z + a @ ridge @ a.T, z.T @ wanted, rcond=None)[0].T
+        a = np.linalg.pinv(b) @ np.linalg.solve(deviations.T @ deviations + ridge, deviations.T @ wanted).T
+    assert cost(ours.a, ours.b) < 1.001 * cost(a, b)
+    for found in (ours, rounded):
+        off = values - x @ (found.b @ found.a).T - found.bias
+        np.testing.assert_allclose(off.mean(axis=0), 0, atol=1e-3 * np.abs(values).max())
+        if isinstance(found, Products):  # it is of the rounded map
+            np.testing.assert_allclose(off.std(axis=0), found.spread, rtol=2e-3)
+    off = values - x @ (ours.b @ ours.a).T
+    assert left == pytest.approx(off.var(axis=0).sum() / values.var(axis=0).sum(), rel=2e-3)
+    assert isinstance(rounded, LowRank if block == "heads" else Products)
+
+
+def test_estimates_have_the_biases_of_the_model(setup: Setup) -> None:
+    config = dataclasses.replace(setup.subject.opened.config, biases=("gate", "up"))
+    examples: Any = SimpleNamespace(config=config)
+    shifts = {f"layers.0.{part}.bias": np.full(48, k, np.float32) for k, part in enumerate(("gate", "up"), 1)}
+    weights = Changed(setup.subject.opened.weights, shifts)
+    learner = SizeLearner(examples, dataclasses.replace(SIZES, targets=TARGETS[:1]), weights, None)
+    plain = SizeLearner(
+        examples, learner._options, Changed(weights, {k: 0 * v for k, v in shifts.items()}), None
+    )
+    v = np.random.default_rng(0).standard_normal((50, 33)).astype(np.float32)
+    v[:, -1] = 1
+    for made in (learner, plain):
+        made._sums["neurons", 0] += made._torch.from_numpy(v.T @ v)
+    moved, still = (made._solve(TARGETS[0], 0)[0].bias for made in (learner, plain))
+    np.testing.assert_allclose(moved - still, np.repeat([1.0, 2.0], 48), atol=1e-5)
 
 
 @pytest.mark.parametrize("options", [OPTIONS, SIZES], ids=lambda x: x.learn)
 def test_same_seed_same_predictors(setup: Setup, tmp_path: Path, options: LowRankOptions) -> None:
     runs = [
         train_low_rank(
-            setup.examples(), setup.stream, options, checkpoint=tmp_path / str(i), settings=SETTINGS
+            setup.examples(),
+            setup.stream,
+            options,
+            setup.weights,
+            checkpoint=tmp_path / str(i),
+            settings=SETTINGS,
         )
         for i in range(2)
     ]
@@ -213,7 +259,7 @@ def report(state):
     if steps == 5:
         os.kill(os.getpid(), signal.SIGKILL)
 low_rank.train_low_rank(
-    setup.examples(), setup.stream, options, checkpoint=Path(sys.argv[2]), settings=t.SETTINGS, report=report
+    setup.examples(), setup.stream, options, setup.weights, checkpoint=Path(sys.argv[2]), settings=t.SETTINGS, report=report
 )
 """
 
@@ -222,7 +268,12 @@ low_rank.train_low_rank(
 def test_killed_and_resumed_is_as_if_nothing_had_happened(setup: Setup, tmp_path: Path, name: str) -> None:
     options = globals()[name]
     whole = train_low_rank(
-        setup.examples(), setup.stream, options, checkpoint=tmp_path / "whole", settings=SETTINGS
+        setup.examples(),
+        setup.stream,
+        options,
+        setup.weights,
+        checkpoint=tmp_path / "whole",
+        settings=SETTINGS,
     )
     kept = tmp_path / "kept"
     script = KILLED.format(tests=str(Path(__file__).parent))
@@ -233,12 +284,15 @@ def test_killed_and_resumed_is_as_if_nothing_had_happened(setup: Setup, tmp_path
     )
     assert result.returncode == -signal.SIGKILL
     with pytest.raises(InputError, match="left of an interrupted training"):
-        train_low_rank(setup.examples(), setup.stream, options, checkpoint=kept, settings=SETTINGS)
+        train_low_rank(
+            setup.examples(), setup.stream, options, setup.weights, checkpoint=kept, settings=SETTINGS
+        )
     states: list[State] = []
     resumed = train_low_rank(
         setup.examples(),
         setup.stream,
         options,
+        setup.weights,
         checkpoint=kept,
         resume=True,
         settings=SETTINGS,
@@ -247,7 +301,13 @@ def test_killed_and_resumed_is_as_if_nothing_had_happened(setup: Setup, tmp_path
     assert 4000 < states[0].tokens < 7000  # not from the start
     assert_equal(resumed, whole)
     again = train_low_rank(
-        setup.examples(), setup.stream, options, checkpoint=kept, resume=True, settings=SETTINGS
+        setup.examples(),
+        setup.stream,
+        options,
+        setup.weights,
+        checkpoint=kept,
+        resume=True,
+        settings=SETTINGS,
     )
     assert_equal(again, whole)  # a finished training is kept until the plan is saved
 
@@ -257,7 +317,7 @@ def test_nan_keeps_the_last_checkpoint(
     setup: Setup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: LowRankOptions
 ) -> None:
     def fail_later(examples: Examples) -> Callable[..., Any]:
-        real, calls = examples.of, 0
+        real, calls = getattr(examples, name), 0
 
         def of(pieces: Any) -> Any:
             nonlocal calls
@@ -267,11 +327,11 @@ def test_nan_keeps_the_last_checkpoint(
 
         return of
 
-    examples = setup.examples()
-    monkeypatch.setattr(examples, "of", fail_later(examples))
+    examples, name = setup.examples(), "inputs_of" if options.learn == "sizes" else "of"
+    monkeypatch.setattr(examples, name, fail_later(examples))
     path = tmp_path / "c"
     with pytest.raises(NumericsError, match=r"no longer finite after 3\d+ tokens; .* holds the state before"):
-        train_low_rank(examples, setup.stream, options, checkpoint=path, settings=SETTINGS)
+        train_low_rank(examples, setup.stream, options, setup.weights, checkpoint=path, settings=SETTINGS)
     arrays, state = checkpoints.load_checkpoint(path, SETTINGS)
     assert all(np.isfinite(array).all() for array in arrays.values())
     assert state["tokens"] > 2000
@@ -297,7 +357,13 @@ def test_resume_refuses_what_does_not_fit(setup: Setup, tmp_path: Path) -> None:
     path = tmp_path / "c"
     with pytest.raises(InputError, match="no checkpoint"):
         train_low_rank(
-            setup.examples(), setup.stream, OPTIONS, checkpoint=path, resume=True, settings=SETTINGS
+            setup.examples(),
+            setup.stream,
+            OPTIONS,
+            setup.weights,
+            checkpoint=path,
+            resume=True,
+            settings=SETTINGS,
         )
     checkpoints.save_checkpoint(path, {}, {"settings": {"model": "another"}})
     with pytest.raises(InputError, match="'another'"):
@@ -313,7 +379,9 @@ def test_too_little_text(setup: Setup, tmp_path: Path) -> None:
     corpus = Corpus([write_jsonl(tmp_path / "a.jsonl", documents(20, 5))], seed=0)
     stream = TokenStream(corpus, setup.subject.tokenizer, context=512)
     with pytest.raises(InputError, match="at least 4096 are needed"):
-        train_low_rank(setup.examples(), stream, OPTIONS, checkpoint=tmp_path / "c", settings=SETTINGS)
+        train_low_rank(
+            setup.examples(), stream, OPTIONS, setup.weights, checkpoint=tmp_path / "c", settings=SETTINGS
+        )
 
 
 def test_says_how_to_get_torch(monkeypatch: pytest.MonkeyPatch) -> None:

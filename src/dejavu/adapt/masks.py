@@ -1,8 +1,8 @@
 """`PlanMasks`: the masks of deployment in the training loop.
 
 Each layer keeps the neurons whose score is above a threshold, the scores being those of the plan's selectors, made of the
-weights as they are now; low-rank predictors learn on beside them. The thresholds follow the layer's target density: after
-each batch they move part of the way to the quantile of its scores.
+weights as they are now; low-rank predictors of labels learn on beside them. The thresholds follow the layer's target
+density: after each batch they move part of the way to the quantile of its scores.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ import torch
 from dejavu.adapt.leading import leading
 from dejavu.adapt.operations import choose, column_major, hidden_values
 from dejavu.adapt.predictors import Predictors
+from dejavu.adapt.products import FollowingProducts
 from dejavu.codecs import mlp_codec
 from dejavu.errors import PlanError
-from dejavu.plan import Dense, LowRank, Oracle, Pick, Sketch, Threshold
+from dejavu.plan import Dense, LowRank, Oracle, Pick, Products, Sketch, Threshold
 from dejavu.training.calibrate import DENSE_FROM
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ class PlanMasks:
         threads: int = 1,
     ) -> None:
         for selector in selectors:
-            if not isinstance(selector, Dense | LowRank | Oracle | Sketch | Threshold):
+            if not isinstance(selector, Dense | LowRank | Oracle | Products | Sketch | Threshold):
                 raise PlanError(
                     f"a model cannot be adapted to selector {selector.kind}",
                     fix="use a plan of sketch, low_rank or threshold selectors",
@@ -90,12 +91,16 @@ class PlanMasks:
         self.predictors = Predictors(
             {layer: x for layer, x in enumerate(selectors) if isinstance(x, LowRank)}, dtype
         )
+        self._products = FollowingProducts(
+            config, {layer: x for layer, x in enumerate(selectors) if isinstance(x, Products)}, masters, dtype
+        )
         self.refresh_all()
 
     @property
     def selectors(self) -> tuple[NeuronSelector, ...]:
         """Per layer; predictors as they are now."""
-        return tuple(self.predictors.selectors.get(layer, x) for layer, x in enumerate(self._selectors))
+        now = self.predictors.selectors | self._products.selectors
+        return tuple(now.get(layer, x) for layer, x in enumerate(self._selectors))
 
     @property
     def description(self) -> str:
@@ -118,8 +123,10 @@ class PlanMasks:
         self.thresholds = [-math.inf] * len(self.selectors)
 
     def refresh(self, layer: int) -> None:
-        """Make the sketches of a layer from the weights of now."""
+        """Make what a layer is chosen by, as far as it is made of weights, from those of now."""
         selector, c = self.selectors[layer], self._config
+        if isinstance(selector, Products):
+            self._products.refresh(layer)
         if isinstance(selector, Sketch):
             codec = mlp_codec(self._codec, layer, c.n_layers)
             for name in _dots(c, layer):
@@ -181,6 +188,8 @@ class PlanMasks:
             return self._sketch(layer, self._ahead(layer, selector.lookahead, block), block)
         if isinstance(selector, LowRank):
             return self.predictors.scores(layer, self._ahead(layer, selector.lookahead, block))
+        if isinstance(selector, Products):
+            return self._products.scores(layer, self._ahead(layer, selector.lookahead, block))
         return (block.hidden() if isinstance(selector, Oracle) else block.gate).abs()  # a copy
 
     def gradient(self, layer: int, block: Block, scores: Tensor, annealed: float) -> Gradient | None:

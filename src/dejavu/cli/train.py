@@ -124,7 +124,8 @@ def train(
         ),
     ] = KvPolicyName.write,
     tokens: Annotated[
-        int | None, typer.Option(min=1024, help="That low-rank predictors learn from; default: 400000.")
+        int | None,
+        typer.Option(min=1024, help="That low-rank predictors learn from; default: 65536; of labels 400000."),
     ] = None,
     search_tokens: Annotated[int, typer.Option(min=64, help="Held-out text of each measurement.")] = 2048,
     verify_tokens: Annotated[

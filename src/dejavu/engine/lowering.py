@@ -8,7 +8,7 @@ import numpy as np
 
 from dejavu.engine.layout import PLAIN_ROWS
 from dejavu.engine.packing import encode_bundles
-from dejavu.plan import Dense, LowRank, Pick, Random, Sketch, Static, VocabularySketch
+from dejavu.plan import Dense, LowRank, Pick, Products, Random, Sketch, Static, VocabularySketch
 
 if TYPE_CHECKING:
     from typing import Any
@@ -60,14 +60,16 @@ def _selector(selector: NeuronSelector | HeadSelector, units: int) -> dict[str, 
     values["threshold"] = 0.0 if selector.threshold is None else selector.threshold
     if isinstance(selector, Random):
         values["seed"] = selector.seed
-    if isinstance(selector, LowRank | Sketch):
+    if isinstance(selector, LowRank | Products | Sketch):
         values["lookahead"] = selector.lookahead
     if isinstance(selector, Sketch):
         values["bits"] = selector.bits
         values["leading_values"] = selector.values == "leading"
-    if isinstance(selector, LowRank):
+    if isinstance(selector, LowRank | Products):
         values |= _floats(a=selector.a, b=selector.b, bias=selector.bias)
-        values["relu"] = selector.hidden == "relu"
+        values["relu"] = isinstance(selector, LowRank) and selector.hidden == "relu"
+    if isinstance(selector, Products):
+        values |= _floats(spread=selector.spread)
     return values
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from dejavu.codecs import GROUP, mlp_codec
 from dejavu.engine.core import load_core
 from dejavu.nested import stored_bits
-from dejavu.plan import Dense, LowRank, Oracle, Pick, Sketch, Static, Threshold, VocabularySketch
+from dejavu.plan import Dense, LowRank, Oracle, Pick, Products, Sketch, Static, Threshold, VocabularySketch
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -113,11 +113,10 @@ def _head_sketch(packed: Packed, sketch: VocabularySketch) -> float:
 
 
 def _predictor(selector: NeuronSelector | HeadSelector) -> float:
-    return (
-        _low_rank(selector.rank, selector.a.shape[1], len(selector.bias))
-        if isinstance(selector, LowRank)
-        else 0.0
-    )
+    if not isinstance(selector, LowRank | Products):
+        return 0.0
+    spread = selector.spread.nbytes if isinstance(selector, Products) else 0
+    return _low_rank(selector.rank, selector.a.shape[1], len(selector.bias)) + spread
 
 
 def _low_rank(rank: int, width: int, outputs: int) -> float:

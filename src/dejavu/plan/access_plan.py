@@ -17,6 +17,7 @@ from dejavu.plan.selectors import (
     HeadSelector,
     LowRank,
     NeuronSelector,
+    Products,
     Sketch,
     Static,
 )
@@ -221,6 +222,9 @@ class AccessPlan:
             raise PlanError(f"the plan has {len(self.layers)} layers, the model {config.n_layers}")
         for i, layer in enumerate(self.layers):
             _check_selector(f"layer {i}: neurons", layer.neurons, config.base_neurons, config.d_model)
+            if isinstance(layer.neurons, Products):
+                products = config.base_neurons * (2 if config.gated else 1)
+                checks.shape(f"layer {i}: neurons: bias", layer.neurons.bias.shape, (products,))
             _check_selector(f"layer {i}: heads", layer.heads, config.n_heads, config.d_model)
             if layer.compensator is not None:
                 checks.shape(f"layer {i}: compensator bias", layer.compensator.bias.shape, (config.d_model,))
@@ -240,8 +244,9 @@ def _check_vocabulary(sketch: VocabularySketch, config: ModelConfig) -> None:
 
 def _check_selector(what: str, selector: NeuronSelector, n: int, d: int) -> None:
     """Whether arrays fit `n` neurons or heads and a residual stream of width `d`."""
-    if isinstance(selector, LowRank):
+    if isinstance(selector, LowRank | Products):
         checks.shape(f"{what}: a", selector.a.shape, (selector.rank, d))
+    if isinstance(selector, LowRank):
         checks.shape(f"{what}: bias", selector.bias.shape, (n,))
     if isinstance(selector, Static) and selector.indices.size and selector.indices[-1] >= n:
         raise PlanError(f"{what}: index {selector.indices[-1]} of {n}")

@@ -129,6 +129,47 @@ class LowRank(Pick):
         return len(self.a)
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Products(Pick):
+    """The mean square of h, from the products of gate and up (ungated: up) by a map of low rank, and how far it may be off.
+
+    ``z = b @ a @ y + bias`` estimates all gates and then all ups (ungated: all ups), each with an error of standard
+    deviation `spread`. Errors count as two values, one spread above and one below, alike likely:
+
+        score = (act(g + s_g)^2 + act(g - s_g)^2) / 2 * (u^2 + s_u^2),  ungated (act(u + s_u)^2 + act(u - s_u)^2) / 2;
+
+    dReLU has both factors of the first form. `a` and `b` are rounded as those of `LowRank`.
+    """
+
+    kind: ClassVar = "products"
+    a: Array = field(metadata={"stored": "int8"})
+    """[r, d_model]"""
+    b: Array = field(metadata={"stored": "int8"})
+    """[2 f, r], f neurons; ungated: [f, r]."""
+    bias: Array = field(metadata={"stored": "float32"})
+    """[2 f] or [f]"""
+    spread: Array = field(metadata={"stored": "float32"})
+    """[2 f] or [f], not negative."""
+    lookahead: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        checks.whole("lookahead", self.lookahead, 0, MAX_LOOKAHEAD)
+        object.__setattr__(self, "a", checks.int8_rows("a", self.a))
+        object.__setattr__(self, "b", checks.leading_rows("b", self.b))
+        for name in ("bias", "spread"):
+            object.__setattr__(self, name, checks.array(name, getattr(self, name), np.float32, 1))
+        checks.shape("b", self.b.shape, (len(self.bias), self.rank))
+        checks.shape("spread", self.spread.shape, self.bias.shape)
+        if (self.spread < 0).any():
+            raise PlanError("spread is negative somewhere; it is a standard deviation")
+
+    @property
+    def rank(self) -> int:
+        """Rows of a."""
+        return len(self.a)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Sketch(Pick):
     """abs(act(g') * u'), g' and u' from the leading bits of the stored weights; ungated with exact zeros: u' - threshold.
@@ -155,5 +196,5 @@ class Sketch(Pick):
             )
 
 
-NeuronSelector = Dense | Static | Random | Oracle | Threshold | LowRank | Sketch
+NeuronSelector = Dense | Static | Random | Oracle | Threshold | LowRank | Products | Sketch
 HeadSelector = Dense | Static | Random | Oracle | LowRank

@@ -15,7 +15,7 @@ from dejavu.executor import KV_DTYPES, TRACE_FIELDS, KvDtype, Trace, TraceField
 from dejavu.models.alibi import alibi_slopes
 from dejavu.models.rope import is_local, tables
 from dejavu.nested import estimate
-from dejavu.plan import Dense, LowRank, Oracle, Random, Sketch, Static, Threshold, VocabularySketch
+from dejavu.plan import Dense, LowRank, Oracle, Products, Random, Sketch, Static, Threshold, VocabularySketch
 from dejavu.reference import selection
 from dejavu.reference.cache import ReferenceCache
 from dejavu.reference.ops import activate, attention, gated, layer_norm, rms_norm, rotate, softcap
@@ -338,6 +338,9 @@ class ReferenceExecutor:
         elif isinstance(selector, LowRank):
             y = self._ahead("mlp_norm", i, selector.lookahead, run.mlp_input)  # [t, d]
             chosen[:, :n] = selection.pick(selection.low_rank_scores(selector, y), selector)
+        elif isinstance(selector, Products):
+            y = self._ahead("mlp_norm", i, selector.lookahead, run.mlp_input)  # [t, d]
+            chosen[:, :n] = selection.pick(selection.products_scores(selector, y, self.config), selector)
         elif isinstance(selector, Sketch):
             y = self._ahead("mlp_norm", i, selector.lookahead, run.mlp_input)  # [t, d]
             chosen[:, :n] = selection.pick(self._sketch(i, selector, y), selector)

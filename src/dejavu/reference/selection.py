@@ -1,6 +1,6 @@
 """Which neurons and heads a token touches: scores [t, n], and the picks [t, n] (bool) that follow from them.
 
-Shapes: t tokens, d = d_model, n neurons or heads, r the rank of a predictor.
+Shapes: t tokens, d = d_model, n neurons or heads, r the rank of a map.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from dejavu.models.config import ModelConfig
-    from dejavu.plan import LowRank, Pick, Random
+    from dejavu.plan import LowRank, Pick, Products, Random
 
     Array = NDArray[np.float32]
     Mask = NDArray[np.bool_]
@@ -77,6 +77,20 @@ def low_rank_scores(selector: LowRank, y: Array) -> Array:
     if selector.hidden == "relu":
         hidden = np.maximum(hidden, 0)  # [t, r]
     return np.asarray(hidden @ selector.b.T + selector.bias, np.float32)  # [t, n]
+
+
+def products_scores(selector: Products, y: Array, config: ModelConfig) -> Array:
+    """The mean square of what each neuron gives, as far as y [t, d] tells: [t, n]. See `dejavu.plan.Products`."""
+    kind, threshold = config.activation, config.activation_threshold
+    z = np.asarray(y @ selector.a.T @ selector.b.T + selector.bias, np.float32)  # [t, 2n], ungated [t, n]
+    above, below = z + selector.spread, z - selector.spread
+    n = z.shape[1] // 2 if config.gated else z.shape[1]
+    first = [activate(x[:, :n], kind, threshold) for x in (above, below)]  # [t, n] each
+    scores = (first[0] ** 2 + first[1] ** 2) / 2
+    if config.gated:
+        second = [gated(np.ones_like(x[:, n:]), x[:, n:], kind) for x in (above, below)]
+        scores = scores * ((second[0] ** 2 + second[1] ** 2) / 2)
+    return np.asarray(scores, np.float32)
 
 
 def sketch_scores(gate: Array | None, up: Array, config: ModelConfig) -> Array:

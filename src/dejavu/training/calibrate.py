@@ -10,7 +10,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from dejavu.plan import Dense, LowRank, Oracle, Sketch, Threshold
+from dejavu.plan import Dense, LowRank, Oracle, Products, Sketch, Threshold
 from dejavu.training.quantiles import Quantiles
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from dejavu.training.inputs import Block
     from dejavu.training.scores import Scores
 
-Scored = LowRank | Oracle | Sketch | Threshold
+Scored = LowRank | Oracle | Products | Sketch | Threshold
 """Selectors that are calibrated."""
 
 DENSE_FROM = 0.995

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from dejavu.codecs import embed_codec, mlp_codec
-from dejavu.plan import Dense, LowRank, Sketch, Threshold
+from dejavu.plan import Dense, LowRank, Products, Sketch, Threshold
 
 if TYPE_CHECKING:
     from dejavu.codecs import Codec
@@ -67,9 +67,9 @@ class Cost:
         return self.config.d_model * (_CODE_BITS[codec] + _SCALE_BITS[codec]) / 8
 
     def _predictor(self, selector: NeuronSelector | HeadSelector, n: int) -> float:
-        if not isinstance(selector, LowRank):
-            return 0.0
-        return self._low_rank(selector.rank, n)
+        if isinstance(selector, Products):
+            return self._low_rank(selector.rank, len(selector.bias)) + 4 * len(selector.spread)
+        return self._low_rank(selector.rank, n) if isinstance(selector, LowRank) else 0.0
 
     def _low_rank(self, rank: int, n: int) -> float:
         a, b = _LOW_RANK_BITS

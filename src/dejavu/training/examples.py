@@ -21,12 +21,11 @@ if TYPE_CHECKING:
 
     Array = NDArray[np.float32]
     Mask = NDArray[np.bool_]
+    _Fields = dict[Block, tuple[TraceField, ...]]
 
 
-_NEEDED: dict[Block, tuple[TraceField, ...]] = {
-    "neurons": ("mlp_input", "hidden"),
-    "heads": ("attn_input", "head_norm"),
-}
+_INPUTS: _Fields = {"neurons": ("mlp_input",), "heads": ("attn_input", "head_norm")}
+_ALL: _Fields = {**_INPUTS, "neurons": ("mlp_input", "hidden")}
 
 
 @dataclass(frozen=True)
@@ -67,7 +66,7 @@ class Examples:
         sizes = [Quantiles() for _ in layers]
         squares = {target.block: np.zeros((len(layers), self.config.d_model)) for target in targets}  # [L, d]
         for piece in pieces:
-            trace = self._trace(piece)
+            trace = self._trace(piece, fields=_ALL)
             for layer in layers:
                 if "neurons" in squares:
                     sizes[layer].add(np.abs(trace.hidden[layer]))
@@ -85,11 +84,26 @@ class Examples:
 
     def of(self, pieces: Sequence[Piece]) -> Iterator[tuple[Block, int, Array, Array]]:
         """Of all tokens of `pieces`: block, layer, inputs [t, d], and sizes [t, n]: abs(h), or output norms of heads."""
-        trace = self._trace(*pieces)
+        trace = self._trace(*pieces, fields=_ALL)
         for block in self.scales:
             for layer in range(self.config.n_layers):
                 sizes = trace.head_norm[layer] if block == "heads" else np.abs(trace.hidden[layer])
                 yield block, layer, self._inputs(trace, layer, block, self._lookahead), sizes
+
+    def inputs_of(self, pieces: Sequence[Piece]) -> Iterator[tuple[Block, int, Array, Array]]:
+        """As `of`, but for sizes what `SizeLearner` aims at: what enters the MLP [t, d]; roots of norms [t, H]."""
+        trace = self._trace(*pieces, fields=_INPUTS)
+        for block in self.scales:
+            for layer in range(self.config.n_layers):
+                x = self._inputs(trace, layer, block, self._lookahead)
+                yield (
+                    block,
+                    layer,
+                    x,
+                    np.sqrt(trace.head_norm[layer])
+                    if block == "heads"
+                    else self._inputs(trace, layer, block),
+                )
 
     def label(self, block: Block, layer: int, sizes: Array) -> Mask:
         """What counts as active, [t, n], of sizes [t, n]; see `labels.py`."""
@@ -97,7 +111,7 @@ class Examples:
             return active_heads(sizes, self._densities[block])
         return active_neurons(sizes, self._thresholds[layer])
 
-    def _trace(self, *pieces: Piece) -> Trace:
+    def _trace(self, *pieces: Piece, fields: _Fields) -> Trace:
         return self._executor.trace(
-            *pieces, want=[field for block in self._densities for field in _NEEDED[block]]
+            *pieces, want=[field for block in self._densities for field in fields[block]]
         )

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from dejavu.training.examples import Examples
     from dejavu.training.inputs import Block
-    from dejavu.training.learner import LowRankOptions
+    from dejavu.training.learner import LowRankOptions, Predictor
     from dejavu.training.stream import Piece
 
     Array = NDArray[np.float32]
@@ -108,9 +108,9 @@ class LabelLearner:
         bias.grad = error.sum(dim=0, dtype=torch.float32)
         return float(loss + 0 * bias.grad.sum())  # a NaN of any row shows
 
-    def predictors(self) -> dict[Block, list[LowRank]]:
+    def predictors(self) -> dict[Block, list[Predictor]]:
         """See `Learner.predictors`: the inputs' scales are part of a."""
-        found: dict[Block, list[LowRank]] = {}
+        found: dict[Block, list[Predictor]] = {}
         for target in self._options.targets:
             scales = self._examples.scales[target.block]
             for layer in range(self._examples.config.n_layers):

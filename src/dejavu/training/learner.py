@@ -11,12 +11,13 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from dejavu.plan import LowRank
+    from dejavu.plan import LowRank, Products
     from dejavu.training.examples import Target
     from dejavu.training.inputs import Block
     from dejavu.training.stream import Piece
 
     Array = NDArray[np.float32]
+    Predictor = LowRank | Products
 
 LearnName = Literal["sizes", "labels"]
 
@@ -28,8 +29,8 @@ class LowRankOptions:
     Attributes:
         targets: neurons, heads or both, with rank and target density.
         tokens: how many are learned from; more than the text has means several times through it.
-        learn: "sizes": how large what a neuron or head gives is (`SizeLearner`); "labels": whether it is active
-            (`LabelLearner`).
+        learn: "sizes": how large what a neuron or head gives is, in closed form (`SizeLearner`); "labels": whether it is
+            active (`LabelLearner`).
         seed: of the initial values; the order of the text is the stream's.
         hidden: the middle layer's activation.
         lookahead: distance of the input.
@@ -57,7 +58,7 @@ class Learner(Protocol):
         A loss that is not finite ends the training: `arrays` may hold part of the batch.
         """
 
-    def predictors(self) -> dict[Block, list[LowRank]]:
+    def predictors(self) -> dict[Block, list[Predictor]]:
         """As plans hold them, picking the target density."""
 
     def arrays(self) -> dict[str, Array]:

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from dejavu.errors import InputError, NumericsError
-from dejavu.reference.selection import low_rank_scores
+from dejavu.plan import Products
+from dejavu.reference.selection import low_rank_scores, products_scores
 from dejavu.training.agreement import Tally
 from dejavu.training.checkpoint import load_checkpoint, save_checkpoint
 from dejavu.training.label_learner import LabelLearner
@@ -22,11 +23,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
-    from dejavu.plan import LowRank
+    from dejavu.models.weights import Weights
     from dejavu.training.agreement import Agreement
     from dejavu.training.examples import Examples
     from dejavu.training.inputs import Block
-    from dejavu.training.learner import Learner, LowRankOptions
+    from dejavu.training.learner import Learner, LowRankOptions, Predictor
     from dejavu.training.stream import Piece, TokenStream
 
 BATCH = 1024
@@ -63,7 +64,7 @@ class State:
 class Trained:
     """What `train_low_rank` returns: per target a predictor for each layer, and how well each does."""
 
-    predictors: dict[Block, list[LowRank]]
+    predictors: dict[Block, list[Predictor]]
     agreement: dict[Block, list[Agreement]]
     """With labels of held-out text, at the target density."""
     tokens: int
@@ -73,6 +74,7 @@ def train_low_rank(
     examples: Examples,
     stream: TokenStream,
     options: LowRankOptions,
+    weights: Weights,
     *,
     checkpoint: Path,
     resume: bool = False,
@@ -85,6 +87,7 @@ def train_low_rank(
         examples: makes inputs and labels of pieces of text.
         stream: the text.
         options: how.
+        weights: the model's own tensors.
         checkpoint: file that is written every `CHECKPOINT_STEPS` steps and at the end; remove it when the result is safe.
         resume: go on from `checkpoint`; the result is the same as without the interruption.
         settings: what must be equal for that; kept in the checkpoint.
@@ -104,11 +107,11 @@ def train_low_rank(
     settings = {**settings, "options": _plain(options)}
     if resume:
         arrays, state = load_checkpoint(checkpoint, settings)
-        learner = _learner(examples, options, arrays)
+        learner = _learner(examples, options, weights, arrays)
         tokens, position = int(state["tokens"]), Position(**state["position"])
     else:
         stream.require(min(options.tokens, MIN_TOKENS))
-        learner = _learner(examples, options, None)
+        learner = _learner(examples, options, weights, None)
         tokens, position = 0, Position()
     agreement: dict[Block, list[Agreement]] = {}  # as of the first step from here
     held_out = stream.validation(VALIDATION_TOKENS)
@@ -145,14 +148,18 @@ def _due(options: LowRankOptions, steps: int) -> bool:
     return left == 0 and (options.learn == "labels" or times.bit_count() == 1)
 
 
-def _learner(examples: Examples, options: LowRankOptions, arrays: dict[str, Any] | None) -> Learner:
-    return (SizeLearner if options.learn == "sizes" else LabelLearner)(examples, options, arrays)
+def _learner(
+    examples: Examples, options: LowRankOptions, weights: Weights, arrays: dict[str, Any] | None
+) -> Learner:
+    if options.learn == "sizes":
+        return SizeLearner(examples, options, weights, arrays)
+    return LabelLearner(examples, options, arrays)
 
 
 def _validate(
     examples: Examples,
     options: LowRankOptions,
-    predictors: dict[Block, list[LowRank]],
+    predictors: dict[Block, list[Predictor]],
     pieces: Sequence[Piece],
 ) -> dict[Block, list[Agreement]]:
     """Agreement of each predictor, rounded as plans store them, with the labels of `pieces`."""
@@ -160,7 +167,11 @@ def _validate(
     densities = {target.block: target.density for target in options.targets}
     for piece in pieces:
         for block, layer, y, sizes in examples.of([piece]):
-            scores = low_rank_scores(predictors[block][layer], y)
+            predictor = predictors[block][layer]
+            if isinstance(predictor, Products):
+                scores = products_scores(predictor, y, examples.config)
+            else:
+                scores = low_rank_scores(predictor, y)
             label = examples.label(block, layer, sizes)
             tallies[block][layer].add(largest(scores, densities[block]), label)
     return {block: [tally.agreement for tally in layers] for block, layers in tallies.items()}

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 SelectorName = Literal["sketch", "low_rank", "threshold", "auto"]
 
 DEFAULT_RANK = 128
-DEFAULT_TOKENS = 400_000
+DEFAULT_TOKENS: dict[LearnName, int] = {"sizes": 65_536, "labels": 400_000}
+"""By what is learned: covariances need far fewer than a classifier."""
 DEFAULT_HEADS_RANK = 32
 LEARNING_RATE = 2e-3
 HIGHEST_LEARNING_RATE = 1.0
@@ -42,7 +43,7 @@ class TrainOptions:
         heads_rank: their rank.
         compensator: rank of what stands in for skipped neurons, where it pays; None: nothing does.
         kv_policy: of the keys and values of skipped heads, see `dejavu.plan.KvPolicy`.
-        tokens: that low-rank predictors learn from; None: `DEFAULT_TOKENS`.
+        tokens: that low-rank predictors learn from; None: `DEFAULT_TOKENS` of what they learn.
         search_tokens: of held-out text, for each measurement of the search.
         verify_tokens: of other held-out text, for the evidence.
         learning_rate: of low-rank predictors that learn labels.

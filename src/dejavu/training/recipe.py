@@ -206,7 +206,7 @@ class _Recipe:
         import_torch()  # or say at once that it is missing
         o = self._options
         examples = Examples(self._subject.executor, self._inputs, pieces, o.targets, o.lookahead)
-        tokens = DEFAULT_TOKENS if o.tokens is None else o.tokens
+        tokens = DEFAULT_TOKENS[o.learns] if o.tokens is None else o.tokens
         options = LowRankOptions(o.targets, tokens, o.learns, o.seed, o.hidden, o.lookahead, o.learning_rate)
         self._progress.start("training", tokens)
         done = 0
@@ -220,6 +220,7 @@ class _Recipe:
             examples,
             self._stream,
             options,
+            self._subject.opened.weights,
             checkpoint=checkpoint,
             resume=resume,
             settings={

@@ -9,8 +9,8 @@ import numpy as np
 from dejavu.codecs import encode, mlp_codec
 from dejavu.errors import InputError
 from dejavu.nested import estimate, leading_bits
-from dejavu.plan import LowRank, Oracle, Sketch, Threshold
-from dejavu.reference.selection import low_rank_scores, sketch_scores
+from dejavu.plan import LowRank, Oracle, Products, Sketch, Threshold
+from dejavu.reference.selection import low_rank_scores, products_scores, sketch_scores
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -51,6 +51,9 @@ class Scores:
             return np.asarray(np.abs(trace.gate[layer]))
         if isinstance(selector, LowRank):
             return low_rank_scores(selector, self._inputs(trace, layer, "neurons", selector.lookahead))
+        if isinstance(selector, Products):
+            y = self._inputs(trace, layer, "neurons", selector.lookahead)  # [t, d]
+            return products_scores(selector, y, self._config)
         if isinstance(selector, Sketch):
             y = self._inputs(trace, layer, "neurons", selector.lookahead)  # [t, d]
             gate = self._product(layer, "gate", selector.bits, y) if self._config.gated else None

@@ -1,27 +1,33 @@
 """`SizeLearner`: low-rank predictors learn how large what each neuron or head gives will be.
 
 What a mistake costs is what was skipped, and a few neurons give a thousand times more than the rest. A predictor of labels
-counts both the same: it finds more of the active neurons, and loses more of the output. So this one regresses
+counts both the same: it finds more of the active neurons, and loses more of the output.
 
-    sqrt(size),  size = abs(h) of a neuron, the output norm of a head,
+A neuron's size follows from its products W y, of which the best estimate by r numbers is known in closed form:
+reduced-rank regression (Izenman, 1975) with a ridge. x is what the predictor reads, y what enters the MLP (without
+look-ahead the same), C = L L^T the covariance of x plus the ridge, B that of x with the targets T = W y [d, n]. The best
+map of rank r is
 
-on the normed input y, linearly, over all tokens at once: reduced-rank regression (Izenman, 1975) with a ridge, in closed
-form. With C = L L^T the covariance of y plus the ridge, and B that of y with the targets [d, n], the best map of rank r is
+    b a = (L^-T U U^T L^-1 B)^T,   U: the r leading left singular vectors of L^-1 B,
 
-    b a = (L^-T U U^T L^-1 B)^T,   U: the r leading left singular vectors of L^-1 B.
+and what it leaves of the variance of each product is the `spread` of a `Products` selector. Only covariances of x and y
+are learned from text, so that little of it is enough.
 
-The root, because squared errors of sizes themselves would be those of the few. Nothing depends on a learning rate, a seed
-or the order of the text. Per layer (d + 1) (d + 1 + n) sums are held, float32.
+The sizes of heads are no products: there T is the root of their output norms, and the map a `LowRank` selector.
+
+Nothing depends on a learning rate, a seed or the order of the text. Per layer (d + 1)^2 sums are held, float32; with
+look-ahead (2 d + 1)^2.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dejavu.plan import LowRank
+from dejavu.plan import LowRank, Products
 from dejavu.training.missing import import_torch
 
 if TYPE_CHECKING:
@@ -29,32 +35,38 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from dejavu.training.examples import Examples
+    from dejavu.models.weights import Weights
+    from dejavu.training.examples import Examples, Target
     from dejavu.training.inputs import Block
-    from dejavu.training.learner import LowRankOptions
+    from dejavu.training.learner import LowRankOptions, Predictor
     from dejavu.training.stream import Piece
 
     Array = NDArray[np.float32]
 
-RIDGE = 0.01
-"""Added to the variance of each input dimension, as a share of their mean."""
+RIDGE = 0.001
+"""Added to the variance of each input dimension, as a share of it."""
 
 
 class SizeLearner:
     """See `dejavu.training.learner.Learner`. Sums over tokens, and what follows from them."""
 
-    def __init__(self, examples: Examples, options: LowRankOptions, arrays: dict[str, Array] | None) -> None:
+    def __init__(
+        self,
+        examples: Examples,
+        options: LowRankOptions,
+        weights: Weights,
+        arrays: dict[str, Array] | None,
+    ) -> None:
         torch = self._torch = import_torch()
         self._examples = examples
         self._options = options
-        c = examples.config
-        outputs: dict[Block, int] = {"neurons": c.base_neurons, "heads": c.n_heads}
-        self._sums: dict[tuple[Block, int], tuple[Any, Any, Any]] = {}
-        """Of products of [y, 1] with itself [d + 1, d + 1] and with the targets [d + 1, n], of squared targets [n]."""
+        self._weights = weights
+        self._sums: dict[tuple[Block, int], Any] = {}
+        """Of products of v = [x, the target, 1] with itself; without a target where that is x."""
         for target in options.targets:
-            n, d = outputs[target.block], c.d_model + 1
-            for layer in range(c.n_layers):
-                self._sums[target.block, layer] = torch.zeros(d, d), torch.zeros(d, n), torch.zeros(n)
+            for layer in range(examples.config.n_layers):
+                width = examples.config.d_model + self._targets(target.block, layer) + 1
+                self._sums[target.block, layer] = torch.zeros(width, width)
         self.steps = 0
         self._unexplained = (1.0,) * len(self._sums)
         if arrays is not None:
@@ -65,58 +77,91 @@ class SizeLearner:
     def step(self, batch: Sequence[Piece], done: float) -> tuple[float, ...]:
         """See `Learner.step`. The loss is the share of the variance that `predictors` left unexplained the last time."""
         torch = self._torch
-        for block, layer, y, sizes in self._examples.of(batch):
-            x = torch.from_numpy(y * self._examples.scales[block][layer])  # [t, d]
-            x = torch.cat([x, torch.ones(len(x), 1)], dim=1)  # [t, d + 1]
-            target = torch.from_numpy(sizes).sqrt()  # [t, n]
-            if not math.isfinite(float(x.sum() + target.sum())):
+        for block, layer, x, target in self._examples.inputs_of(batch):
+            parts = [torch.from_numpy(x)]  # [t, d]
+            if self._targets(block, layer):
+                parts.append(torch.from_numpy(target))  # [t, d]; of heads [t, H]
+            parts.append(torch.ones(len(x), 1))
+            v = torch.cat(parts, dim=1)
+            if not math.isfinite(float(v.sum())):
                 return (math.nan,)
-            inputs, products, squares = self._sums[block, layer]
-            inputs.addmm_(x.T, x)
-            products.addmm_(x.T, target)
-            squares += target.square().sum(dim=0)
+            self._sums[block, layer].addmm_(v.T, v)
         self.steps += 1
         return self._unexplained
 
-    def predictors(self) -> dict[Block, list[LowRank]]:
-        """See `Learner.predictors`: the inputs' scales are part of a."""
-        found: dict[Block, list[LowRank]] = {}
+    def predictors(self) -> dict[Block, list[Predictor]]:
+        """See `Learner.predictors`."""
+        found: dict[Block, list[Predictor]] = {}
         unexplained = []
         for target in self._options.targets:
-            for layer, scale in enumerate(self._examples.scales[target.block]):
-                a, b, bias, left = self._solve(*self._sums[target.block, layer], target.rank)
+            for layer in range(self._examples.config.n_layers):
+                predictor, left = self._solve(target, layer)
                 unexplained.append(left)
-                predictor = LowRank(
-                    a=a * scale, b=b, bias=bias, lookahead=self._options.lookahead, density=target.density
-                )
                 found.setdefault(target.block, []).append(predictor)
         self._unexplained = tuple(unexplained)
         return found
 
-    def _solve(self, xx: Any, xt: Any, tt: Any, rank: int) -> tuple[Array, Array, Array, float]:
-        """The map a [r, d], b [n, r], bias [n] of some sums, and the share of the variance that it leaves."""
-        linalg = self._torch.linalg
-        xx, xt, tt = xx.double(), xt.double(), tt.double()
-        count = xx[-1, -1].clamp_min(1)
-        mean, mean_target = xx[-1, :-1] / count, xt[-1] / count  # [d], [n]
-        within = xx[:-1, :-1] / count - mean.outer(mean)  # [d, d]
-        within += RIDGE * within.diagonal().mean().clamp_min(1e-12) * self._torch.eye(len(mean)).double()
-        lower = linalg.cholesky(within)  # [d, d]
-        between = linalg.solve_triangular(
-            lower, xt[:-1] / count - mean.outer(mean_target), upper=False
-        )  # [d, n]
-        values, vectors = linalg.eigh(between @ between.T)  # ascending
-        rank = min(rank, *between.shape)  # a few heads need no more
-        leading = vectors[:, -rank:].flip(1)  # [d, r]
+    def _targets(self, block: Block, layer: int) -> int:
+        """How many values of a target lie in v beside x."""
+        config = self._examples.config
+        if block == "heads":
+            return config.n_heads
+        return config.d_model if min(self._options.lookahead, layer) else 0
+
+    def _solve(self, target: Target, layer: int) -> tuple[Predictor, float]:
+        """The predictor of a layer, and the share of the variance that it leaves."""
+        torch, linalg, d = self._torch, self._torch.linalg, self._examples.config.d_model
+        sums = self._sums[target.block, layer].double()
+        count = sums[-1, -1].clamp_min(1)
+        mean = sums[-1, :-1] / count
+        covariance = sums[:-1, :-1] / count - mean.outer(mean)
+        within, mean_x = covariance[:d, :d], mean[:d]
+        # Of x with the target, and of the target with itself; without look-ahead all three are the same.
+        own = slice(d, None) if self._targets(target.block, layer) else slice(0, d)
+        between, target_covariance, target_mean = covariance[:d, own], covariance[own, own], mean[own]
+        rows, shift = self._map(target.block, layer, len(target_mean))  # [n, m], [n]
+        variance = within.diagonal()
+        ridge = torch.diag(RIDGE * variance + 1e-6 * variance.mean().clamp_min(1e-12))
+        lower = linalg.cholesky(within + ridge)  # [d, d]
+        whitened = linalg.solve_triangular(lower, between, upper=False) @ rows.T  # [d, n]
+        rank = min(target.rank, *whitened.shape)  # a few heads need no more
+        leading = linalg.eigh(whitened @ whitened.T)[1][:, -rank:].flip(1)  # [d, r]
         a = linalg.solve_triangular(lower.T, leading, upper=True).T  # [r, d]
-        b = between.T @ leading  # [n, r]
+        b = whitened.T @ leading  # [n, r]
         sizes = b.norm(dim=0).clamp_min(1e-12)  # [r]
         a, b = a * sizes[:, None], b / sizes  # columns of b are rounded together: they are of one size
-        bias = mean_target - b @ (a @ mean)  # [n]
-        variance = float((tt / count - mean_target.square()).sum().clamp_min(1e-12))
-        left = max(1 - float(values[-rank:].sum()) / variance, 0.0)
-        arrays = (p.float().contiguous().numpy() for p in (a, b, bias))
-        return (*arrays, left)
+        options: dict[str, Any] = {"lookahead": self._options.lookahead, "density": target.density}
+        plain = LowRank(a=a.numpy(), b=b.numpy(), bias=np.zeros(len(b), np.float32), **options)
+        a, b = (torch.from_numpy(p.copy()).double() for p in (plain.a, plain.b))  # as they are rounded
+        map_ = b @ a  # [n, d]
+        errors = (  # of each value, its variance
+            ((rows @ target_covariance) * rows).sum(dim=1)
+            - 2 * ((rows @ between.T) * map_).sum(dim=1)
+            + ((map_ @ within) * map_).sum(dim=1)
+        ).clamp_min(0)
+        whole = ((rows @ target_covariance) * rows).sum().clamp_min(1e-12)
+        bias = (rows @ target_mean + shift - map_ @ mean_x).numpy()
+        left = float(errors.sum() / whole)
+        if target.block == "heads":
+            return dataclasses.replace(plain, bias=bias), left
+        found = Products(a=plain.a, b=plain.b, bias=bias, spread=errors.sqrt().numpy(), **options)
+        return found, left
+
+    def _map(self, block: Block, layer: int, width: int) -> tuple[Any, Any]:
+        """What the values that are estimated are of the target: a matrix [n, width], and what is added [n], float64."""
+        torch, config = self._torch, self._examples.config
+        if block == "heads":
+            return torch.eye(width).double(), torch.zeros(width).double()
+        parts = ("gate", "up") if config.gated else ("up",)
+        read = self._weights.read
+        rows = [read(f"layers.{layer}.{part}.weight") for part in parts]
+        shifts = [
+            read(f"layers.{layer}.{part}.bias") if part in config.biases else np.zeros(len(rows[0]))
+            for part in parts
+        ]
+        return torch.from_numpy(np.concatenate(rows)).double(), torch.from_numpy(
+            np.concatenate(shifts)
+        ).double()
 
     def arrays(self) -> dict[str, Array]:
         """See `Learner.arrays`."""
@@ -124,8 +169,4 @@ class SizeLearner:
         return found | {"steps": np.array([self.steps], np.float32)}
 
     def _named(self) -> list[tuple[str, Any]]:
-        return [
-            (f"layers.{key[1]}.{key[0]}.{name}", total)
-            for key, totals in self._sums.items()
-            for name, total in zip(("inputs", "products", "targets"), totals, strict=True)
-        ]
+        return [(f"layers.{layer}.{block}", total) for (block, layer), total in self._sums.items()]
