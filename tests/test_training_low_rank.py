@@ -223,7 +223,7 @@ def test_estimates_have_the_biases_of_the_model(setup: Setup) -> None:
     v = np.random.default_rng(0).standard_normal((50, 33)).astype(np.float32)
     v[:, -1] = 1
     for made in (learner, plain):
-        made._sums["neurons", 0] += made._torch.from_numpy(v.T @ v)
+        made._sums["neurons", 0] += v.T @ v
     moved, still = (made._solve(TARGETS[0], 0)[0].bias for made in (learner, plain))
     np.testing.assert_allclose(moved - still, np.repeat([1.0, 2.0], 48), atol=1e-5)
 
@@ -394,12 +394,21 @@ def test_says_how_to_get_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "pip install '.[train]' in a clone of dejavu" in str(caught.value.fix)
 
 
+def test_sizes_need_none(setup: Setup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    options = dataclasses.replace(SIZES, tokens=4096)
+    trained = train_low_rank(
+        setup.examples(), setup.stream, options, setup.weights, checkpoint=tmp_path / "c", settings=SETTINGS
+    )
+    assert trained.tokens >= 4096
+
+
 def test_the_verb_says_it_before_it_computes(
     setup: Setup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)
     monkeypatch.setattr(setup.subject.executor, "trace", lambda *_, **__: pytest.fail("computed something"))
     corpus = Corpus([write_jsonl(tmp_path / "a.jsonl", documents(150, 20))], seed=0)
-    options = TrainOptions(selector="low_rank", density=0.5, search_tokens=150)
+    options = TrainOptions(selector="low_rank", density=0.5, search_tokens=150, learn="labels")
     with pytest.raises(DejavuError, match="torch"):
         train_plan(setup.subject, corpus, options, checkpoint=tmp_path / "c", progress=Silent())

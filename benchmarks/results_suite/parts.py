@@ -223,12 +223,15 @@ def _adapted(scale: Scale) -> list[Part]:
 def _predictors(scale: Scale, model: str) -> list[Part]:
     found = []
     for selector, name in TRAINED.items():
-        learn = "--learn labels " if selector.startswith("labels") else ""
+        labels = selector.startswith("labels")
+        learn = "--learn labels " if labels else ""
         command = (
             f"dejavu train {model} --text {TRAINING} --selector low_rank --uniform --density 0.5 "
             f"--lookahead {selector[-1]} {learn}--codec int8 {scale.predictors} -o {name}"
         )
-        part = Part(name, (command,), 27, name, resume="--resume", checkpoint=f"{name}.checkpoint")
+        part = Part(
+            name, (command,), 27 if labels else 17, name, resume="--resume", checkpoint=f"{name}.checkpoint"
+        )
         found.append(part)
     return found
 

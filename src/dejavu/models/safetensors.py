@@ -59,7 +59,7 @@ class _Shard:
     def __init__(self, path: Path) -> None:
         self.file = MappedFile(path)
         try:
-            self.header_bytes, self.infos = _parse_header(self.file)
+            self.header_bytes, self.infos, self.metadata = _parse_header(self.file)
         except BaseException:
             self.file.close()
             raise
@@ -123,6 +123,11 @@ class SafeTensors:
         return fingerprint(
             (s.file, s.header_bytes, [(i.offset, i.nbytes) for i in s.infos.values()]) for s in self._shards
         )
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """What the header of the file, or of the first shard, says beside the tensors."""
+        return dict(self._shards[0].metadata)
 
     def names(self) -> Collection[str]:
         """Names of all tensors."""
@@ -264,8 +269,8 @@ def _read_index(index: Path) -> dict[str, str]:
     return weight_map
 
 
-def _parse_header(file: MappedFile) -> tuple[int, dict[str, _Info]]:
-    """Header length (with its own 8 bytes) and the tensors, every claim checked against the file's size."""
+def _parse_header(file: MappedFile) -> tuple[int, dict[str, _Info], dict[str, str]]:
+    """Header length (with its own 8 bytes), tensors and metadata, every claim checked against the file's size."""
 
     def bad(what: str) -> DejavuError:
         return ModelFormatError(f"{file.path}: {what}", fix=FETCH_AGAIN)
@@ -292,7 +297,7 @@ def _parse_header(file: MappedFile) -> tuple[int, dict[str, _Info]]:
         end, last = info.offset + info.nbytes, f"tensor {name!r}"
     if end != file.size:
         raise bad(f"the tensors end at offset {end}, the file at {file.size}")
-    return start, infos
+    return start, infos, metadata
 
 
 def _parse_entry(name: str, entry: Any, start: int, bad: Any) -> _Info:

@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from dejavu.errors import CacheError, InputError, ModelFormatError
+from dejavu.errors import CacheError, DejavuError, InputError, ModelFormatError
+from dejavu.models.safetensors import SafeTensors
 from dejavu.models.safetensors_writer import write_safetensors
 from dejavu.models.store import atomic_write
 
@@ -47,15 +48,16 @@ def load_checkpoint(path: Path, settings: dict[str, Any]) -> tuple[Arrays, dict[
         InputError: there is none, or it was made with other settings.
         ModelFormatError: it is damaged.
     """
-    from safetensors import SafetensorError, safe_open
-
+    if not path.exists():
+        raise InputError(f"{path}: no checkpoint to resume", fix="run without --resume")
     try:
-        with safe_open(str(path), framework="numpy") as file:
-            state = json.loads(file.metadata()["state"])
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no checkpoint to resume", fix="run without --resume") from error
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+        file = SafeTensors(path)
+        try:
+            state = json.loads(file.metadata["state"])
+            arrays = {name: file.read(name) for name in file.names()}
+        finally:
+            file.close()
+    except (DejavuError, ValueError, KeyError) as error:
         raise ModelFormatError(
             f"{path}: damaged checkpoint: {error}", fix=f"delete {path} and train from the start"
         ) from error

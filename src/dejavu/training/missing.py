@@ -10,8 +10,8 @@ from dejavu.errors import DejavuError
 
 
 def import_torch(
-    what: str = "training low-rank predictors",
-    otherwise: str = ", or use --selector sketch, which needs no training",
+    what: str = "training predictors of labels",
+    otherwise: str = ", or leave --learn and --hidden out",
 ) -> Any:
     """The torch module.
 
@@ -22,7 +22,6 @@ def import_torch(
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read when torch is loaded
     try:
-        importlib.import_module("safetensors")
         return importlib.import_module("torch")
     except ImportError as error:
         raise DejavuError(

@@ -203,8 +203,9 @@ class _Recipe:
         from dejavu.training.low_rank import train_low_rank
         from dejavu.training.missing import import_torch
 
-        import_torch()  # or say at once that it is missing
         o = self._options
+        if o.learns == "labels":
+            import_torch()  # or say at once that it is missing
         examples = Examples(self._subject.executor, self._inputs, pieces, o.targets, o.lookahead)
         tokens = DEFAULT_TOKENS[o.learns] if o.tokens is None else o.tokens
         options = LowRankOptions(o.targets, tokens, o.learns, o.seed, o.hidden, o.lookahead, o.learning_rate)

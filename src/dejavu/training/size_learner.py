@@ -28,7 +28,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dejavu.plan import LowRank, Products
-from dejavu.training.missing import import_torch
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -57,35 +56,30 @@ class SizeLearner:
         weights: Weights,
         arrays: dict[str, Array] | None,
     ) -> None:
-        torch = self._torch = import_torch()
         self._examples = examples
         self._options = options
         self._weights = weights
-        self._sums: dict[tuple[Block, int], Any] = {}
+        self._sums: dict[tuple[Block, int], Array] = {}
         """Of products of v = [x, the target, 1] with itself; without a target where that is x."""
         for target in options.targets:
             for layer in range(examples.config.n_layers):
                 width = examples.config.d_model + self._targets(target.block, layer) + 1
-                self._sums[target.block, layer] = torch.zeros(width, width)
+                self._sums[target.block, layer] = np.zeros((width, width), np.float32)
         self.steps = 0
         self._unexplained = (1.0,) * len(self._sums)
         if arrays is not None:
             for name, total in self._named():
-                total.copy_(torch.from_numpy(arrays[name]).view(total.shape))
+                total[:] = arrays[name].reshape(total.shape)
             self.steps = int(arrays["steps"][0])
 
     def step(self, batch: Sequence[Piece], done: float) -> tuple[float, ...]:
         """See `Learner.step`. The loss is the share of the variance that `predictors` left unexplained the last time."""
-        torch = self._torch
         for block, layer, x, target in self._examples.inputs_of(batch):
-            parts = [torch.from_numpy(x)]  # [t, d]
-            if self._targets(block, layer):
-                parts.append(torch.from_numpy(target))  # [t, d]; of heads [t, H]
-            parts.append(torch.ones(len(x), 1))
-            v = torch.cat(parts, dim=1)
-            if not math.isfinite(float(v.sum())):
+            beside = [target] if self._targets(block, layer) else []  # [t, d]; of heads [t, H]
+            v = np.concatenate([x, *beside, np.ones((len(x), 1), np.float32)], axis=1)
+            if not math.isfinite(float(v.sum(dtype=np.float64))):
                 return (math.nan,)
-            self._sums[block, layer].addmm_(v.T, v)
+            self._sums[block, layer] += v.T @ v
         self.steps += 1
         return self._unexplained
 
@@ -110,63 +104,53 @@ class SizeLearner:
 
     def _solve(self, target: Target, layer: int) -> tuple[Predictor, float]:
         """The predictor of a layer, and the share of the variance that it leaves."""
-        torch, linalg, d = self._torch, self._torch.linalg, self._examples.config.d_model
-        sums = self._sums[target.block, layer].double()
-        count = sums[-1, -1].clamp_min(1)
+        d = self._examples.config.d_model
+        sums = self._sums[target.block, layer].astype(np.float64)
+        count = max(sums[-1, -1], 1.0)
         mean = sums[-1, :-1] / count
-        covariance = sums[:-1, :-1] / count - mean.outer(mean)
+        covariance = sums[:-1, :-1] / count - np.outer(mean, mean)
         within, mean_x = covariance[:d, :d], mean[:d]
         # Of x with the target, and of the target with itself; without look-ahead all three are the same.
         own = slice(d, None) if self._targets(target.block, layer) else slice(0, d)
         between, target_covariance, target_mean = covariance[:d, own], covariance[own, own], mean[own]
-        rows, shift = self._map(target.block, layer, len(target_mean))  # [n, m], [n]
+        rows, shift = self._map(target.block, layer)  # [n, m], [n]
         variance = within.diagonal()
-        ridge = torch.diag(RIDGE * variance + 1e-6 * variance.mean().clamp_min(1e-12))
-        lower = linalg.cholesky(within + ridge)  # [d, d]
-        whitened = linalg.solve_triangular(lower, between, upper=False) @ rows.T  # [d, n]
+        ridge = np.diag(RIDGE * variance + 1e-6 * max(variance.mean(), 1e-12))
+        lower = np.linalg.cholesky(within + ridge)  # [d, d]
+        whitened = np.linalg.solve(lower, between) @ rows.T  # [d, n]
         rank = min(target.rank, *whitened.shape)  # a few heads need no more
-        leading = linalg.eigh(whitened @ whitened.T)[1][:, -rank:].flip(1)  # [d, r]
-        a = linalg.solve_triangular(lower.T, leading, upper=True).T  # [r, d]
-        b = whitened.T @ leading  # [n, r]
-        sizes = b.norm(dim=0).clamp_min(1e-12)  # [r]
+        leading = np.linalg.eigh(whitened @ whitened.T)[1][:, : -rank - 1 : -1]  # [d, r]
+        a, b = np.linalg.solve(lower.T, leading).T, whitened.T @ leading  # [r, d], [n, r]
+        sizes = np.maximum(np.linalg.norm(b, axis=0), 1e-12)  # [r]
         a, b = a * sizes[:, None], b / sizes  # columns of b are rounded together: they are of one size
         options: dict[str, Any] = {"lookahead": self._options.lookahead, "density": target.density}
-        plain = LowRank(a=a.numpy(), b=b.numpy(), bias=np.zeros(len(b), np.float32), **options)
-        a, b = (torch.from_numpy(p.copy()).double() for p in (plain.a, plain.b))  # as they are rounded
-        map_ = b @ a  # [n, d]
-        errors = (  # of each value, its variance
-            ((rows @ target_covariance) * rows).sum(dim=1)
-            - 2 * ((rows @ between.T) * map_).sum(dim=1)
-            + ((map_ @ within) * map_).sum(dim=1)
-        ).clamp_min(0)
-        whole = ((rows @ target_covariance) * rows).sum().clamp_min(1e-12)
-        bias = (rows @ target_mean + shift - map_ @ mean_x).numpy()
-        left = float(errors.sum() / whole)
+        rounded = LowRank(a=a, b=b, bias=np.zeros(len(b), np.float32), **options)
+        whole = rounded.b.astype(np.float64) @ rounded.a  # [n, d]
+        spread = ((rows @ target_covariance) * rows).sum(axis=1)  # [n], of each value its variance
+        left = spread - 2 * ((rows @ between.T) * whole).sum(axis=1) + ((whole @ within) * whole).sum(axis=1)
+        left = np.maximum(left, 0)
+        bias = (rows @ target_mean + shift - whole @ mean_x).astype(np.float32)
+        share = float(left.sum() / max(spread.sum(), 1e-12))
         if target.block == "heads":
-            return dataclasses.replace(plain, bias=bias), left
-        found = Products(a=plain.a, b=plain.b, bias=bias, spread=errors.sqrt().numpy(), **options)
-        return found, left
+            return dataclasses.replace(rounded, bias=bias), share
+        spread = np.sqrt(left).astype(np.float32)
+        return Products(a=rounded.a, b=rounded.b, bias=bias, spread=spread, **options), share
 
-    def _map(self, block: Block, layer: int, width: int) -> tuple[Any, Any]:
-        """What the values that are estimated are of the target: a matrix [n, width], and what is added [n], float64."""
-        torch, config = self._torch, self._examples.config
+    def _map(self, block: Block, layer: int) -> tuple[Any, Any]:
+        """What the values that are estimated are of the target: a matrix [n, m], and what is added [n]; float64."""
+        config, read = self._examples.config, self._weights.read
         if block == "heads":
-            return torch.eye(width).double(), torch.zeros(width).double()
-        parts = ("gate", "up") if config.gated else ("up",)
-        read = self._weights.read
-        rows = [read(f"layers.{layer}.{part}.weight") for part in parts]
-        shifts = [
-            read(f"layers.{layer}.{part}.bias") if part in config.biases else np.zeros(len(rows[0]))
-            for part in parts
-        ]
-        return torch.from_numpy(np.concatenate(rows)).double(), torch.from_numpy(
-            np.concatenate(shifts)
-        ).double()
+            return np.eye(config.n_heads), np.zeros(config.n_heads)
+        rows, shifts = [], []
+        for part in ("gate", "up") if config.gated else ("up",):
+            rows.append(read(f"layers.{layer}.{part}.weight"))
+            has_bias = part in config.biases
+            shifts.append(read(f"layers.{layer}.{part}.bias") if has_bias else np.zeros(len(rows[-1])))
+        return np.concatenate(rows).astype(np.float64), np.concatenate(shifts).astype(np.float64)
 
     def arrays(self) -> dict[str, Array]:
         """See `Learner.arrays`."""
-        found = {name: total.numpy() for name, total in self._named()}
-        return found | {"steps": np.array([self.steps], np.float32)}
+        return dict(self._named()) | {"steps": np.array([self.steps], np.float32)}
 
-    def _named(self) -> list[tuple[str, Any]]:
+    def _named(self) -> list[tuple[str, Array]]:
         return [(f"layers.{layer}.{block}", total) for (block, layer), total in self._sums.items()]
