@@ -40,6 +40,7 @@ def test_reads_what_the_library_wrote(tmp_path: Path, dtype: type) -> None:
     safetensors.numpy.save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
     file = SafeTensors(tmp_path)
     assert set(file.names()) == {"a", "b"}
+    assert file.metadata == {"format": "pt"}
     assert file.shape("a") == (37, 19)
     for name, values in tensors.items():
         read = file.read_rows(name)
